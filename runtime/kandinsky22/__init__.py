@@ -1,0 +1,1 @@
+"""Kandinsky 2.2 without torch: text to image from ONNX graphs or TensorRT plans."""

@@ -1,0 +1,29 @@
+"""What can go wrong by a user's doing: every message says what was wrong, what was expected and what to do."""
+
+
+class KandinskyError(Exception):
+    """A mistake that the user can mend. The command line prints its one sentence and exits with 1."""
+
+
+class InputError(KandinskyError, ValueError):
+    """An argument is outside what is possible: a size, a number of steps, a seed, a prompt, a picture."""
+
+
+class BundleError(KandinskyError):
+    """A bundle (the folder that the exporter writes) is missing, incomplete, altered or of another format."""
+
+
+class BackendError(KandinskyError):
+    """A backend is not installed, cannot run on this machine, or failed while it ran."""
+
+
+class CheckpointError(KandinskyError):
+    """A checkpoint cannot be exported: not found, of another class, without a component, or not in safetensors."""
+
+
+class ExportError(KandinskyError):
+    """An exported graph does not compute what its torch module does, or could not be written."""
+
+
+class Cancelled(KandinskyError):  # noqa: N818 - not an error of anybody's
+    """The step callback asked to stop."""
