@@ -17,25 +17,27 @@ BETWEEN_BATCHES = 1.0  # of 255
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
-def test_same_picture_as_diffusers(pipe: Pipeline, reference: Reference, case: Case) -> None:
-    _same(pipe, reference, case)
+def test_same_picture_as_diffusers(shapes_pipe: Pipeline, reference: Reference, case: Case) -> None:
+    _same(shapes_pipe, reference, case)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", everything(), ids=str)
-def test_same_picture_as_diffusers_in_every_combination(pipe: Pipeline, reference: Reference, case: Case) -> None:
-    _same(pipe, reference, case)
+def test_same_picture_as_diffusers_in_every_combination(
+    shapes_pipe: Pipeline, reference: Reference, case: Case
+) -> None:
+    _same(shapes_pipe, reference, case)
 
 
-def test_openvino_fp32_gives_the_same_picture(bundle: Path, reference: Reference) -> None:
-    with Pipeline.load(bundle, "openvino", precision="fp32") as openvino:
+def test_openvino_fp32_gives_the_same_picture(shapes_bundle: Path, reference: Reference) -> None:
+    with Pipeline.load(shapes_bundle, "openvino", precision="fp32") as openvino:
         for case in SMALL[:4]:
             _same(openvino, reference, case)
 
 
-def test_openvino_bf16_is_near(bundle: Path, reference: Reference) -> None:
+def test_openvino_bf16_is_near(shapes_bundle: Path, reference: Reference) -> None:
     try:
-        openvino = Pipeline.load(bundle, "openvino", precision="bf16")
+        openvino = Pipeline.load(shapes_bundle, "openvino", precision="bf16")
         picture = ours(openvino, Case(), reference.scheduler_config(Case()))
     except Exception as error:
         if "has no bf16" in str(error):
@@ -45,9 +47,11 @@ def test_openvino_bf16_is_near(bundle: Path, reference: Reference) -> None:
 
 
 @pytest.mark.parametrize("negative", [None, "a green star"])
-def test_pictures_of_one_call_equal_single_calls(pipe: Pipeline, reference: Reference, negative: str | None) -> None:
+def test_pictures_of_one_call_equal_single_calls(
+    shapes_pipe: Pipeline, reference: Reference, negative: str | None
+) -> None:
     other = "a small yellow square at the top of a green background"
-    together = pipe(
+    together = shapes_pipe(
         [PROMPT, other],
         negative,
         height=64,
@@ -61,29 +65,29 @@ def test_pictures_of_one_call_equal_single_calls(pipe: Pipeline, reference: Refe
     assert together.seeds == [7, 8, 9, 10]
     for i, prompt in enumerate([PROMPT, PROMPT, other, other]):
         case = Case(prompt, negative, 64, 128, steps=6, prior_steps=4, seed=7 + i)
-        alone = ours(pipe, case, reference.scheduler_config(case))
+        alone = ours(shapes_pipe, case, reference.scheduler_config(case))
         assert steps_of_255(np.asarray(together.images[i]), alone) <= BETWEEN_BATCHES
         assert steps_of_255(alone, reference.picture(case)) <= LARGEST
 
 
-def test_pil_pictures_are_rounded_as_diffusers_rounds(pipe: Pipeline, reference: Reference) -> None:
+def test_pil_pictures_are_rounded_as_diffusers_rounds(shapes_pipe: Pipeline, reference: Reference) -> None:
     case = Case(steps=2, prior_steps=2)
-    out = pipe(PROMPT, height=128, width=128, num_inference_steps=2, prior_num_inference_steps=2, seed=0)
+    out = shapes_pipe(PROMPT, height=128, width=128, num_inference_steps=2, prior_num_inference_steps=2, seed=0)
     expected = reference.decoder.numpy_to_pil(reference.picture(case)[None])[0]
     difference = np.abs(np.asarray(out.images[0], np.int16) - np.asarray(expected, np.int16))
     assert difference.max() <= LARGEST
     assert (difference == 0).mean() > 0.99
 
 
-def test_a_long_prompt_is_cut_with_a_warning_that_names_what_was_lost(pipe: Pipeline) -> None:
+def test_a_long_prompt_is_cut_with_a_warning_that_names_what_was_lost(shapes_pipe: Pipeline) -> None:
     with pytest.warns(UserWarning, match="this part is lost: .*top left"):
-        pipe.embed(LONG_PROMPT, prior_num_inference_steps=2, seed=0)
+        shapes_pipe.embed(LONG_PROMPT, prior_num_inference_steps=2, seed=0)
 
 
-def _same(pipe: Pipeline, reference: Reference, case: Case) -> None:
+def _same(shapes_pipe: Pipeline, reference: Reference, case: Case) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the long prompt's
-        mine = ours(pipe, case, reference.scheduler_config(case))
+        mine = ours(shapes_pipe, case, reference.scheduler_config(case))
     theirs = reference.picture(case)
     assert theirs.std() > 0.05, "the reference is a flat picture: nothing is compared"
     assert steps_of_255(mine, theirs) <= LARGEST
