@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,11 @@ class Profile:
     def __str__(self) -> str:
         sides = (self.minimum, self.optimum, self.maximum)
         return "-".join(str(side) for side in dict.fromkeys(sides)) + f"-b{self.batch}"
+
+    @property
+    def width(self) -> tuple[int, int, int]:
+        """How much it covers, for comparisons: the range of its sides, then pictures at once, then the largest side."""
+        return self.maximum - self.minimum, self.batch, self.maximum
 
     def arguments(self) -> str:
         """This profile as arguments of `kandinsky22 build`."""
@@ -137,22 +143,28 @@ class PlanRecord:
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
-        """The record as indented JSON, ended by a newline."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        """The record as indented JSON with a checksum of its own, ended by a newline."""
+        data = dataclasses.asdict(self)
+        return json.dumps({**data, "checksum": _checksum(data)}, indent=2) + "\n"
 
     @staticmethod
     def from_json(text: str) -> PlanRecord:
         """Read what `to_json` wrote. Raises ValueError, KeyError or TypeError where it is something else."""
         data = json.loads(text)
         if data["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format {data['format_version']}, not {FORMAT_VERSION}")
-        device = data.pop("device")
-        if device is not None:
-            device = Device(device["name"], tuple(device["compute_capability"]))
-        shapes = {name: _range(value) for name, value in data.pop("shapes").items()}
-        lists = {name: tuple(data.pop(name)) for name in ("targets", "warnings")}
-        profile, report = Profile(**data.pop("profile")), Report(**data.pop("report"))
-        return PlanRecord(device=device, shapes=shapes, profile=profile, report=report, **lists, **data)
+            raise ValueError(f"format {data['format_version']}, this kandinsky22 reads {FORMAT_VERSION}")
+        if data.pop("checksum") != _checksum(data):
+            raise ValueError("its checksum differs")
+        device = data["device"]
+        parts: dict[str, Any] = {
+            "device": device and Device(device["name"], tuple(device["compute_capability"])),
+            "targets": tuple(data["targets"]),
+            "profile": Profile(**data["profile"]),
+            "shapes": {name: _range(value) for name, value in data["shapes"].items()},
+            "report": Report(**data["report"]),
+            "warnings": tuple(data["warnings"]),
+        }
+        return PlanRecord(**(data | parts))
 
     def misfit(self, shapes: Mapping[str, Sequence[int]]) -> str | None:
         """Why inputs of these shapes cannot be fed to this plan, or None where they can."""
@@ -164,9 +176,9 @@ class PlanRecord:
                 return f"it takes {name} from {smallest} to {largest}, not {tuple(shape)}"
         return None
 
-    def command(self, bundle: Bundle) -> str:
-        """The command that builds this plan again, here and from what the bundle now holds."""
-        return f"kandinsky22 build {bundle.path} --flavour {self.flavour} {self.profile.arguments()}"
+
+def _checksum(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def _range(value: Sequence[Sequence[int]]) -> Range:

@@ -37,6 +37,7 @@ __all__ = [
     "flavour",
     "flavours",
     "gpu",
+    "refusal",
     "verified_plan",
 ]
 
@@ -311,32 +312,61 @@ def verified_plan(
 
     Raises BundleError where there is none; the sentence says what differs and which command mends it.
     """
+    path, record = _choose(bundle, component, flavour, device, shapes)
+    try:
+        return _read_plan(path.parent / record.plan, record, bundle), record
+    except BundleError:
+        if read_record(path) == record:
+            raise
+    # A build has replaced the plan between the reading of its record and of its bytes.
+    return verified_plan(bundle, component, flavour, device, shapes)
+
+
+def refusal(
+    bundle: Bundle,
+    component: str,
+    flavour: Flavour,
+    device: Device,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> str | None:
+    """Why `verified_plan` would refuse, as far as the records tell; None where they fit. Reads no plan."""
+    try:
+        _choose(bundle, component, flavour, device, shapes)
+    except BundleError as error:
+        return str(error)
+    return None
+
+
+def _choose(
+    bundle: Bundle,
+    component: str,
+    flavour: Flavour,
+    device: Device,
+    shapes: Mapping[str, Sequence[int]] | None,
+) -> tuple[Path, PlanRecord]:
+    """The record that fits, and its path. Raises BundleError with a sentence about the one that comes closest."""
     bundle.component(component)
-    candidates, unreadable = _records(bundle, component, flavour)
-    fitting = [
-        (path, record) for path, record in candidates if not _differences(record, bundle, flavour, device, shapes)
-    ]
-    if not fitting:
-        raise BundleError(_why_not(bundle, component, flavour, device, shapes, candidates, unreadable))
-    choose = max if shapes is None else min
-    path, record = choose(fitting, key=lambda pair: _width(pair[1]))
-    return _read_plan(path.parent / record.plan, record, bundle), record
-
-
-def _records(
-    bundle: Bundle, component: str, flavour: Flavour
-) -> tuple[list[tuple[Path, PlanRecord]], list[BundleError]]:
-    """Every record of a component and flavour in the bundle, and the errors of those that cannot be read."""
-    records, errors = [], []
+    fitting, refused = [], []
     for path in sorted((bundle.path / FOLDER).glob(f"*/{component}.json")):
         try:
             record = read_record(path)
         except BundleError as error:
-            errors.append(error)
+            refused.append(([str(error)], _command(bundle, flavour)))
             continue
-        if record.component == component and record.flavour == flavour.name:
-            records.append((path, record))
-    return records, errors
+        if record.component != component or record.flavour != flavour.name:
+            continue
+        differences, mend = _differences(record, bundle, flavour, device, shapes)
+        if differences:
+            refused.append(([f"The plan of {path} cannot be used", *differences], mend))
+        else:
+            fitting.append((path, record))
+    if fitting:
+        choose = max if shapes is None else min
+        return choose(fitting, key=lambda pair: pair[1].profile.width)
+    if refused:
+        differences, mend = min(refused, key=lambda each: len(each[0]))
+        raise BundleError(f"{': '.join(differences[:2])}{''.join('; ' + each for each in differences[2:])}. {mend}")
+    raise BundleError(f"{bundle.path} has no plan of {component} for {flavour.name}. {_command(bundle, flavour)}")
 
 
 def _differences(
@@ -344,10 +374,11 @@ def _differences(
     bundle: Bundle,
     flavour: Flavour,
     device: Device,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-) -> list[str]:
-    """What keeps a plan from being used here, each as a clause of a sentence; empty where nothing does."""
+    shapes: Mapping[str, Sequence[int]] | None,
+) -> tuple[list[str], str]:
+    """What keeps a plan from being used here, as clauses of a sentence, and the sentence that mends it."""
     found = []
+    mend = _command(bundle, flavour, record.profile)
     if record.version != flavour.version:
         found.append(f"it was built by {flavour.name} {record.version}, this is {flavour.version}")
     if record.device is not None and record.device != device:
@@ -355,50 +386,33 @@ def _differences(
     capability = "{}.{}".format(*device.compute_capability)
     if record.device is None and capability not in record.targets:
         found.append(f"it was built for the compute capabilities {', '.join(record.targets)}, this is {device}")
+        mend = (
+            _command(bundle, flavour, record.profile, f" --target {capability}")
+            if capability in rtx_targets(flavour.module, turing=True)
+            else "TensorRT for RTX does not run on this GPU; use the flavour tensorrt."
+        )
     if record.onnx != onnx_hashes(bundle, record.component):
-        found.append("it was built from another ONNX graph (the SHA-256 differs from the manifest's)")
+        found.append("it was built from another ONNX graph (its SHA-256 is not the manifest's)")
     if shapes is not None and (misfit := record.misfit(shapes)) is not None:
         found.append(misfit)
-    return found
+        mend = f"Ask for another size or fewer pictures at once, or build for these. {_command(bundle, flavour)}"
+    return found, mend
 
 
-def _why_not(
-    bundle: Bundle,
-    component: str,
-    flavour: Flavour,
-    device: Device,
-    shapes: Mapping[str, Sequence[int]] | None,
-    candidates: list[tuple[Path, PlanRecord]],
-    unreadable: list[BundleError],
-) -> str:
-    """The sentence of a refusal: about the plan that comes closest, or that there is none."""
-    if candidates:
-        differing = [
-            (_differences(record, bundle, flavour, device, shapes), path, record) for path, record in candidates
-        ]
-        differences, path, record = min(differing, key=lambda each: len(each[0]))
-        return f"The plan of {path} cannot be used: {'; '.join(differences)}. Build it: {record.command(bundle)}"
-    why = f" ({unreadable[0]})" if unreadable else ""
-    return (
-        f"{bundle.path} has no plan of {component} for {flavour.name}{why}. "
-        f"Build it: kandinsky22 build {bundle.path} --flavour {flavour.name}"
-    )
-
-
-def _width(record: PlanRecord) -> tuple[int, int, int]:
-    profile = record.profile
-    return profile.maximum - profile.minimum, profile.batch, profile.maximum
+def _command(bundle: Bundle, flavour: Flavour, profile: Profile | None = None, more: str = "") -> str:
+    sizes = "--min … --max … --batch …" if profile is None else profile.arguments()
+    return f"Build it: kandinsky22 build {bundle.path} --flavour {flavour.name} {sizes}{more}"
 
 
 def _read_plan(path: Path, record: PlanRecord, bundle: Bundle) -> bytes:
     """The bytes of a plan that are what was built."""
-    mend = f"Build it again: {record.command(bundle)}"
+    mend = f"Build it again: kandinsky22 build {bundle.path} --flavour {record.flavour} {record.profile.arguments()}"
     try:
-        if path.stat().st_size != record.bytes:
-            raise BundleError(f"{path} has {path.stat().st_size} bytes, its record says {record.bytes}. {mend}")
         plan = path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error.strerror}). {mend}") from error
+    if len(plan) != record.bytes:
+        raise BundleError(f"{path} has {len(plan)} bytes, its record says {record.bytes}. {mend}")
     if hashlib.sha256(plan).hexdigest() != record.sha256:
         raise BundleError(f"{path} is not the plan that was built (its SHA-256 differs). {mend}")
     return plan

@@ -74,18 +74,19 @@ def gpu() -> Device:
     except ImportError as error:
         raise BackendError(f"The GPU cannot be asked ({error}); install cuda-bindings.") from error
     try:
-        error, properties = runtime.cudaGetDeviceProperties(0)
+        status, properties = runtime.cudaGetDeviceProperties(0)
     except RuntimeError as failure:  # how cuda-bindings says that a library of CUDA is missing
         raise BackendError(f"There is no NVIDIA GPU here ({failure}).") from failure
-    if error != runtime.cudaError_t.cudaSuccess:
-        raise BackendError(f"There is no NVIDIA GPU here ({error.name}).")
+    if status != runtime.cudaError_t.cudaSuccess:
+        raise BackendError(f"There is no NVIDIA GPU here ({status.name}).")
     return Device(properties.name.decode(), (properties.major, properties.minor))
 
 
-def rtx_targets(module: Any) -> tuple[str, ...]:
-    """Compute capabilities that TensorRT for RTX can build for, as "8.6", but for Turing, which must be asked for."""
+def rtx_targets(module: Any, *, turing: bool = False) -> tuple[str, ...]:
+    """Compute capabilities that TensorRT for RTX builds for, as "8.6"; Turing's 7.5 must be asked for."""
     names = (name[2:] for name in module.ComputeCapability.__members__ if name.startswith("SM"))
-    return tuple(f"{name[:-1]}.{name[-1]}" for name in names if name != "75")
+    targets = tuple(f"{name[:-1]}.{name[-1]}" for name in names)
+    return targets if turing else tuple(target for target in targets if target != "7.5")
 
 
 def make_log(module: Any) -> Any:
