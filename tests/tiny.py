@@ -71,9 +71,7 @@ class Parts:
         return KandinskyV22Pipeline(unet=self.unet, scheduler=self.scheduler, movq=self.movq)
 
 
-def parts(
-    seed: int = 0, movq_channels: tuple[int, ...] = (32, 32, 64, 64), learned_variance: bool = True
-) -> Parts:
+def parts(seed: int = 0, movq_channels: tuple[int, ...] = (32, 32, 64, 64), learned_variance: bool = True) -> Parts:
     """The modules, with every parameter random (norms and biases too, so that none is left out unseen)."""
     unet, movq = _unet(learned_variance), _movq(movq_channels)
     prior = PriorTransformer(

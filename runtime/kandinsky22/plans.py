@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def build(
     profile.check(bundle)
     names = list(bundle.manifest.components if components is None else components)
     if flavour.needs_gpu:
-        device = device or gpu()
+        device = device or _gpu_to_build_on()
     else:
         device, options = None, dataclasses.replace(options, targets=options.targets or rtx_targets(flavour.module))
     recipes = {name: _recipe(bundle, name, flavour, device, profile, options) for name in names}
@@ -89,10 +90,22 @@ def build(
     with _writing(folder):
         for name in names:
             record = None if rebuild else _finished(folder, recipes[name])
+            if record is not None and progress:
+                tqdm.write(f"{name}: there already", file=sys.stderr)
             if record is None:
                 record = _build_one(bundle, flavour, options, recipes[name], folder, progress=progress, force=force)
             records.append(record)
     return records
+
+
+def _gpu_to_build_on() -> Device:
+    try:
+        return gpu()
+    except BackendError as error:
+        raise BackendError(
+            f"{error} TensorRT builds only on the GPU that a plan is for: build there, "
+            f"or for GeForce and RTX cards with --flavour tensorrt-rtx, which needs none."
+        ) from error
 
 
 def _recipe(
@@ -145,7 +158,7 @@ def _build_one(
         _require_memory(name, weights)
     _require_disk(folder, weights)
     cache = folder / TIMING_CACHE
-    with tqdm(desc=name, total=0, unit="step", disable=not progress, leave=False) as bar:
+    with tqdm(desc=name, total=0, unit="step", disable=None if progress else True, leave=False) as bar:
 
         def on_progress(phase: str, done: int, known: int) -> None:
             bar.total = known
