@@ -26,6 +26,12 @@ FUSED_HEAD_SIZES = range(16, 257)
 FUSED_ATTENTION = "_gemm_mha"
 """How the names of layers that are fused attention begin."""
 
+PRODUCTS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "ATTENTION_INPUT")
+"""Kinds of layers that nearly all of the arithmetic is in, as a network has them."""
+
+ENGINE_PRODUCTS = ("correlation", "gemm")
+"""The same, as TensorRT for RTX calls them in an engine."""
+
 DTYPES = {"float32": "FLOAT", "int64": "INT64", "bool": "BOOL"}
 """TensorRT's names of the types that cross a graph's border."""
 
@@ -35,11 +41,13 @@ class Report:
     """What a plan runs: its layers by type and kind, and whether attention runs in fused kernels.
 
     `layers` counts the engine's layers by the type of their first output and their kind, {"Half": {"gemm": 12}};
-    it is empty where TensorRT did not tell. `attention` counts the graph's attentions, `fusable` those that a fused
-    kernel exists for (16-bit, head size 16 to 256), and `fused` the fused kernels in the engine.
+    it is empty where TensorRT did not tell. `products` counts the graph's convolutions, matrix products and
+    attentions, where nearly all of the arithmetic is, by type. `attention` counts the attentions among them, `fusable`
+    those that a fused kernel exists for (16-bit, head size 16 to 256), and `fused` the fused kernels in the engine.
     """
 
     layers: dict[str, dict[str, int]]
+    products: dict[str, int]
     attention: int
     fusable: int
     fused: int
@@ -109,6 +117,7 @@ class _Build:
         self.timing_cache = timing_cache
         self.log = make_log(self.trt)
         self.monitor = make_monitor(self.trt, on_progress)
+        self.products: Counter[str] = Counter()
         self.attentions = self.fusable = 0
 
     def run(self) -> Any:
@@ -123,7 +132,7 @@ class _Build:
             reasons = [parser.get_error(index).desc() for index in range(parser.num_errors)]
             raise self._error("cannot read the graph", *reasons)
         self._check_interface(network)
-        self._settle_attention(network)
+        self._survey(network)
         config = self._config(builder, network)
         plan = builder.build_serialized_network(network, config)
         for failure in (self.log.failure, self.monitor.failure):
@@ -145,7 +154,7 @@ class _Build:
             layers.setdefault(dtype, Counter())[kind] += 1
             fused += name.startswith(FUSED_ATTENTION)
         counts = {dtype: dict(sorted(kinds.items())) for dtype, kinds in sorted(layers.items())}
-        return Report(counts, self.attentions, self.fusable, fused)
+        return Report(counts, dict(sorted(self.products.items())), self.attentions, self.fusable, fused)
 
     def _check_interface(self, network: Any) -> None:
         """The parsed graph has the inputs and outputs, types and fixed dimensions that the manifest promises."""
@@ -163,23 +172,28 @@ class _Build:
                     "cannot build a plan", f"{name} is {found[name][1]}, the manifest says {promised[name][1]}"
                 )
 
-    def _settle_attention(self, network: Any) -> None:
+    def _survey(self, network: Any) -> None:
+        """Count the products of the graph by type, and decide how each attention may be built."""
+        for layer in (network.get_layer(index) for index in range(network.num_layers)):
+            if layer.type.name not in PRODUCTS:
+                continue
+            operand = layer.get_input(0)
+            self.products[_TYPE_NAMES.get(operand.dtype.name, operand.dtype.name)] += 1
+            if layer.type.name == "ATTENTION_INPUT":
+                self._settle_attention(layer, operand)
+
+    def _settle_attention(self, layer: Any, query: Any) -> None:
         """Let attention that no fused kernel exists for decompose; what can be fused must be, or the build fails.
 
         TensorRT refuses to build an attention without a fused kernel unless it may decompose. It never decomposes one
         that it has a kernel for, so the permission costs nothing where it is given.
         """
-        kind = getattr(self.trt.LayerType, "ATTENTION_INPUT", None)  # older versions decompose in the parser
-        for layer in (network.get_layer(index) for index in range(network.num_layers)):
-            if kind is None or layer.type != kind:
-                continue
-            query = layer.get_input(0)
-            fusable = query.dtype.name in ("HALF", "BF16") and query.shape[-1] in FUSED_HEAD_SIZES
-            self.attentions += 1
-            self.fusable += fusable
-            if not fusable or self.options.allow_unfused:
-                layer.__class__ = self.trt.IAttentionInputLayer  # the bindings give it its base class
-                layer.attention.decomposable = True
+        fusable = query.dtype.name in ("HALF", "BF16") and query.shape[-1] in FUSED_HEAD_SIZES
+        self.attentions += 1
+        self.fusable += fusable
+        if not fusable or self.options.allow_unfused:
+            layer.__class__ = self.trt.IAttentionInputLayer  # the bindings give it as its base class
+            layer.attention.decomposable = True
 
     def _config(self, builder: Any, network: Any) -> Any:
         trt = self.trt
@@ -203,12 +217,16 @@ class _Build:
         return config
 
     def _check_engine(self) -> None:
-        """The finished engine takes and gives the types that the component promises."""
+        """The finished engine takes and gives the types that the component promises, and computes in the graph's."""
         promised = {spec.name: DTYPES[spec.dtype] for spec in (*self.component.inputs, *self.component.outputs)}
         for line in self.log.tensors:
             name, dtype = _field(_NAME, line), _field(_BORDER_TYPE, line).upper()
             if name in promised and dtype != promised[name]:
                 raise self._error("built a plan with other types", f"{name} is {dtype}, expected {promised[name]}")
+        for dtype, kinds in self.report().layers.items():
+            found = [kind for kind in ENGINE_PRODUCTS if kind in kinds]
+            if found and dtype not in self.products:
+                raise self._error("built a plan with other types", f"it has {found} in {dtype}, the graph has none")
 
     def _error(self, what: str, *reasons: str) -> BackendError:
         """One sentence from what TensorRT logged: the first error says why, those after it are consequences."""
@@ -221,6 +239,9 @@ class _Build:
             )
         return BackendError(f"{self.flavour.name} {self.flavour.version} {what} of {self.graph.name}: {why}")
 
+
+_TYPE_NAMES = {"FLOAT": "Float", "HALF": "Half", "BF16": "BFloat16"}
+"""Types as a network has them, in the words in which an engine is described."""
 
 _NAME = re.compile(r"^\s*Name: ([^,]*),")
 _KIND = re.compile(r"LayerType: ([^,]*),")

@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from kandinsky22.bundle import Bundle, sha256
-from kandinsky22.errors import BackendError, BundleError
+from kandinsky22.errors import BackendError, BundleError, InputError
 from kandinsky22.plan_builder import Built, Options, Report, build_plan
 from kandinsky22.plan_records import PlanRecord, Profile, default_profile
 from kandinsky22.trt import Device, Flavour, flavour, flavours, gpu, rtx_targets
@@ -81,9 +81,11 @@ def build(
     profile.check(bundle)
     names = list(bundle.manifest.components if components is None else components)
     if flavour.needs_gpu:
+        if options.targets:
+            raise InputError("TensorRT builds for the GPU that is here; targets are for the flavour tensorrt-rtx.")
         device = device or _gpu_to_build_on()
     else:
-        device, options = None, dataclasses.replace(options, targets=options.targets or rtx_targets(flavour.module))
+        device, options = None, dataclasses.replace(options, targets=_targets(flavour, options))
     recipes = {name: _recipe(bundle, name, flavour, device, profile, options) for name in names}
     folder = plan_folder(bundle, flavour, device, profile)
     records = []
@@ -106,6 +108,15 @@ def _gpu_to_build_on() -> Device:
             f"{error} TensorRT builds only on the GPU that a plan is for: build there, "
             f"or for GeForce and RTX cards with --flavour tensorrt-rtx, which needs none."
         ) from error
+
+
+def _targets(flavour: Flavour, options: Options) -> tuple[str, ...]:
+    """The compute capabilities that TensorRT for RTX is to build for. Raises InputError for one that it cannot."""
+    possible = rtx_targets(flavour.module, turing=True)
+    for target in options.targets:
+        if target not in possible:
+            raise InputError(f"There is no target {target!r}; choose of {', '.join(possible)}.")
+    return options.targets or rtx_targets(flavour.module)
 
 
 def _recipe(
@@ -170,10 +181,10 @@ def _build_one(
         built = build_plan(flavour, graph, component, recipe["shapes"], options, known, on_progress)
     if built.timing_cache:
         _replace(cache, built.timing_cache)
-    return _store(folder, recipe, built, weights)
+    return _store(folder, recipe, built, weights, component.precision)
 
 
-def _store(folder: Path, recipe: dict[str, Any], built: Built, weights: int) -> PlanRecord:
+def _store(folder: Path, recipe: dict[str, Any], built: Built, weights: int, precision: str) -> PlanRecord:
     """Write a plan, then the record that names it: renaming the record is what makes the new plan take effect."""
     plan = memoryview(built.plan)
     digest = hashlib.sha256(plan).hexdigest()
@@ -186,7 +197,7 @@ def _store(folder: Path, recipe: dict[str, Any], built: Built, weights: int) -> 
         seconds=round(built.seconds, 2),
         peak_memory=built.peak_memory,
         report=built.report,
-        warnings=_warnings(plan.nbytes, weights, built.report),
+        warnings=_warnings(plan.nbytes, weights, precision, built.report),
     )
     _replace(folder / record.plan, plan)
     _replace(folder / f"{record.component}.json", record.to_json().encode())
@@ -194,15 +205,17 @@ def _store(folder: Path, recipe: dict[str, Any], built: Built, weights: int) -> 
     return record
 
 
-def _warnings(size: int, weights: int, report: Report) -> tuple[str, ...]:
+def _warnings(size: int, weights: int, precision: str, report: Report) -> tuple[str, ...]:
     """What a finished plan makes one doubt."""
     found = []
     if abs(size - weights) > PLAN_SLACK + weights // 4:
-        found.append(
-            f"The plan has {size / MIB:.0f} MiB, its weights have {weights / MIB:.0f}; expected about as much."
-        )
+        found.append(f"The plan has {size / MIB:.0f} MiB and its weights {weights / MIB:.0f}; expected about as much.")
     if report.layers and report.fused < report.fusable:
         found.append(f"Only {report.fused} of {report.fusable} attentions run in fused kernels.")
+    if precision != "fp32" and "Float" in report.products:
+        found.append(
+            f"{report.products['Float']} of its products are computed in fp32, although the graph is {precision}."
+        )
     return tuple(found)
 
 
@@ -306,7 +319,7 @@ def read_record(path: Path) -> PlanRecord:
         record = PlanRecord.from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} is not the record of a plan ({error!r})") from error
-    if Path(record.plan).name != record.plan:
+    if re.fullmatch(r"[\w-]+\.plan", record.plan) is None:
         raise BundleError(f"{path} names a plan outside of its folder ({record.plan})")
     return record
 
