@@ -129,7 +129,8 @@ class _Build:
         network = builder.create_network(1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = self.trt.OnnxParser(network, self.log)
         if not parser.parse_from_file(str(self.graph)):
-            reasons = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+            errors = [parser.get_error(index) for index in range(parser.num_errors)]
+            reasons = [f"{each.desc()} ({each.node_operator()}, node {each.node_name()})" for each in errors]
             raise self._error("cannot read the graph", *reasons)
         self._check_interface(network)
         self._survey(network)
@@ -267,23 +268,26 @@ def run_watched(call: Callable[[], Any], cancel: Callable[[], None]) -> tuple[An
     """
     results: list[Any] = []
     failures: list[BaseException] = []
+    ended = threading.Event()  # not Thread.join: when Ctrl-C interrupts that, it takes the thread for one that ended
 
     def work() -> None:
         try:
             results.append(call())
         except BaseException as failure:  # handed to the caller's thread
             failures.append(failure)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=work, name="build")
-    thread.start()
+    thread = threading.Thread(target=work, name="build", daemon=True)
     peak = 0
     try:
-        while thread.is_alive():
-            thread.join(0.05)
+        thread.start()
+        while not ended.wait(0.05):
             peak = max(peak, resident_memory())
     except BaseException:
         cancel()
-        thread.join()
+        ended.wait()
+        failures.clear()  # their frames hold TensorRT's objects, whose threads would speak while Python ends
         raise
     if failures:
         raise failures[0]
