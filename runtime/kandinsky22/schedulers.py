@@ -1,0 +1,637 @@
+"""Diffusion samplers as tables of coefficients: config and number of steps in, one row a step out.
+
+Every sampler here is one pure function that solves its whole schedule ahead; the step graphs (and `reference_step`,
+their NumPy twin) apply a row. docs/bundle.md says what a row means. The configs are those of diffusers' schedulers
+(`scheduler_config.json`), and so are the pictures: a schedule is made in float32, in diffusers' own order of
+operations, since its rounding can be seen. Near the end of a run 1 - ᾱ keeps three or four digits in float32, and the
+last step of Kandinsky's prior scales its result by β_0 / (1 - ᾱ_0) = 0.99947 where float64 has 1.
+
+It differs from diffusers 0.42.1 where that cannot mean what it does:
+
+- With "trailing" spacing and some numbers of steps (61 of 1000, say) a rounding error gives diffusers one more step,
+  at timestep -1, which spoils the picture. It is left out.
+- A DDIM config made from a DDPM config with a learned variance keeps its `variance_type` in diffusers, and the
+  Kandinsky pipeline then fails. Here the variance channels are dropped, as with every other DDIM config.
+- Zero-SNR DDIM with an eta of 1 can take the root of a number that rounding has put below 0 (at 10 or 75 steps, say),
+  and diffusers' picture is then NaN. Here it is the root of 0.
+- Zero-SNR schedules agree to 1e-6 in ᾱ, not exactly: torch's root of many numbers depends on the machine.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kandinsky22.errors import InputError
+
+__all__ = ["Limits", "Table", "ddim", "ddpm", "ranks_needed", "reference_step", "switch", "table", "unclip"]
+
+Config = Mapping[str, Any]
+Floats = NDArray[np.float32]
+
+_LARGEST = float(np.finfo(np.float32).max)
+_SMALLEST_VARIANCE = 1e-20  # diffusers' floor, so that a variance of 0 has a logarithm
+_ONE = np.float32(1)
+
+
+# What comes out
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How a step bounds its x0: not at all, by a fixed range, or by dynamic thresholding (arXiv:2205.11487, 2.3).
+
+    x0 is clipped to ±s with s = clamp(q, floor, ceiling), and divided by s where `divide`; q is the `ratio` quantile
+    of a picture's |x0|, or 0 where there is no thresholding (floor and ceiling are then one number).
+    """
+
+    floor: float
+    ceiling: float
+    divide: bool
+    ratio: float | None
+
+    @property
+    def array(self) -> NDArray[np.float32]:
+        """The step graphs' input `limits`: float32 (3,): floor, ceiling, divide as 0 or 1."""
+        return np.array([self.floor, self.ceiling, self.divide], np.float32)
+
+    def ranks(self, values: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Find where the quantile lies among a picture's |x0|, exactly as `torch.quantile` does in float32.
+
+        Args:
+            values: How many numbers a picture's latents hold, 1..2**24.
+
+        Returns:
+            int64 (2,), places of the quantile's two neighbours in descending order, and float32 (1,), the weight of
+            the second. Both are 0 where there is no thresholding: any place will do then.
+        """
+        if self.ratio is None:
+            return np.zeros(2, np.int64), np.zeros(1, np.float32)
+        rank = np.float32(self.ratio) * np.float32(values - 1)
+        below, above = int(np.floor(rank)), int(np.ceil(rank))
+        return np.array([values - 1 - below, values - 1 - above], np.int64), np.array([rank - np.float32(below)])
+
+
+def ranks_needed(ratio: float | None, values: int) -> int:
+    """Count the largest |x0| that a graph must look at to serve every picture of up to `values` latent numbers.
+
+    Args:
+        ratio: `Limits.ratio`, in 0..1.
+        values: Latent numbers of the largest picture.
+
+    Returns:
+        K, such that `Limits.ranks(n)` stays below K for every n in 1..values: 1312 for 4·256·256 and 0.995.
+    """
+    if ratio is None:
+        return 1
+    return values - math.floor(float(np.float32(ratio)) * (values - 1))  # exact: 24 bits times 24 bits
+
+
+@dataclass(frozen=True)
+class Table:
+    """A sampler's whole run. Slicing all three arrays alike gives the run's remaining steps."""
+
+    timesteps: NDArray[np.int64]
+    """(n,): timesteps in the order they are run."""
+    rows: NDArray[np.float32]
+    """(n, 9): a_x, a_m, b_0, b_x, b_m, b_h, log_min, log_max, gate."""
+    noisy: NDArray[np.bool_]
+    """(n,): where diffusers draws noise from its generator, whatever it multiplies it by."""
+    limits: Limits
+    """How x0 is bounded, the same in every step."""
+    learned: bool
+    """Whether the network must predict a variance (twice the channels), which the rows interpolate by."""
+
+
+# The samplers
+
+
+def table(config: Config, steps: SupportsIndex, *, eta: float = 0.0) -> Table:
+    """Solve the sampler that a diffusers scheduler config names.
+
+    Args:
+        config: The content of a `scheduler_config.json`, with its `_class_name`.
+        steps: Denoising steps, 1..num_train_timesteps (UnCLIP: from 2).
+        eta: DDIM's share of noise, 0..1; 0 for the others.
+
+    Returns:
+        One row a step.
+
+    Raises:
+        InputError: The class, an option or an argument is not supported.
+    """
+    name = _class_name(config)
+    if name == "DDIMScheduler":
+        return ddim(config, steps, eta)
+    if _checked_eta(eta) != 0:
+        raise InputError(f"eta is an option of DDIM: leave it at 0 with {name}")
+    return ddpm(config, steps) if name == "DDPMScheduler" else unclip(config, steps)
+
+
+@np.errstate(all="ignore")  # _finished refuses what is not finite
+def ddpm(config: Config, steps: SupportsIndex) -> Table:
+    """Ancestral sampling of DDPM (arXiv:2006.11239, Algorithm 2), with skipped timesteps.
+
+    The mean is the posterior's, equation 7. The variance is the posterior's ("fixed_small", "fixed_small_log"), β_t
+    ("fixed_large"), or between the two where the network says (arXiv:2102.09672, equation 15: "learned_range").
+    Noise is drawn at every step with a timestep above 0.
+
+    Args:
+        config: Options of diffusers' DDPMScheduler.
+        steps: Denoising steps, 1..num_train_timesteps.
+
+    Returns:
+        One row a step.
+
+    Raises:
+        InputError: An option or the number of steps is not supported.
+    """
+    options = _read("DDPMScheduler", config)
+    times = _spaced(options, _checked_steps(steps, options))
+    _, bars = _schedule(options)
+    now, before = bars[times], np.append(bars[times[1:]], _ONE)
+    alpha = now / before
+    return _ancestral(options, times, now, before, alpha, 1 - alpha)
+
+
+@np.errstate(all="ignore")  # _finished refuses what is not finite
+def unclip(config: Config, steps: SupportsIndex) -> Table:
+    """Ancestral sampling as in unCLIP's prior (arXiv:2204.06125, as Karlo does it): DDPM, spaced from end to end.
+
+    Timesteps are round(i·(T-1)/(n-1)), from T-1 down to 0; each step goes to the next one, as Kandinsky's prior
+    pipeline asks. One step would divide by zero (diffusers does), and so is refused.
+
+    Args:
+        config: Options of diffusers' UnCLIPScheduler.
+        steps: Denoising steps, 2..num_train_timesteps.
+
+    Returns:
+        One row a step.
+
+    Raises:
+        InputError: An option or the number of steps is not supported.
+    """
+    options = _read("UnCLIPScheduler", config)
+    count = _checked_steps(steps, options, least=2)
+    ratio = (options.num_train_timesteps - 1) / (count - 1)
+    times = (np.arange(count) * ratio).round()[::-1].astype(np.int64)
+    betas, bars = _schedule(options)
+    now, before = bars[times], np.append(bars[times[1:]], _ONE)
+    neighbours = np.diff(times, append=-1) == -1
+    beta = np.where(neighbours, betas[times], 1 - now / before)
+    return _ancestral(options, times, now, before, 1 - beta, beta)
+
+
+@np.errstate(all="ignore")  # _finished refuses what is not finite
+def ddim(config: Config, steps: SupportsIndex, eta: float = 0.0) -> Table:
+    """Denoising diffusion implicit models (arXiv:2010.02502, equation 12, with σ of equation 16).
+
+    As in diffusers, a step goes to the timestep num_train_timesteps // steps below, whatever the spacing, and the
+    direction towards x is the network's own noise, not the one that a clipped x0 would mean. Noise is drawn at every
+    step where eta is above 0, and never where it is 0.
+
+    Args:
+        config: Options of diffusers' DDIMScheduler.
+        steps: Denoising steps, 1..num_train_timesteps.
+        eta: Share of DDPM's noise: 0 none, 1 all.
+
+    Returns:
+        One row a step.
+
+    Raises:
+        InputError: An option, the number of steps or eta is not supported.
+    """
+    options, eta = _read("DDIMScheduler", config), _checked_eta(eta)
+    count = _checked_steps(steps, options)
+    times = _spaced(options, count)
+    _, bars = _schedule(options)
+    below = times - options.num_train_timesteps // count
+    now, before = bars[times], np.where(below >= 0, bars[below], _ONE if options.set_alpha_to_one else bars[0])
+    sigma = eta * np.sqrt((1 - before) / (1 - now) * (1 - now / before))
+    direction = np.sqrt(np.maximum(1 - before - np.square(sigma), 0))
+    e_x, e_m = _noise_of(options, now)
+    log = np.where(sigma > 0, 2 * np.log(sigma), 0)
+    return _finished(
+        options,
+        times,
+        now,
+        b_0=np.sqrt(before),
+        b_x=direction * e_x,
+        b_m=direction * e_m,
+        logs=(log, log),
+        gate=sigma > 0,
+        noisy=np.full(times.shape, eta > 0),
+    )
+
+
+def _ancestral(
+    options: _Options, times: NDArray[np.int64], now: Floats, before: Floats, alpha: Floats, beta: Floats
+) -> Table:
+    """Sample from the posterior q(x_before | x_t, x0), with ᾱ of both, and α and β = 1 - α between them, (n,) each.
+
+    α is given too, since either can be the one that diffusers rounds first.
+    """
+    noisy = times > 0
+    small = np.log(np.maximum((1 - before) / (1 - now) * beta, _SMALLEST_VARIANCE))
+    large = np.log(beta)
+    logs = {"fixed_large": (large, large), "learned_range": (small, large)}.get(options.variance_type, (small, small))
+    return _finished(
+        options,
+        times,
+        now,
+        b_0=np.sqrt(before) * beta / (1 - now),
+        b_x=np.sqrt(alpha) * (1 - before) / (1 - now),
+        b_m=np.zeros_like(now),
+        logs=(np.where(noisy, logs[0], 0), np.where(noisy, logs[1], 0)),
+        gate=noisy,
+        noisy=noisy,
+    )
+
+
+def _finished(
+    options: _Options,
+    times: NDArray[np.int64],
+    now: Floats,
+    *,
+    b_0: Floats,
+    b_x: Floats,
+    b_m: Floats,
+    logs: tuple[Floats, Floats],
+    gate: NDArray[np.bool_],
+    noisy: NDArray[np.bool_],
+) -> Table:
+    """Join a sampler's columns, each (n,), with those of its prediction type; refuse what is not finite."""
+    a_x, a_m = _x0_of(options, now)
+    rows = np.stack([a_x, a_m, b_0, b_x, b_m, np.zeros_like(now), *logs, gate.astype(np.float32)], axis=1)
+    bad = ~np.isfinite(rows).all(axis=1)
+    if bad.any():
+        raise InputError(
+            f"the schedule has no finite coefficients at timestep {times[bad][0]}: with prediction_type "
+            f"{options.prediction_type!r} it divides by zero there, as when nothing is left of the picture "
+            "(rescale_betas_zero_snr needs v_prediction or sample, or a timestep_spacing that leaves the last out)"
+        )
+    for column in (times, rows, noisy):
+        column.flags.writeable = False
+    return Table(times, rows, noisy, _limits(options), options.variance_type == "learned_range")
+
+
+def _x0_of(options: _Options, now: Floats) -> tuple[Floats, Floats]:
+    """x0 as weights (n,) of x and of the network's output, with ᾱ = now (v: arXiv:2202.00512, appendix D)."""
+    signal, noise = _roots(now)
+    if options.prediction_type == "epsilon":
+        return np.reciprocal(signal), -np.divide(noise, signal)
+    if options.prediction_type == "sample":
+        return np.zeros_like(now), np.ones_like(now)
+    return signal, -noise
+
+
+def _noise_of(options: _Options, now: Floats) -> tuple[Floats, Floats]:
+    """The noise in x as weights (n,) of x and of the network's output, with ᾱ = now."""
+    signal, noise = _roots(now)
+    if options.prediction_type == "epsilon":
+        return np.zeros_like(now), np.ones_like(now)
+    if options.prediction_type == "sample":
+        return np.reciprocal(noise), -np.divide(signal, noise)
+    return noise, signal
+
+
+def _roots(bars: Floats) -> tuple[Floats, Floats]:
+    """How much picture and how much noise x holds, in standard deviations."""
+    return np.sqrt(bars), np.sqrt(1 - bars)
+
+
+def _limits(options: _Options) -> Limits:
+    if options.thresholding:  # wins over clip_sample
+        ceiling = _LARGEST if options.sample_max_value is None else options.sample_max_value
+        return Limits(min(1.0, ceiling), ceiling, True, options.dynamic_thresholding_ratio)
+    span = options.clip_sample_range if options.clip_sample else _LARGEST
+    return Limits(span, span, False, None)
+
+
+# The schedules
+
+
+def _spaced(options: _Options, steps: int) -> NDArray[np.int64]:
+    """Timesteps (steps,) in falling order (arXiv:2305.08891, Table 2)."""
+    last = options.num_train_timesteps
+    if options.timestep_spacing == "linspace":
+        return np.linspace(0, last - 1, steps).round()[::-1].astype(np.int64)
+    if options.timestep_spacing == "trailing":  # arange may give one more, see the top of this file
+        return np.arange(last, 0, -last / steps)[:steps].round().astype(np.int64) - 1
+    times = np.arange(steps)[::-1] * (last // steps) + options.steps_offset
+    if times[0] >= last:
+        raise InputError(
+            f"{steps} steps with steps_offset {options.steps_offset} would start at timestep {times[0]}, "
+            f"past the last one, {last - 1}: ask for fewer steps"
+        )
+    return times.astype(np.int64)
+
+
+def _schedule(options: _Options) -> tuple[Floats, Floats]:
+    """β and ᾱ of every training timestep, (T,) each: the variance that it adds, and what is left of the picture's."""
+    betas = _betas(options)
+    if not ((betas > 0) & (betas <= 1)).all():
+        raise InputError("the scheduler config's betas must all be above 0 and at most 1")
+    if options.rescale_betas_zero_snr:
+        betas = _without_signal_at_the_end(betas)
+    return betas, _product(betas)
+
+
+def _betas(options: _Options) -> Floats:
+    """β as configured, (T,), made in the order in which diffusers rounds to float32."""
+    count, start, end = options.num_train_timesteps, options.beta_start, options.beta_end
+    if options.trained_betas is not None:
+        return np.array(options.trained_betas, np.float32)
+    if options.beta_schedule == "linear":
+        return _line(start, end, count)
+    if options.beta_schedule == "scaled_linear":
+        roots = _line(start**0.5, end**0.5, count)
+        return roots * roots
+    if options.beta_schedule == "sigmoid":  # arXiv:2203.02923
+        share = (1 / (1 + np.exp(-_line(-6, 6, count).astype(np.float64)))).astype(np.float32)
+        return share * np.float32(end - start) + np.float32(start)
+    t = np.arange(count + 1) / count
+    if options.beta_schedule == "laplace":
+        snr = np.exp(-0.5 * np.copysign(1, 0.5 - t) * np.log(1 - 2 * np.abs(0.5 - t) + 1e-6))
+        bars = np.sqrt(snr / (1 + snr))
+    else:  # squaredcos_cap_v2, arXiv:2102.09672, equation 17
+        bars = np.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+    betas: Floats = np.minimum(1 - bars[1:] / bars[:-1], 0.999).astype(np.float32)
+    return betas
+
+
+def _without_signal_at_the_end(betas: Floats) -> Floats:
+    """β moved so that ᾱ ends at 0 (arXiv:2305.08891, Algorithm 1), in float32 as diffusers does it."""
+    roots = np.sqrt(_product(betas))
+    first, last = roots[0], roots[-1]
+    bars = np.square((roots - last) * (first / (first - last)))
+    return 1 - np.append(bars[:1], bars[1:] / bars[:-1])
+
+
+def _product(betas: Floats) -> Floats:
+    """ᾱ, (T,), as torch.cumprod makes it: multiplied in float64, kept in float32."""
+    product: Floats = np.cumprod(1 - betas, dtype=np.float64).astype(np.float32)
+    return product
+
+
+def _line(start: float, end: float, count: int) -> Floats:
+    """torch.linspace in float32: counted from both ends, each value rounded once."""
+    first, last = np.float32(start), np.float32(end)
+    step = float((last - first) / np.float32(max(count - 1, 1)))
+    i = np.arange(count)
+    line = np.where(i < max(count // 2, 1), float(first) + step * i, float(last) - step * (count - 1 - i))
+    return line.astype(np.float32)
+
+
+# The configs
+
+
+@dataclass(frozen=True)
+class _Options:
+    """A scheduler's config, checked. Options that its class does not have keep values that change nothing."""
+
+    num_train_timesteps: int
+    beta_schedule: str
+    variance_type: str = "fixed_small"
+    clip_sample: bool = True
+    clip_sample_range: float = 1.0
+    prediction_type: str = "epsilon"
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    trained_betas: tuple[float, ...] | None = None
+    thresholding: bool = False
+    dynamic_thresholding_ratio: float = 0.995
+    sample_max_value: float | None = None
+    timestep_spacing: str = "leading"
+    steps_offset: int = 0
+    rescale_betas_zero_snr: bool = False
+    set_alpha_to_one: bool = True
+
+
+_Check = Callable[[Any], str | None]  # says what was expected, where the value is not it
+
+
+def _one_of(*names: str) -> _Check:
+    return lambda value: None if isinstance(value, str) and value in names else "one of " + ", ".join(names)
+
+
+def _whole(least: int) -> _Check:
+    most = 10**6  # keeps a damaged config from asking for all memory
+    good = range(least, most + 1)
+    return lambda value: None if type(value) is int and value in good else f"a whole number from {least} to {most}"
+
+
+def _number(expected: str, good: Callable[[float], bool]) -> _Check:
+    return lambda value: None if _is_number(value) and good(value) else expected
+
+
+def _or_null(check: _Check) -> _Check:
+    def checked(value: Any) -> str | None:
+        unmet = None if value is None else check(value)
+        return unmet and f"null or {unmet}"
+
+    return checked
+
+
+def _flag(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "true or false"
+
+
+def _numbers(value: Any) -> str | None:
+    good = isinstance(value, list | tuple) and all(map(_is_number, value))
+    return None if good else "a list of numbers"
+
+
+def _variance(value: Any) -> str | None:
+    """DDPM's variance types that can work; two of diffusers' cannot."""
+    unmet = _one_of("fixed_small", "fixed_small_log", "fixed_large", "learned_range")(value)
+    if value == "fixed_large_log":
+        return f"{unmet} (diffusers' pictures are NaN with this one: it takes the root of a negative logarithm)"
+    if value == "learned":
+        return f"{unmet} (diffusers takes the root of the network's raw output for this one: NaN where negative)"
+    return unmet
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+
+
+_POSITIVE = _number("a number above 0", lambda v: v > 0)
+_BETA = _number("a number between 0 and 1", lambda v: 0 < v < 1)
+
+# Every option of a class: diffusers' default, and what it may be.
+_SHARED: dict[str, tuple[Any, _Check]] = {
+    "num_train_timesteps": (1000, _whole(1)),
+    "beta_start": (0.0001, _BETA),
+    "beta_end": (0.02, _BETA),
+    "trained_betas": (None, _or_null(_numbers)),
+    "clip_sample": (True, _flag),
+    "clip_sample_range": (1.0, _POSITIVE),
+    "prediction_type": ("epsilon", _one_of("epsilon", "sample", "v_prediction")),
+    "thresholding": (False, _flag),
+    "dynamic_thresholding_ratio": (0.995, _number("a number from 0 to 1", lambda v: 0 <= v <= 1)),
+    "sample_max_value": (1.0, _or_null(_POSITIVE)),
+    "timestep_spacing": ("leading", _one_of("leading", "linspace", "trailing")),
+    "steps_offset": (0, _whole(0)),
+    "rescale_betas_zero_snr": (False, _flag),
+}
+_CLASSES: dict[str, dict[str, tuple[Any, _Check]]] = {
+    "DDPMScheduler": {
+        **_SHARED,
+        "beta_schedule": ("linear", _one_of("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")),
+        "variance_type": ("fixed_small", _variance),
+    },
+    "DDIMScheduler": {
+        **_SHARED,
+        "beta_schedule": ("linear", _one_of("linear", "scaled_linear", "squaredcos_cap_v2")),
+        "set_alpha_to_one": (True, _flag),
+    },
+    "UnCLIPScheduler": {
+        "num_train_timesteps": (1000, _whole(1)),
+        "variance_type": ("fixed_small_log", _one_of("fixed_small_log", "learned_range")),
+        "clip_sample": (True, _flag),
+        "clip_sample_range": (1.0, _POSITIVE),
+        "prediction_type": ("epsilon", _one_of("epsilon", "sample")),
+        "beta_schedule": ("squaredcos_cap_v2", _one_of("squaredcos_cap_v2")),
+    },
+}
+
+# diffusers writes these and other schedulers' options into a DDPM or DDIM config that was converted, and ignores them.
+_FOREIGN = {
+    *("algorithm_type", "disable_corrector", "euler_at_final", "final_sigmas_type", "flow_shift", "interpolation_type"),
+    *("lambda_min_clipped", "lower_order_final", "predict_x0", "rho", "set_alpha_to_one", "shift_terminal"),
+    *("sigma_data", "sigma_max", "sigma_min", "sigma_schedule", "skip_prk_steps", "solver_order", "solver_p"),
+    *("solver_type", "time_shift_type", "timestep_type", "use_beta_sigmas", "use_dynamic_shifting"),
+    *("use_exponential_sigmas", "use_flow_sigmas", "use_karras_sigmas", "use_lu_lambdas", "variance_type"),
+}
+
+
+def switch(config: Config, name: str) -> dict[str, Any]:
+    """Make the config that `OtherScheduler.from_config(scheduler.config)` works with in diffusers.
+
+    What both classes have is kept, what only the old one has is dropped, and what only the new one has gets its
+    default, unless diffusers stored it in the config from an earlier conversion.
+
+    Args:
+        config: A DDPM or DDIM config with its `_class_name`.
+        name: "DDPM" or "DDIM", in any case, with or without "Scheduler".
+
+    Returns:
+        Every option of the new class, and its `_class_name`.
+
+    Raises:
+        InputError: The name or the config is not supported.
+    """
+    choices = {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler"}
+    wanted = choices.get(name.lower().removesuffix("scheduler")) if isinstance(name, str) else None
+    if wanted is None:
+        raise InputError(f"the scheduler must be DDPM or DDIM, not {name!r}")
+    current = _class_name(config)
+    if current not in choices.values():
+        raise InputError(f"a {current} config cannot be switched to {wanted}: only DDPM and DDIM share their options")
+    _read(current, config)
+    unset = config.get("_use_default_values", ())
+    options = {key: default for key, (default, _) in _CLASSES[wanted].items()}
+    kept = {key: value for key, value in config.items() if key in options and key not in unset}
+    return {"_class_name": wanted, **options, **kept}
+
+
+def _read(name: str, config: Config) -> _Options:
+    """Check a config against the options of diffusers' class `name` and fill in that class's defaults."""
+    options = _CLASSES[name]
+    ignored = set() if name == "UnCLIPScheduler" else _FOREIGN
+    for key, value in config.items():
+        if key in options:
+            unmet = options[key][1](value)
+            if unmet:
+                raise InputError(f"the {name} config has {key} {value!r}, but it must be {unmet}")
+        elif not key.startswith("_") and key not in ignored:
+            raise InputError(f"the {name} config has an option {key!r} that {name} does not have: remove it")
+    values = {key: config.get(key, default) for key, (default, _) in options.items()}
+    betas = values.get("trained_betas")
+    if betas is not None and len(betas) < values["num_train_timesteps"]:
+        raise InputError(
+            f"the {name} config has {len(betas)} trained_betas, fewer than its {values['num_train_timesteps']} "
+            "num_train_timesteps"
+        )
+    return _Options(**values)
+
+
+def _class_name(config: Config) -> str:
+    name = config.get("_class_name") if isinstance(config, Mapping) else None
+    if not isinstance(name, str) or name not in _CLASSES:
+        raise InputError(
+            f"the scheduler {name!r} is not supported: the config's _class_name must be one of " + ", ".join(_CLASSES)
+        )
+    return name
+
+
+def _checked_steps(steps: SupportsIndex, options: _Options, least: int = 1) -> int:
+    try:
+        count = -1 if isinstance(steps, bool) else operator.index(steps)
+    except TypeError:
+        count = -1
+    if not least <= count <= options.num_train_timesteps:
+        raise InputError(
+            f"the number of steps must be a whole number from {least} to {options.num_train_timesteps}, not {steps!r}"
+        )
+    return count
+
+
+def _checked_eta(eta: float) -> float:
+    if not _is_number(eta) or not 0 <= eta <= 1:
+        raise InputError(f"eta must be a number from 0 to 1, not {eta!r}")
+    return float(eta)
+
+
+# The step
+
+
+def reference_step(
+    row: NDArray[np.float32],
+    limits: Limits,
+    x: NDArray[Any],
+    m: NDArray[Any],
+    v: NDArray[Any] | None,
+    noise: NDArray[Any],
+    x0_before: NDArray[Any],
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Take one step as the step graphs take it (docs/bundle.md), after the network and guidance.
+
+    Args:
+        row: float32 (9,), a row of a table.
+        limits: The table's limits.
+        x: (B, ...), the state: float32 as in the graphs, or float64.
+        m: Like x, the network's guided output.
+        v: Like x, the network's variance output, -1..1; None where it has none.
+        noise: Like x, standard normal; anything finite where the row's gate is 0.
+        x0_before: Like x, the x0 of the step before; zeros at first.
+
+    Returns:
+        The next state and this step's x0, both like x.
+    """
+    a_x, a_m, b_0, b_x, b_m, b_h, log_min, log_max, gate = row
+    x0 = a_x * x + a_m * m
+    s = _bound(np.abs(x0).reshape(len(x0), -1), limits).reshape(-1, *[1] * (x.ndim - 1))
+    x0 = np.clip(x0, -s, s)
+    if limits.divide:
+        x0 = x0 / s
+    share = 0.5 if v is None else (v + 1) / 2
+    sigma = gate * np.exp((log_min + share * (log_max - log_min)) / 2)
+    return b_0 * x0 + b_x * x + b_m * m + b_h * x0_before + sigma * noise, x0
+
+
+def _bound(sizes: NDArray[Any], limits: Limits) -> NDArray[Any]:
+    """How far x0 may reach in each picture, (B,), from its |x0| (B, n)."""
+    quantile = np.zeros(len(sizes), sizes.dtype)
+    if limits.ratio is not None:
+        (low, high), (weight,) = limits.ranks(sizes.shape[1])
+        falling = -np.sort(-sizes, axis=1)
+        quantile = (1 - weight) * falling[:, low] + weight * falling[:, high]
+    return np.clip(quantile, sizes.dtype.type(limits.floor), sizes.dtype.type(limits.ceiling))
