@@ -1,1 +1,19 @@
-"""Kandinsky 2.2 checkpoints (diffusers layout) to ONNX bundles. Needs torch; the runtime does not."""
+"""Kandinsky 2.2 checkpoints -> bundles of ONNX graphs. Needs torch and diffusers, once per checkpoint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kandinsky22_export.assemble import export
+
+__all__ = ["export"]
+
+
+def __getattr__(name: str) -> Any:
+    """`export` on first use: what it imports takes seconds, and `kandinsky22-export --help` needs none of it."""
+    if name == "export":
+        from kandinsky22_export.assemble import export
+
+        return export
+    raise AttributeError(name)

@@ -1,0 +1,58 @@
+# `make` alone prints what there is. Everything runs in its own virtual environment, made on first use.
+
+VENV       ?= .venv
+PYTHON     ?= python3
+TORCH      ?= torch==2.13.0
+CHECKPOINT ?= checkpoints/shapes/decoder
+NAME       ?= $(if $(filter checkpoints/shapes/decoder,$(CHECKPOINT)),shapes,$(notdir $(CHECKPOINT)))
+PRECISION  ?= fp32
+PROMPT     ?= a large red circle in the middle of a blue background
+SEED       ?= 0
+
+BIN    := $(VENV)/bin
+READY  := $(VENV)/installed
+SHAPES := engines/shapes/manifest.json
+
+.PHONY: help demo engines test test-slow scores lint format clean
+
+help:  ## Print this list.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+demo: $(SHAPES)  ## From nothing to a picture: export checkpoints/shapes, then make out/demo.png (PROMPT=… SEED=…).
+	@mkdir -p out
+	$(BIN)/kandinsky22 generate engines/shapes "$(PROMPT)" --seed $(SEED) --size 128x128 -o out/demo.png --force
+
+engines: $(READY)  ## Export CHECKPOINT=… (a folder or a Hub id) to engines/NAME with PRECISION=fp32|fp16.
+	$(BIN)/kandinsky22-export "$(CHECKPOINT)" -o "engines/$(NAME)" --precision $(PRECISION) --force
+
+test: $(READY)  ## Run the tests that need no GPU and no patience.
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## Run the tests that take minutes or gigabytes: full parity, the published size.
+	$(BIN)/python -m pytest -m slow
+
+scores: $(SHAPES)  ## Score 300 unseen prompts with the runtime and with diffusers: the table of checkpoints/shapes.
+	$(BIN)/python checkpoints/shapes/evaluate.py --bundle engines/shapes
+
+lint: $(READY)  ## Check style, formatting and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## Format the code.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## Remove what was built: environment, bundles, pictures, caches.
+	rm -rf .venv out build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -o -name '*.egg-info' | xargs rm -rf
+	find engines -mindepth 1 ! -name README.md -delete
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(SHAPES): $(READY) $(wildcard export/kandinsky22_export/*.py checkpoints/shapes/*/*/*.safetensors checkpoints/shapes/*/*/*.json)
+	$(BIN)/kandinsky22-export checkpoints/shapes/decoder -o engines/shapes --force

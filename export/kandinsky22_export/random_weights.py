@@ -1,0 +1,149 @@
+"""The published architecture of Kandinsky 2.2 with random weights: real sizes and real speed without a download."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import nn
+
+from kandinsky22_export.checkpoints import KINDS, Checkpoint, Kind, Network
+
+EMBEDDING = 1280
+TOKENS = 77
+VOCABULARY = 49408
+
+ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
+    "kandinsky-2.2": {
+        "unet": {
+            "in_channels": 4,
+            "out_channels": 8,
+            "down_block_types": ("ResnetDownsampleBlock2D",) + ("SimpleCrossAttnDownBlock2D",) * 3,
+            "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+            "up_block_types": ("SimpleCrossAttnUpBlock2D",) * 3 + ("ResnetUpsampleBlock2D",),
+            "block_out_channels": (384, 768, 1152, 1536),
+            "layers_per_block": 3,
+            "attention_head_dim": 64,
+            "cross_attention_dim": 768,
+            "encoder_hid_dim": EMBEDDING,
+            "encoder_hid_dim_type": "image_proj",
+            "addition_embed_type": "image",
+            "resnet_time_scale_shift": "scale_shift",
+        },
+        "movq": {
+            "block_out_channels": (128, 256, 256, 512),
+            "down_block_types": ("DownEncoderBlock2D",) * 3 + ("AttnDownEncoderBlock2D",),
+            "up_block_types": ("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 3,
+            "layers_per_block": 2,
+            "latent_channels": 4,
+            "vq_embed_dim": 4,
+            "num_vq_embeddings": 16384,
+            "norm_type": "spatial",
+        },
+        "prior": {
+            "num_attention_heads": 32,
+            "attention_head_dim": 64,
+            "num_layers": 20,
+            "embedding_dim": EMBEDDING,
+            "num_embeddings": TOKENS,
+            "additional_embeddings": 4,
+        },
+        "text_encoder": {
+            "vocab_size": VOCABULARY,
+            "hidden_size": EMBEDDING,
+            "intermediate_size": 5120,
+            "projection_dim": EMBEDDING,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 20,
+            "max_position_embeddings": TOKENS,
+            "hidden_act": "gelu",
+            "eos_token_id": VOCABULARY - 1,
+            "pad_token_id": VOCABULARY - 1,
+        },
+    }
+}
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "prior": {
+        "_class_name": "UnCLIPScheduler",
+        "num_train_timesteps": 1000,
+        "variance_type": "fixed_small_log",
+        "clip_sample": True,
+        "clip_sample_range": 5.0,
+        "prediction_type": "sample",
+        "beta_schedule": "squaredcos_cap_v2",
+    },
+    "decoder": {
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "linear",
+        "variance_type": "learned_range",
+        "prediction_type": "epsilon",
+        "clip_sample": True,
+        "clip_sample_range": 2.0,
+        "thresholding": True,
+        "dynamic_thresholding_ratio": 0.995,
+        "sample_max_value": None,
+        "timestep_spacing": "leading",
+        "steps_offset": 0,
+        "rescale_betas_zero_snr": False,
+    },
+}
+
+
+def random_checkpoint(architecture: str, seed: int) -> Checkpoint:
+    """The checkpoint of an architecture of ARCHITECTURES, with the same weights for the same seed.
+
+    There is no image encoder: the embedding of the zero image is random too.
+    """
+    configs = ARCHITECTURES[architecture]
+    kinds = [kind for kind in KINDS if kind.name in configs]
+    networks = {kind.name: _network(kind, configs[kind.name], seed + i) for i, kind in enumerate(kinds)}
+    zero_image = torch.randn(1, EMBEDDING, generator=torch.Generator().manual_seed(seed))
+    source = {"architecture": architecture, "random_weights": seed}
+    return Checkpoint(source, networks, SCHEDULERS, byte_tokenizer, zero_image)
+
+
+def _network(kind: Kind, config: Mapping[str, Any], seed: int) -> Network:
+    def load() -> nn.Module:
+        # Parameters without memory first: torch's own initialisation of a billion of them takes minutes.
+        with init_empty_weights():
+            if issubclass(kind.cls, transformers.PreTrainedModel):
+                network: nn.Module = kind.cls(kind.cls.config_class(**config))
+            else:
+                network = kind.cls(**config)
+        fill(network, seed)
+        return network.eval().requires_grad_(False)
+
+    return Network(config, load)
+
+
+def fill(network: nn.Module, seed: int) -> None:
+    """Give every parameter of `network` float32 values: scales 1, biases 0, all else Gaussian.
+
+    A variance of 1/fan-in keeps activations near 1, so that half precision neither overflows nor loses them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        for name, empty in list(module._parameters.items()):
+            if empty is None:
+                continue
+            values = torch.empty(empty.shape)
+            if values.ndim > 1 and name != "clip_std":
+                values.normal_(0, values[0].numel() ** -0.5, generator=generator)
+            else:
+                values.fill_(float(name != "bias"))
+            module._parameters[name] = nn.Parameter(values)
+
+
+def byte_tokenizer() -> transformers.CLIPTokenizer:
+    """CLIP's tokenizer without merges: one token a byte, and the published numbers for the two special tokens."""
+    characters = sorted(ByteLevel.alphabet())
+    vocabulary = {word: i for i, word in enumerate([*characters, *(c + "</w>" for c in characters)])}
+    vocabulary |= {"<|startoftext|>": VOCABULARY - 2, "<|endoftext|>": VOCABULARY - 1}
+    return transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=TOKENS)

@@ -1,0 +1,157 @@
+"""One graph to one ONNX file with external data, then compared with torch by ONNX Runtime at other shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from kandinsky22.bundle import Component, TensorSpec
+from kandinsky22.errors import ExportError
+from kandinsky22_export.graphs import Feeds, Graph, Sizes
+
+OPSET = 23
+
+# The largest difference from torch in float32 that passes, relative to the largest value of that output.
+# fp32: rounding measures 1e-6 on the published UNet, and up to 3e-5 where a random MoVQ is clipped; a wrong graph is
+# off by 1e-2 or more. fp16: half precision keeps 11 bits, some hundred layers lose three or four of them, and a
+# guidance of 4 multiplies what is left by up to 7.
+BOUNDS = {"fp32": 1e-4, "fp16": 5e-2}
+BYTES = {"fp32": 4, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs of a check and what torch makes of them in float32."""
+
+    sizes: Sizes
+    feeds: Feeds
+    expected: tuple[NDArray[np.float32], ...]
+
+
+def export_graph(build: Callable[[], Graph], folder: Path, precision: str, note: Callable[[str], None]) -> Component:
+    """Write `<name>.onnx` and `<name>.onnx.data` of the graph that `build` makes into `folder`, checked.
+
+    The graph is built here so that its weights are freed before ONNX Runtime loads them again. `note` is told what is
+    happening. Raises ExportError where the disk is too small or the file computes something else than torch.
+    """
+    note("loading")
+    graph = build().eval()
+    component = Component(
+        files=(f"onnx/{graph.name}.onnx", f"onnx/{graph.name}.onnx.data"),
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        precision=precision,
+        parameters=sum(parameter.numel() for parameter in graph.parameters()),
+        state=graph.state,
+    )
+    name, path = graph.name, folder / f"{graph.name}.onnx"
+    _need_room(folder, component.parameters * BYTES[precision])
+    note("computing references")
+    cases = [_case(graph, sizes, seed) for seed, sizes in enumerate(graph.checks)]
+    note("tracing")
+    if precision == "fp16":
+        graph.half()
+    _write(graph, path)
+    del graph
+    gc.collect()
+    note("comparing with torch")
+    checks = tuple(_check(name, path, component.outputs, cases, BOUNDS[precision]))
+    return dataclasses.replace(component, checks=checks)
+
+
+@torch.no_grad()
+def _case(graph: Graph, sizes: Sizes, seed: int) -> Case:
+    feeds = graph.feeds(sizes, seed)
+    outputs = graph(*feeds.values())
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return Case(sizes, feeds, tuple(output.numpy() for output in outputs))
+
+
+@torch.no_grad()
+def _write(graph: Graph, path: Path) -> None:
+    """Trace `graph` at its example sizes and save it; dimensions with a name in its inputs are dynamic."""
+    feeds = graph.feeds(graph.example, seed=0)
+    dynamic = {
+        spec.name: {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+        for spec in graph.inputs
+    }
+    with warnings.catch_warnings():
+        # The same name of two dimensions is meant: they are equal.
+        warnings.filterwarnings("ignore", message=".*The axis name: .* will not be used.*")
+        program = torch.onnx.export(
+            graph,
+            tuple(feeds.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=dynamic,
+            input_names=[spec.name for spec in graph.inputs],
+            output_names=[spec.name for spec in graph.outputs],
+            verbose=False,
+        )
+    assert program is not None  # as it is where `dynamo` is not set
+    # Stack traces of the machine it was traced on: two thirds of the file, and nobody else's business.
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    program.save(path, external_data=True)
+
+
+def _check(
+    name: str, path: Path, outputs: tuple[TensorSpec, ...], cases: list[Case], bound: float
+) -> Iterator[dict[str, Any]]:
+    """Run `cases` through the file and yield the manifest's record of each. Raises ExportError on an excess."""
+    session = _session(path)
+    for case in cases:
+        results = session.run(None, {key: value.numpy() for key, value in case.feeds.items()})
+        errors = {
+            spec.name: relative_error(result, expected)
+            for spec, result, expected in zip(outputs, results, case.expected, strict=True)
+        }
+        for output, error in errors.items():
+            if not error <= bound:  # a NaN is an excess too
+                raise ExportError(
+                    f"The graph of {name} differs from torch: {output} at {_sizes(case.sizes)} is off by {error:.1e}"
+                    f" of its largest value, where {bound:.0e} is allowed; nothing was kept."
+                )
+        yield {"sizes": dict(case.sizes), "error": max(errors.values()), "bound": bound}
+
+
+def relative_error(result: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Largest absolute difference over the largest absolute expected value; infinite where the shapes differ."""
+    if result.shape != expected.shape:
+        return float("inf")
+    return float(np.abs(result - expected).max() / np.abs(expected).max())
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    """A session that runs the file as it is written, over one copy of the weights: no folding, prepacking or arena.
+
+    With optimisations on, ONNX Runtime would keep a float32 copy of every half-precision weight.
+    """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.enable_cpu_mem_arena = False
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _need_room(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise ExportError(f"The disk is too small: {size / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free.")
+
+
+def _sizes(sizes: Sizes) -> str:
+    return ", ".join(f"{name}={size}" for name, size in sizes.items())

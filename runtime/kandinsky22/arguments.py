@@ -1,0 +1,75 @@
+"""Checks of what a user asks for: each returns the value in one form, or raises InputError with one sentence."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+from numbers import Integral, Real
+
+from kandinsky22.errors import InputError
+
+MAX_SEED = 2**63 - 1
+MAX_STEPS = 1000
+
+
+def whole(name: str, value: object, low: int, high: int) -> int:
+    """An integer from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
+        raise InputError(f"{name} is {value!r}; expected a whole number from {low} to {high}.")
+    return int(value)
+
+
+def scale(name: str, value: object) -> float:
+    """A finite guidance scale of 0 or more."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < 0:
+        raise InputError(f"{name} is {value!r}; expected a finite number of 0 or more (1 or below: no guidance).")
+    return float(value)
+
+
+def prompts(value: object) -> list[str]:
+    """One prompt or several, as a list that is not empty."""
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list | tuple) or not values or not all(isinstance(text, str) for text in values):
+        raise InputError(f"prompt is {_short(value)}; expected a string, or a list of at least one string.")
+    return list(values)
+
+
+def negative_prompts(value: object, count: int) -> list[str] | None:
+    """None, or one negative prompt for each of `count` prompts; a single one serves all of them."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return [value] * count
+    if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value) or len(value) != count:
+        raise InputError(
+            f"negative_prompt is {_short(value)}; expected None, a string, or a list of {count} strings, one a prompt."
+        )
+    return list(value)
+
+
+def seeds(value: int | Sequence[int] | None, count: int) -> list[int]:
+    """One seed a picture: of an integer s, picture i has s + i; a list gives each; None takes one at random."""
+    if value is None:
+        value = secrets.randbelow(2**32)
+    if isinstance(value, list | tuple):
+        if len(value) != count:
+            raise InputError(
+                f"seed has {len(value)} values for {count} pictures; expected one a picture, or one number."
+            )
+        return [whole("seed", each, 0, MAX_SEED) for each in value]
+    first = whole("seed", value, 0, MAX_SEED)
+    whole("seed of the last picture", first + count - 1, 0, MAX_SEED)
+    return list(range(first, first + count))
+
+
+def choice(name: str, value: object, allowed: Sequence[str]) -> str:
+    """One of the strings in `allowed`."""
+    if not isinstance(value, str) or value not in allowed:
+        raise InputError(f"{name} is {value!r}; expected one of {', '.join(allowed)}.")
+    return value
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,103 @@
+"""OpenVINO on the CPU: the fastest path without a GPU, in bfloat16 where the processor computes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kandinsky22.arrays import Array
+from kandinsky22.backends import Availability, LoadedComponent, OnStep, Settings
+from kandinsky22.backends.loop import plain_loop
+from kandinsky22.bundle import Component
+from kandinsky22.errors import BackendError
+
+NAME = "openvino"
+DEVICE = "CPU"
+HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenVinoComponent:
+    """One compiled model with one inference request."""
+
+    def __init__(self, graph: Path, component: Component, settings: Settings) -> None:
+        import openvino as ov
+
+        core = ov.Core()
+        precision = _precision(core, settings.precision)
+        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+        if settings.threads is not None:
+            config["INFERENCE_NUM_THREADS"] = settings.threads
+        try:
+            model = core.compile_model(graph, DEVICE, config)
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO {ov.__version__} cannot load {graph}: {_last_line(error)}") from error
+        self._request: Any = model.create_infer_request()
+        self._outputs = {spec.name: index for index, spec in enumerate(component.outputs)}
+        self._feedback = component.state
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """See `LoadedComponent.run`."""
+        try:
+            # Outputs are copied: the request writes the next run's results into the same memory.
+            results = self._request.infer(dict(feeds), share_inputs=True, share_outputs=False)
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO failed: {_last_line(error)}") from error
+        return {name: results[index] for name, index in self._outputs.items()}
+
+    def loop(
+        self,
+        state: Mapping[str, Array],
+        per_step: Mapping[str, Sequence[Array]],
+        constants: Mapping[str, Array],
+        on_step: OnStep | None = None,
+    ) -> dict[str, Array]:
+        """See `LoadedComponent.loop`."""
+        return plain_loop(self.run, self._feedback, state, per_step, constants, on_step)
+
+    def close(self) -> None:
+        """See `LoadedComponent.close`."""
+        self._request = None
+
+
+class OpenVinoBackend:
+    """See `kandinsky22.backends.Backend`."""
+
+    def availability(self) -> Availability:
+        """Usable where openvino imports; bf16 where the processor has AMX or AVX-512 BF16."""
+        try:
+            import openvino as ov
+
+            core = ov.Core()
+            name = core.get_property(DEVICE, "FULL_DEVICE_NAME").strip()
+            precision = _precision(core, "auto")
+        except ImportError as error:
+            return Availability(NAME, False, f"{error}; install it: pip install kandinsky22[openvino]")
+        except RuntimeError as error:
+            return Availability(NAME, False, f"it finds no processor it can use ({_last_line(error)})")
+        return Availability(NAME, True, f"runs on this processor ({name})", ov.__version__.split("-")[0], precision)
+
+    def load(self, graph: Path, component: Component, settings: Settings) -> LoadedComponent:
+        """See `Backend.load`."""
+        return OpenVinoComponent(graph, component, settings)
+
+
+def _precision(core: Any, asked: str) -> str:
+    """Resolve "auto", and refuse what this processor would only emulate."""
+    has_bf16 = "BF16" in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+    if asked == "auto":
+        return "bf16" if has_bf16 else "fp32"
+    if asked not in HINTS:
+        raise BackendError(f"OpenVINO on a CPU has no precision {asked!r}; choose one of auto, {', '.join(HINTS)}.")
+    if asked == "bf16" and not has_bf16:
+        raise BackendError("This processor has no bf16 (it needs AMX or AVX-512 BF16); use precision fp32.")
+    return asked
+
+
+def _last_line(error: Exception) -> str:
+    """OpenVINO's messages end with what happened, after where in its sources."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+BACKEND = OpenVinoBackend()

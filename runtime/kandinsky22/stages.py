@@ -1,0 +1,56 @@
+"""The components of a bundle on one backend: loaded when first used, freed after use where memory is short."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kandinsky22.backends import Backend, LoadedComponent, Settings
+from kandinsky22.bundle import Bundle
+
+
+class Stages:
+    """Loaded components by name.
+
+    With `low_memory` a component is freed as soon as its stage ends, so that the largest one alone must fit.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend, settings: Settings, *, low_memory: bool) -> None:
+        self.bundle = bundle
+        self.low_memory = low_memory
+        self._backend = backend
+        self._settings = settings
+        self._loaded: dict[str, LoadedComponent] = {}
+        self.timings: dict[str, float] = {}
+
+    @contextmanager
+    def use(self, name: str) -> Iterator[LoadedComponent]:
+        """The component `name`, ready to run; adds the seconds of the block to `timings[name]`, of loading to "load".
+
+        Raises BundleError where the bundle has no such component or its file was altered, BackendError where the
+        backend cannot load it.
+        """
+        if name not in self._loaded:
+            with self._timed("load"):
+                graph = self.bundle.graph(name)
+                self._loaded[name] = self._backend.load(graph, self.bundle.component(name), self._settings)
+        try:
+            with self._timed(name):
+                yield self._loaded[name]
+        finally:
+            if self.low_memory:
+                self._loaded.pop(name).close()
+
+    def close(self) -> None:
+        """Free every component."""
+        while self._loaded:
+            self._loaded.popitem()[1].close()
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
