@@ -213,9 +213,7 @@ def _scheduler(half: str, repository: Repository) -> dict[str, Any]:
     config = _read_json(repository.folder / repository.part(half, "scheduler") / "scheduler_config.json")
     name = config.get("_class_name")
     if name not in SCHEDULERS[half]:
-        raise CheckpointError(
-            f"The scheduler of the {half} is a {name}; expected {' or '.join(SCHEDULERS[half])}."
-        )
+        raise CheckpointError(f"The scheduler of the {half} is a {name}; expected {' or '.join(SCHEDULERS[half])}.")
     try:
         schedulers.table(config, 2)  # any number of steps reads every option
     except InputError as error:

@@ -72,9 +72,10 @@ class FileRecord:
 class Manifest:
     """Everything that a bundle says about itself.
 
-    `source` names checkpoints, revisions and versions; `schedulers` holds diffusers' configs of `prior` and
-    `decoder` (with `_class_name`); `text` has `max_length` and `pad_token_id`; `geometry` has `latent_channels`,
-    `downscale`, `embedding_dim` and `learned_variance`; `limits` has `max_size` (pixels a side) and `ranks`.
+    `source` names checkpoints, revisions and versions. `schedulers` holds diffusers' configs of `prior` and `decoder`
+    (with `_class_name`). `text` has `max_length` and `pad_token_id`. `geometry` has `latent_channels`, `downscale`,
+    `embedding_dim`, `learned_variance` and `default_size` (pixels a side that the UNet was trained at). `limits` has
+    `max_size` (pixels a side) and `ranks`.
     """
 
     name: str

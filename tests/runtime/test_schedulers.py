@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UnCLIPScheduler
 from diffusers.schedulers import scheduling_ddim, scheduling_ddpm, scheduling_unclip
+
 from kandinsky22 import schedulers
 from kandinsky22.errors import InputError
 from kandinsky22.noise import Generator
