@@ -104,11 +104,17 @@ class Manifest:
 
 
 def _component(data: dict[str, Any]) -> Component:
-    specs = {
-        key: tuple(TensorSpec(spec["name"], spec["dtype"], tuple(spec["shape"])) for spec in data.pop(key))
-        for key in ("inputs", "outputs")
-    }
-    return Component(files=tuple(data.pop("files")), checks=tuple(data.pop("checks")), **specs, **data)
+    return Component(
+        inputs=_specs(data.pop("inputs")),
+        outputs=_specs(data.pop("outputs")),
+        files=tuple(data.pop("files")),
+        checks=tuple(data.pop("checks")),
+        **data,
+    )
+
+
+def _specs(data: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(spec["name"], spec["dtype"], tuple(spec["shape"])) for spec in data)
 
 
 def sha256(path: Path) -> str:

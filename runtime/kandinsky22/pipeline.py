@@ -247,7 +247,8 @@ class Pipeline:
         if isinstance(image_embeds, Embeddings):
             if negative_image_embeds is not None:
                 raise InputError("image_embeds is a pair from embed() already; leave negative_image_embeds out.")
-            image_embeds, negative_image_embeds = image_embeds.image_embeds, image_embeds.negative_image_embeds
+            negative_image_embeds = image_embeds.negative_image_embeds
+            image_embeds = image_embeds.image_embeds
         wide = self.bundle.manifest.geometry["embedding_dim"]
         embeds = _embedding("image_embeds", image_embeds, wide)
         if negative_image_embeds is None:
