@@ -226,7 +226,9 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
     if not given:
         raise InputError("There is no prompt; give one after the bundle, or a file of them with --prompts-file.")
     prompts = [prompt for prompt in arguments.prompts(given) for _ in range(options.num_images)]
-    negatives = arguments.negative_prompts(options.negative_prompt, len(prompts)) or [None] * len(prompts)
+    negatives: Sequence[str | None] = arguments.negative_prompts(options.negative_prompt, len(prompts)) or [None] * len(
+        prompts
+    )
     seeds = arguments.seeds(options.seed, len(prompts))
     width, height = _width_and_height(options)
     settings = {
