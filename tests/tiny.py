@@ -71,9 +71,7 @@ class Parts:
         return KandinskyV22Pipeline(unet=self.unet, scheduler=self.scheduler, movq=self.movq)
 
 
-def parts(
-    seed: int = 0, movq_channels: tuple[int, ...] = (32, 32, 64, 64), learned_variance: bool = True
-) -> Parts:
+def parts(seed: int = 0, movq_channels: tuple[int, ...] = (32, 64), learned_variance: bool = True) -> Parts:
     """The modules, with every parameter random (norms and biases too, so that none is left out unseen)."""
     unet, movq = _unet(learned_variance), _movq(movq_channels)
     prior = PriorTransformer(
@@ -108,8 +106,7 @@ def randomise(module: torch.nn.Module, generator: torch.Generator) -> None:
 def tokenizer() -> CLIPTokenizer:
     """CLIP's byte-level BPE with a handful of merges."""
     characters = sorted(ByteLevel.alphabet())
-    merges = [("r", "e"), ("re", "d</w>"), ("c", "i"), ("ci", "r"), ("a", "</w>")]
-    merges = [(left, right) for left, right in merges if right != "</w>"]
+    merges = [("r", "e"), ("re", "d</w>"), ("c", "i"), ("ci", "r")]
     words = [*characters, *(c + "</w>" for c in characters), *("".join(m) for m in merges)]
     words += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: number for number, word in enumerate(words)}
@@ -120,10 +117,10 @@ def _unet(learned_variance: bool) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         in_channels=4,
         out_channels=8 if learned_variance else 4,
-        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D", "SimpleCrossAttnDownBlock2D"),
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
         mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-        up_block_types=("SimpleCrossAttnUpBlock2D", "SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-        block_out_channels=(32, 64, 96),
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        block_out_channels=(32, 64),
         layers_per_block=1,
         norm_num_groups=16,
         cross_attention_dim=40,

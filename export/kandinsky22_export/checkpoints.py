@@ -25,7 +25,8 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from kandinsky22.errors import CheckpointError
+from kandinsky22 import schedulers
+from kandinsky22.errors import CheckpointError, InputError
 
 PIPELINES = {
     "KandinskyV22Pipeline": ("decoder",),
@@ -35,24 +36,32 @@ PIPELINES = {
     "KandinskyV22CombinedPipeline": ("decoder", "prior"),
     "KandinskyV22Img2ImgCombinedPipeline": ("decoder", "prior"),
 }
+SCHEDULERS = {"decoder": ("DDPMScheduler", "DDIMScheduler"), "prior": ("UnCLIPScheduler",)}
 CONFIGS = ("model_index.json", "README.md", "*/*config.json", "*/*token*.json", "*/vocab.json", "*/merges.txt")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A network of the decoder's or the prior's pipeline: its class and what its files begin with."""
+    """A network of the decoder's or the prior's pipeline: its class, what its files begin with, what its config has."""
 
     name: str
     half: str
     cls: Any
     stem: str
+    needs: tuple[str, ...] = ()
 
 
 KINDS = (
-    Kind("unet", "decoder", diffusers.UNet2DConditionModel, "diffusion_pytorch_model"),
-    Kind("movq", "decoder", diffusers.VQModel, "diffusion_pytorch_model"),
-    Kind("prior", "prior", diffusers.PriorTransformer, "diffusion_pytorch_model"),
+    Kind(
+        "unet",
+        "decoder",
+        diffusers.UNet2DConditionModel,
+        "diffusion_pytorch_model",
+        ("in_channels", "out_channels", "block_out_channels", "encoder_hid_dim"),
+    ),
+    Kind("movq", "decoder", diffusers.VQModel, "diffusion_pytorch_model", ("latent_channels", "block_out_channels")),
+    Kind("prior", "prior", diffusers.PriorTransformer, "diffusion_pytorch_model", ("embedding_dim", "num_embeddings")),
     Kind("text_encoder", "prior", transformers.CLIPTextModelWithProjection, "model"),
     Kind("image_encoder", "prior", transformers.CLIPVisionModelWithProjection, "model"),
 )
@@ -113,7 +122,7 @@ def open_checkpoint(
     CheckpointError.
     """
     repository = _open(source, revision)
-    halves = {half: repository for half in repository.halves}
+    halves = dict.fromkeys(repository.halves, repository)
     if prior is not None and "prior" in halves:
         raise CheckpointError(f"{source} has a prior of its own: leave out --prior {prior}.")
     if "prior" not in halves:
@@ -122,14 +131,13 @@ def open_checkpoint(
             if "prior" not in found.halves:
                 raise CheckpointError(f"{found.name} was given as the prior, but it is a decoder.")
             halves["prior"] = found
-    networks = {
-        kind.name: _network(kind, halves[kind.half], variant) for kind in KINDS if kind.half in halves
-    }
-    _require_fit({name: network.config for name, network in networks.items()})
+    networks = {kind.name: _network(kind, halves[kind.half], variant) for kind in KINDS if kind.half in halves}
+    configs = {half: _scheduler(half, found) for half, found in halves.items()}
+    _require_fit({name: network.config for name, network in networks.items()}, configs)
     return Checkpoint(
         source={half: found.record for half, found in halves.items()},
         networks=networks,
-        schedulers={half: _scheduler(half, found) for half, found in halves.items()},
+        schedulers=configs,
         tokenizer=_tokenizer_loader(halves["prior"]) if "prior" in halves else None,
     )
 
@@ -201,23 +209,41 @@ def _prior_of_card(repository: Repository) -> Repository | None:
 
 
 def _scheduler(half: str, repository: Repository) -> dict[str, Any]:
-    return _read_json(repository.folder / repository.part(half, "scheduler") / "scheduler_config.json")
+    """The scheduler's config, of a class and with options that the runtime can solve."""
+    config = _read_json(repository.folder / repository.part(half, "scheduler") / "scheduler_config.json")
+    name = config.get("_class_name")
+    if name not in SCHEDULERS[half]:
+        raise CheckpointError(
+            f"The scheduler of the {half} is a {name}; expected {' or '.join(SCHEDULERS[half])}."
+        )
+    try:
+        schedulers.table(config, 2)  # any number of steps reads every option
+    except InputError as error:
+        raise CheckpointError(f"The scheduler of the {half} in {repository.name} is not supported: {error}") from error
+    return config
 
 
-def _require_fit(configs: Mapping[str, Mapping[str, Any]]) -> None:
+def _require_fit(configs: Mapping[str, Mapping[str, Any]], samplers: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse networks that are of the right classes and yet not those of text to image in Kandinsky 2.2."""
     if "unet" in configs:
         unet, movq = configs["unet"], configs["movq"]
         _require("unet", unet, "addition_embed_type", "image")
         _require("unet", unet, "encoder_hid_dim_type", "image_proj")
-        _require("unet", unet, "in_channels", movq.get("latent_channels", 3))
+        _require("unet", unet, "in_channels", movq["latent_channels"])
+        if unet["out_channels"] != 2 * unet["in_channels"]:
+            learned = str(samplers["decoder"].get("variance_type")).startswith("learned")
+            if learned or unet["out_channels"] != unet["in_channels"]:
+                raise CheckpointError(
+                    f"The unet's out_channels is {unet['out_channels']}: its {unet['in_channels']} in_channels are needed"
+                    " here, or twice as many where the scheduler's variance is learned."
+                )
         if movq.get("lookup_from_codebook"):
             raise CheckpointError("The movq looks its latents up in its codebook; Kandinsky 2.2's does not.")
     if "prior" in configs:
         prior, text = configs["prior"], configs["text_encoder"]
-        embedding = prior.get("embedding_dim", 768)
+        embedding = prior["embedding_dim"]
         _require("text_encoder", text, "hidden_size", embedding)
-        _require("text_encoder", text, "max_position_embeddings", prior.get("num_embeddings", 77))
+        _require("text_encoder", text, "max_position_embeddings", prior["num_embeddings"])
         if "unet" in configs:
             _require("unet", configs["unet"], "encoder_hid_dim", embedding)
 
@@ -229,17 +255,28 @@ def _require(part: str, config: Mapping[str, Any], key: str, expected: object) -
 
 def _network(kind: Kind, repository: Repository, variant: str | None) -> Network:
     folder = repository.part(kind.half, kind.name)
+    config = _config(kind, repository, folder)
+
+    def fetch() -> tuple[Path, str | None]:
+        return _weights(kind, repository, folder, variant)
+
+    return Network(config, lambda: _load(kind, *fetch()), fetch)
+
+
+def _config(kind: Kind, repository: Repository, folder: str) -> dict[str, Any]:
+    """The content of config.json, of the right class and with all that is asked of it later."""
     config = _read_json(repository.folder / folder / "config.json")
     names = config.get("architectures") or [config.get("_class_name")]
     if kind.cls.__name__ not in names:
         raise CheckpointError(
             f"{folder} of {repository.name} is a {names[0]}; expected a {kind.cls.__name__}, as in Kandinsky 2.2."
         )
-
-    def fetch() -> tuple[Path, str | None]:
-        return _weights(kind, repository, folder, variant)
-
-    return Network(config, lambda: _load(kind, *fetch()), fetch)
+    missing = [key for key in kind.needs if key not in config]
+    if missing:
+        raise CheckpointError(f"The config of {folder} in {repository.name} has no {' and no '.join(missing)}.")
+    if issubclass(kind.cls, transformers.PreTrainedModel):
+        config = kind.cls.config_class(**config).to_dict()  # the file may leave out what is as usual
+    return config
 
 
 def _weights(kind: Kind, repository: Repository, folder: str, variant: str | None) -> tuple[Path, str | None]:
@@ -296,9 +333,12 @@ def _tokenizer_loader(repository: Repository) -> Callable[[], transformers.CLIPT
 
     def load() -> transformers.CLIPTokenizer:
         try:
-            return transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer: transformers.CLIPTokenizer = transformers.CLIPTokenizer.from_pretrained(
+                folder, local_files_only=True
+            )
         except Exception as error:  # tokenizers raises bare Exceptions
             raise CheckpointError(f"{folder} is no CLIP tokenizer: {first_line(error)}") from error
+        return tokenizer
 
     return load
 
