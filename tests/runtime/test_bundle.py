@@ -133,6 +133,16 @@ def test_a_manifest_that_lacks_a_part_is_refused(key: str, bundle_copy: Path) ->
         Bundle(bundle_copy)
 
 
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [("geometry", "downscale"), ("limits", "max_size"), ("text", "max_length"), ("schedulers", "decoder")],
+)
+def test_a_manifest_that_lacks_what_its_components_need_is_refused(part: str, key: str, bundle_copy: Path) -> None:
+    edit(bundle_copy, lambda data: data[part].__delitem__(key))
+    with pytest.raises(BundleError, match=rf"is not a manifest \(KeyError\('{key}'\)\)"):
+        Bundle(bundle_copy)
+
+
 @pytest.mark.parametrize("key", ["files", "components"])
 @pytest.mark.parametrize("value", [{"a": 1}, {"a": {}}, [], "text", None])
 def test_a_part_of_another_kind_is_refused(key: str, value: object, bundle_copy: Path) -> None:

@@ -209,7 +209,7 @@ def _origin(pipe: Pipeline, backend: Availability, precision: str) -> dict[str, 
             "name": manifest.name,
             "precision": manifest.precision,
             "source": manifest.source,
-            "scheduler": manifest.schedulers["decoder"].get("_class_name"),
+            "scheduler": manifest.schedulers.get("decoder", {}).get("_class_name"),
             "manifest_sha256": sha256(pipe.bundle.path / MANIFEST),
         },
         "backend": {
