@@ -211,9 +211,22 @@ def _read_manifest(path: Path) -> Manifest:
             raise BundleError(
                 f"{path} has bundle format {version}, this kandinsky22 reads {FORMAT_VERSION}; export it again."
             )
-        return Manifest.from_json(text)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        manifest = Manifest.from_json(text)
+        _require_complete(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{file} is not a manifest ({error!r}): {hint}; export the bundle again.") from error
+    return manifest
+
+
+def _require_complete(manifest: Manifest) -> None:
+    """Raise KeyError or TypeError where the manifest does not say what its components are run by."""
+    needed = [(manifest.geometry, key) for key in ("latent_channels", "downscale", "embedding_dim", "learned_variance")]
+    needed += [(manifest.limits, key) for key in ("max_size", "ranks")]
+    if "text_encoder" in manifest.components:
+        needed += [(manifest.text, key) for key in ("max_length", "pad_token_id")]
+    needed += [(manifest.schedulers, half) for half in ("prior", "decoder") if f"{half}_step" in manifest.components]
+    for part, key in needed:
+        part[key]
 
 
 def _check_size(path: Path, record: FileRecord) -> None:

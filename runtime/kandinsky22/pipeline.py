@@ -131,6 +131,8 @@ class Pipeline:
         size = self._latent_size(height, width)
         self._check_counts(num_images_per_prompt, batch_size)
         arguments.choice("output_type", output_type, ("pil", "np", "latent"))
+        if output_type != "latent":
+            self.bundle.component("movq_decoder")  # its lack should not show after the work
         guidance_scale = arguments.scale("guidance_scale", guidance_scale)
         table = self._decoder_table(num_inference_steps, scheduler, eta)
         if image_embeds is None:
@@ -218,7 +220,8 @@ class Pipeline:
         seeds = arguments.seeds(seed, len(prompts) * num_images)
         generators = [Generator(each) for each in seeds]
         scale = arguments.scale("prior_guidance_scale", guidance_scale)
-        self.bundle.component("prior_step")
+        for name in ("text_encoder", "prior_step"):
+            self.bundle.component(name)
         arguments.whole("prior_num_inference_steps", steps, 1, arguments.MAX_STEPS)
         table = schedulers.unclip(self.bundle.manifest.schedulers["prior"], steps)
         embeddings = prior.embed(
