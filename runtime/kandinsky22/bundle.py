@@ -220,7 +220,8 @@ def _read_manifest(path: Path) -> Manifest:
 
 def _require_complete(manifest: Manifest) -> None:
     """Raise KeyError or TypeError where the manifest does not say what its components are run by."""
-    needed = [(manifest.geometry, key) for key in ("latent_channels", "downscale", "embedding_dim", "learned_variance")]
+    facts = ("latent_channels", "downscale", "embedding_dim", "learned_variance", "default_size")
+    needed = [(manifest.geometry, key) for key in facts]
     needed += [(manifest.limits, key) for key in ("max_size", "ranks")]
     if "text_encoder" in manifest.components:
         needed += [(manifest.text, key) for key in ("max_length", "pad_token_id")]

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from kandinsky22.pipeline import Pipeline
 
 SUMMARY = "make pictures from prompts"
-DEFAULT_SIDE = 512
 INTERRUPTED = 130
 MANY = 4096
 """Of pictures a prompt, and at once: what the pipeline takes."""
@@ -63,8 +62,8 @@ def _add_picture_arguments(group: argparse._ArgumentGroup) -> None:
     add("--negative-prompt", metavar="TEXT", help='what to lead away from; "" is not the same as none')
     add("--num-images", metavar="N", type=_whole(1, MANY), default=1, help="pictures a prompt (%(default)s)")
     add("--size", metavar="WxH", type=_size, help="width and height in one, such as 768x512")
-    add("--width", metavar="PIXELS", type=int, help="rounded up to a multiple of 64 (512)")
-    add("--height", metavar="PIXELS", type=int, help="rounded up to a multiple of 64 (512)")
+    add("--width", metavar="PIXELS", type=int, help="rounded up to a multiple of 64 (the training size)")
+    add("--height", metavar="PIXELS", type=int, help="rounded up to a multiple of 64 (the training size)")
     add("--steps", metavar="N", type=steps, default=50, help="denoising steps of the decoder (%(default)s)")
     add("--guidance", metavar="SCALE", type=scale, default=4.0, help="of the decoder; none at 1 or below (%(default)s)")
     add("--prior-steps", metavar="N", type=steps, default=25, help="denoising steps of the prior (%(default)s)")
@@ -119,10 +118,11 @@ def _add_machine_arguments(group: argparse._ArgumentGroup) -> None:
 def run(options: argparse.Namespace) -> int:
     """Make the pictures; the exit code."""
     from kandinsky22 import backends
+    from kandinsky22.bundle import Bundle
     from kandinsky22.commands.places import Places
     from kandinsky22.pipeline import Pipeline
 
-    jobs = _jobs(options)
+    jobs = _jobs(options, Bundle(options.bundle).manifest.geometry["default_size"])
     names = [(job.prompt, job.seed) for job in jobs]
     places = Places(options.output, options.format, names, quality=options.quality, force=options.force)
     backend = backends.get(options.backend).availability()
@@ -220,7 +220,7 @@ def _origin(pipe: Pipeline, backend: Availability, precision: str) -> dict[str, 
     }
 
 
-def _jobs(options: argparse.Namespace) -> list[Job]:
+def _jobs(options: argparse.Namespace, default_size: int | None) -> list[Job]:
     """What the arguments ask for, one picture a job. Raises InputError where it makes no sense."""
     given = [*options.prompts, *(_read_prompts(options.prompts_file) if options.prompts_file else ())]
     if not given:
@@ -230,7 +230,7 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
         prompts
     )
     seeds = arguments.seeds(options.seed, len(prompts))
-    width, height = _width_and_height(options)
+    width, height = _width_and_height(options, default_size)
     settings = {
         "height": height,
         "width": width,
@@ -254,11 +254,11 @@ def _read_prompts(name: str) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _width_and_height(options: argparse.Namespace) -> tuple[int, int]:
+def _width_and_height(options: argparse.Namespace, default: int | None) -> tuple[int | None, int | None]:
     if options.size is None:
         return (
-            DEFAULT_SIDE if options.width is None else options.width,
-            DEFAULT_SIDE if options.height is None else options.height,
+            default if options.width is None else options.width,
+            default if options.height is None else options.height,
         )
     if options.width is not None or options.height is not None:
         raise InputError("--size gives both the width and the height; leave --width and --height out.")
