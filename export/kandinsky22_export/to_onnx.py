@@ -87,8 +87,9 @@ def _write(graph: Graph, path: Path) -> None:
         for spec in graph.inputs
     }
     with warnings.catch_warnings():
-        # The same name of two dimensions is meant: they are equal.
+        # The same name of two dimensions is meant: they are equal. And torch uses what torch deprecates.
         warnings.filterwarnings("ignore", message=".*The axis name: .* will not be used.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
         program = torch.onnx.export(
             graph,
             tuple(feeds.values()),
