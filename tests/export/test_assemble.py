@@ -133,7 +133,6 @@ def test_the_manifest(tiny_bundle: Path, tiny_manifest: Manifest, tiny_parts: ti
         for specs, found in ((component.inputs, session.get_inputs()), (component.outputs, session.get_outputs())):
             assert [(spec.name, list(spec.shape)) for spec in specs] == [(value.name, value.shape) for value in found]
     assert set(tiny_manifest.files) | {"manifest.json"} == set(files(tiny_bundle))
-    Bundle(tiny_bundle).verify() if hasattr(Bundle, "verify") else None
 
 
 def test_half_precision(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -182,14 +181,12 @@ class TestWhole:
         with pytest.raises(KandinskyError, match=r"constants\.npz"):
             Bundle(tmp_path / "out").constants()
 
-    @pytest.mark.parametrize(("size", "ranks"), [(64, 22), (1024, 5245), (2048, 20972)])
+    @pytest.mark.parametrize(("size", "ranks"), [(64, 22), (1024, 5244), (2048, 20973)])
     def test_the_largest_size_fixes_the_ranks(
         self, tmp_path: Path, tiny_checkpoint: Path, size: int, ranks: int
     ) -> None:
         manifest = export(str(tiny_checkpoint / "decoder"), tmp_path / "out", max_size=size)
-        values = 4 * (size // 2) ** 2
         assert manifest.limits == {"max_size": size, "ranks": ranks}
-        assert ranks == values - int(0.995 * (values - 1))
 
     def test_old_tokenizer_files_give_the_same_ids(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
         """Published repositories ship vocab.json and merges.txt, and no tokenizer.json."""
@@ -263,7 +260,7 @@ class TestWhole:
             (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), ExportError, "could not be written: the disk is full"),
             (OSError(errno.EIO, os.strerror(errno.EIO)), ExportError, "Input/output error; nothing was kept"),
             (ExportError("It differs."), ExportError, "It differs."),
-            (KeyboardInterrupt(), KeyboardInterrupt, ""),
+            (KeyboardInterrupt(), KeyboardInterrupt, None),
         ],
         ids=["full disk", "broken disk", "excess", "Ctrl-C"],
     )
@@ -274,7 +271,7 @@ class TestWhole:
         monkeypatch: pytest.MonkeyPatch,
         error: BaseException,
         raised: type[BaseException],
-        message: str,
+        message: str | None,
         force: bool,
     ) -> None:
         source, destination = str(tiny_checkpoint / "decoder"), tmp_path / "engines" / "out"

@@ -76,6 +76,23 @@ def test_the_file_is_opset_23_with_named_dimensions_and_no_traces_of_this_machin
     assert str(Path(__file__).parents[2]).encode() not in (tmp_path / "small.onnx").read_bytes()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_weights_are_freed_before_onnx_runtime_loads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    built: list[Graph] = []
+    held: list[int] = []
+    check = to_onnx._check
+
+    def measure(*arguments: Any) -> Any:
+        held.append(sum(parameter.nbytes for parameter in built[0].parameters()))
+        return check(*arguments)
+
+    monkeypatch.setattr(to_onnx, "_check", measure)
+    to_onnx.export_graph(lambda: built.append(small()) or built[0], tmp_path, precision, lambda _: None)
+    assert held == [0]
+
+
 def test_altered_weights_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = to_onnx._write
 
