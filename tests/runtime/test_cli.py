@@ -152,6 +152,19 @@ def test_places_in_the_name_tell_pictures_apart(cli: Cli, shapes_bundle: Path, t
     assert {PIL.Image.open(tmp_path / name).format for name in names} == {"WEBP"}
 
 
+def test_without_a_size_it_is_the_bundle_s_and_the_size_that_came_out_is_stored(
+    cli: Cli, shapes_bundle: Path, tmp_path: Path
+) -> None:
+    for options in ((), ("--width", "100")):
+        done = cli("generate", shapes_bundle, "a", *QUICK[2:], *options, "-o", tmp_path, "--json")
+        (told,) = json.loads(done.out)["pictures"]
+        usual = json.loads((shapes_bundle / "manifest.json").read_text())["geometry"]["default_size"]
+        size = (128 if options else usual, usual)
+        stored = images.read_parameters(told["path"])["arguments"]
+        assert pixels(told["path"]).shape == (size[1], size[0], 3)
+        assert (stored["width"], stored["height"]) == (told["width"], told["height"]) == size
+
+
 def test_format_and_quality_are_of_the_files_in_a_folder(cli: Cli, shapes_bundle: Path, tmp_path: Path) -> None:
     for quality in ("20", "100"):
         options = ("--format", "jpeg", "--quality", quality, "-o", f"{tmp_path}/v1.{quality}/")

@@ -15,6 +15,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import kandinsky22
 from kandinsky22 import Pipeline, images
 
 from .conftest import QUICK
@@ -85,4 +86,6 @@ def test_it_makes_the_same_picture(
         np.testing.assert_array_equal(there, here)
     report = json.loads(run(environment, "kandinsky22", "doctor", shapes_bundle, "--json"))
     assert report["auto"] == "onnxruntime"
+    code = "import importlib.metadata as installed; print(installed.version('kandinsky22'))"
+    assert run(environment, "python", "-c", code).strip() == report["kandinsky22"] == kandinsky22.__version__
     assert report["bundle"]["problems"] == []
