@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -174,7 +175,7 @@ def _download(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise CheckpointError(
-            f"{repo} is no folder here and could not be fetched from the Hub: {first_line(error)}"
+            f"{repo} is no folder here and could not be fetched from the Hub: {reason(error)}."
         ) from error
 
 
@@ -196,12 +197,12 @@ def _prior_of_card(repository: Repository) -> Repository | None:
     try:
         metadata = huggingface_hub.metadata_load(card) or {}
     except Exception as error:  # YAML's errors share no base with others
-        raise CheckpointError(f"The front matter of {card} could not be read: {first_line(error)}") from error
+        raise CheckpointError(f"The front matter of {card} could not be read: {reason(error)}.") from error
     priors = metadata.get("prior")
     name = priors[0] if isinstance(priors, list) and priors else priors
     if not isinstance(name, str):
         return None
-    beside = repository.folder / name
+    beside = Path(os.path.normpath(repository.folder / name))
     local = "folder" in repository.record and beside.is_dir()
     if not local and not HUB_ID.fullmatch(name):
         raise CheckpointError(f"{card} names {name} as its prior, which is not there: give one with --prior.")
@@ -217,7 +218,9 @@ def _scheduler(half: str, repository: Repository) -> dict[str, Any]:
     try:
         schedulers.table(config, 2)  # any number of steps reads every option
     except InputError as error:
-        raise CheckpointError(f"The scheduler of the {half} in {repository.name} is not supported: {error}") from error
+        raise CheckpointError(
+            f"The scheduler of the {half} in {repository.name} is not supported: {reason(error)}."
+        ) from error
     return config
 
 
@@ -232,8 +235,8 @@ def _require_fit(configs: Mapping[str, Mapping[str, Any]], samplers: Mapping[str
             learned = str(samplers["decoder"].get("variance_type")).startswith("learned")
             if learned or unet["out_channels"] != unet["in_channels"]:
                 raise CheckpointError(
-                    f"The unet's out_channels is {unet['out_channels']}: its {unet['in_channels']} in_channels are needed"
-                    " here, or twice as many where the scheduler's variance is learned."
+                    f"The unet's out_channels is {unet['out_channels']}; {unet['in_channels']} are needed here as they"
+                    f" go in, or {2 * unet['in_channels']} where the scheduler's variance is learned."
                 )
         if movq.get("lookup_from_codebook"):
             raise CheckpointError("The movq looks its latents up in its codebook; Kandinsky 2.2's does not.")
@@ -306,20 +309,30 @@ def _require_whole(path: Path) -> None:
         with safe_open(path, framework="pt"):
             pass
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or cut short: {first_line(error)}") from error
+        raise CheckpointError(f"{path} is damaged or cut short: {reason(error)}.") from error
 
 
 def _load(kind: Kind, path: Path, variant: str | None) -> nn.Module:
     """The module in float32 with every weight from the file. Raises CheckpointError."""
-    keyword = "torch_dtype" if kind.stem.startswith("diffusion") else "dtype"
-    options = {keyword: torch.float32, "use_safetensors": True, "local_files_only": True, "variant": variant}
+    if issubclass(kind.cls, transformers.PreTrainedModel):
+        options = {
+            "dtype": torch.float32,
+            "ignore_mismatched_sizes": True,
+        }  # reported below, as no exception says which
+    else:
+        options = {"torch_dtype": torch.float32}
     try:
-        module, report = kind.cls.from_pretrained(path, output_loading_info=True, **options)
+        module, report = kind.cls.from_pretrained(
+            path, variant=variant, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+        )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{path} could not be loaded: {first_line(error)}") from error
-    if report["missing_keys"]:
-        some = ", ".join(sorted(report["missing_keys"])[:3])
-        raise CheckpointError(f"{path} lacks {len(report['missing_keys'])} weights that its config asks for: {some}, …")
+        raise CheckpointError(f"{path} could not be loaded: {reason(error)}.") from error
+    wrong = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
+    if wrong:
+        raise CheckpointError(
+            f"{path} lacks {len(wrong)} weights that its config asks for, or has them in other shapes:"
+            f" {', '.join(wrong[:3])}."
+        )
     network: nn.Module = module.eval().requires_grad_(False)
     return network
 
@@ -335,7 +348,7 @@ def _tokenizer_loader(repository: Repository) -> Callable[[], transformers.CLIPT
                 folder, local_files_only=True
             )
         except Exception as error:  # tokenizers raises bare Exceptions
-            raise CheckpointError(f"{folder} is no CLIP tokenizer: {first_line(error)}") from error
+            raise CheckpointError(f"{folder} is no CLIP tokenizer: {reason(error)}.") from error
         return tokenizer
 
     return load
@@ -347,12 +360,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no {path}: a checkpoint in diffusers' layout has one.") from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} could not be read: {first_line(error)}") from error
+        raise CheckpointError(f"{path} could not be read: {reason(error)}.") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} is not a JSON object.")
     return data
 
 
-def first_line(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """What an error of another library says, as far as it fits into our one sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

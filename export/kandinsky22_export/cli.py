@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--architecture needs --random-weights SEED")
     destination = Path(options.output) if options.output else _default_destination(options)
     started = time.monotonic()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever asks it to stop, nothing is left behind
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever stops it, nothing is left behind
     try:
         with _quiet(options.verbose):
             manifest = _export(options, destination)
@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     _report(manifest, destination, time.monotonic() - started, options.json)
     return 0
 

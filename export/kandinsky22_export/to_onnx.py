@@ -63,11 +63,17 @@ def export_graph(build: Callable[[], Graph], folder: Path, precision: str, note:
     if precision == "fp16":
         graph.half()
     _write(graph, path)
-    del graph
-    gc.collect()
+    _free(graph)
     note("comparing with torch")
     checks = tuple(_check(name, path, component.outputs, cases, BOUNDS[precision]))
     return dataclasses.replace(component, checks=checks)
+
+
+def _free(graph: Graph) -> None:
+    """Give the memory of a graph's weights back. torch.onnx keeps the parameters in cycles and caches of its own."""
+    for parameter in graph.parameters():
+        parameter.data = torch.empty(0)
+    gc.collect()
 
 
 @torch.no_grad()
@@ -87,8 +93,9 @@ def _write(graph: Graph, path: Path) -> None:
         for spec in graph.inputs
     }
     with warnings.catch_warnings():
-        # The same name of two dimensions is meant: they are equal.
+        # The same name of two dimensions is meant: they are equal. And torch uses what torch deprecates.
         warnings.filterwarnings("ignore", message=".*The axis name: .* will not be used.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
         program = torch.onnx.export(
             graph,
             tuple(feeds.values()),
