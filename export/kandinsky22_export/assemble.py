@@ -204,7 +204,8 @@ def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
 
 def _geometry(checkpoint: Checkpoint) -> dict[str, Any]:
     """What the runtime asks about shapes; None where the checkpoint has no such part."""
-    geometry: dict[str, Any] = dict.fromkeys(("latent_channels", "downscale", "embedding_dim", "learned_variance"))
+    names = ("latent_channels", "downscale", "embedding_dim", "learned_variance", "default_size")
+    geometry: dict[str, Any] = dict.fromkeys(names)
     if "prior" in checkpoint.networks:
         geometry["embedding_dim"] = checkpoint.networks["prior"].config["embedding_dim"]
     if "unet" in checkpoint.networks:
@@ -213,7 +214,13 @@ def _geometry(checkpoint: Checkpoint) -> dict[str, Any]:
         geometry["downscale"] = 2 ** (len(movq["block_out_channels"]) - 1)
         geometry["embedding_dim"] = unet["encoder_hid_dim"]
         geometry["learned_variance"] = unet["out_channels"] == 2 * unet["in_channels"]
+        geometry["default_size"] = _trained_size(unet.get("sample_size"), geometry["downscale"])
     return geometry
+
+
+def _trained_size(latents: Any, downscale: int) -> int:
+    """Pixels a side of the pictures that a UNet was trained at; 512, as published, where its config is silent."""
+    return latents * downscale if isinstance(latents, int) else 512
 
 
 def _limits(checkpoint: Checkpoint, max_size: int) -> dict[str, Any]:

@@ -6,6 +6,9 @@ pipe = Pipeline.load("engines/shapes")
 pipe("a red circle on a blue background", seed=0).images[0].save("circle.png")
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from kandinsky22.errors import (
     BackendError,
     BundleError,
@@ -15,8 +18,12 @@ from kandinsky22.errors import (
     InputError,
     KandinskyError,
 )
-from kandinsky22.pipeline import Output, Pipeline
-from kandinsky22.prior import Embeddings
+
+if TYPE_CHECKING:
+    from kandinsky22.pipeline import Output, Pipeline
+    from kandinsky22.prior import Embeddings
+
+__version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
@@ -29,4 +36,16 @@ __all__ = [
     "KandinskyError",
     "Output",
     "Pipeline",
+    "__version__",
 ]
+
+_LAZY = {"Embeddings": "kandinsky22.prior", "Output": "kandinsky22.pipeline", "Pipeline": "kandinsky22.pipeline"}
+"""Names that bring NumPy and Pillow with them, and where they are: `kandinsky22 --help` waits for neither."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import what `_LAZY` names when it is first asked for (PEP 562)."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
+    return value

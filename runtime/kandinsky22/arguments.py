@@ -11,6 +11,7 @@ from kandinsky22.errors import InputError
 
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
+MAX_PICTURES = 4096
 
 
 def whole(name: str, value: object, low: int, high: int) -> int:
@@ -32,7 +33,7 @@ def prompts(value: object) -> list[str]:
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list | tuple) or not values or not all(isinstance(text, str) for text in values):
         raise InputError(f"prompt is {_short(value)}; expected a string, or a list of at least one string.")
-    return list(values)
+    return _unicode("prompt", values)
 
 
 def negative_prompts(value: object, count: int) -> list[str] | None:
@@ -40,12 +41,12 @@ def negative_prompts(value: object, count: int) -> list[str] | None:
     if value is None:
         return None
     if isinstance(value, str):
-        return [value] * count
+        return _unicode("negative_prompt", [value]) * count
     if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value) or len(value) != count:
         raise InputError(
             f"negative_prompt is {_short(value)}; expected None, a string, or a list of {count} strings, one a prompt."
         )
-    return list(value)
+    return _unicode("negative_prompt", value)
 
 
 def seeds(value: int | Sequence[int] | None, count: int) -> list[int]:
@@ -68,6 +69,16 @@ def choice(name: str, value: object, allowed: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in allowed:
         raise InputError(f"{name} is {value!r}; expected one of {', '.join(allowed)}.")
     return value
+
+
+def _unicode(name: str, texts: Sequence[str]) -> list[str]:
+    """`texts`, none of which has a half of a surrogate pair: what Python makes of bytes that are no text."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{name} is {_short(text)}, which is not valid Unicode text; expected UTF-8.") from error
+    return list(texts)
 
 
 def _short(value: object) -> str:
