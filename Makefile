@@ -20,7 +20,7 @@ help:  ## Print this list.
 
 demo: $(SHAPES)  ## From nothing to a picture: export checkpoints/shapes, then make out/demo.png (PROMPT=… SEED=…).
 	@mkdir -p out
-	$(BIN)/kandinsky22 generate engines/shapes "$(PROMPT)" --seed $(SEED) --size 128x128 -o out/demo.png --force
+	$(BIN)/kandinsky22 generate engines/shapes "$(PROMPT)" --seed $(SEED) -o out/demo.png --force
 
 engines: $(READY)  ## Export CHECKPOINT=… (a folder or a Hub id) to engines/NAME with PRECISION=fp32|fp16.
 	$(BIN)/kandinsky22-export "$(CHECKPOINT)" -o "engines/$(NAME)" --precision $(PRECISION) --force

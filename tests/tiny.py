@@ -18,7 +18,11 @@ from diffusers import (
     UNet2DConditionModel,
     VQModel,
 )
-from diffusers.pipelines.kandinsky2_2 import KandinskyV22Pipeline, KandinskyV22PriorPipeline
+from diffusers.pipelines.kandinsky2_2 import (
+    KandinskyV22CombinedPipeline,
+    KandinskyV22Pipeline,
+    KandinskyV22PriorPipeline,
+)
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPImageProcessor,
@@ -55,6 +59,12 @@ class Parts:
         (folder / "decoder" / "README.md").write_text("---\nprior:\n- ../prior\n---\n# A tiny decoder\n")
         return folder
 
+    def half(self) -> Parts:
+        """The same with all networks in half precision."""
+        for module in (self.unet, self.movq, self.prior, self.text_encoder, self.image_encoder):
+            module.half()
+        return self
+
     def prior_pipeline(self) -> KandinskyV22PriorPipeline:
         """diffusers' own prior pipeline over these modules."""
         return KandinskyV22PriorPipeline(
@@ -69,6 +79,11 @@ class Parts:
     def decoder_pipeline(self) -> KandinskyV22Pipeline:
         """diffusers' own decoder pipeline over these modules."""
         return KandinskyV22Pipeline(unet=self.unet, scheduler=self.scheduler, movq=self.movq)
+
+    def combined_pipeline(self) -> KandinskyV22CombinedPipeline:
+        """diffusers' own pipeline of both."""
+        prior = {f"prior_{name}": part for name, part in self.prior_pipeline().components.items()}
+        return KandinskyV22CombinedPipeline(**self.decoder_pipeline().components, **prior)
 
 
 def parts(seed: int = 0, movq_channels: tuple[int, ...] = (32, 64), learned_variance: bool = True) -> Parts:

@@ -1,9 +1,10 @@
-"""Checkpoint -> bundle: every graph, the constants, the tokenizer and the manifest, in a folder that is whole or absent."""
+"""Checkpoint -> bundle: graphs, constants, tokenizer and manifest, in a folder that is whole or absent."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import importlib.metadata
 import math
 import os
@@ -17,12 +18,12 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from kandinsky22 import bundle
+from kandinsky22 import bundle, schedulers
 from kandinsky22.bundle import Component, FileRecord, Manifest
 from kandinsky22.errors import CheckpointError, ExportError, InputError
 from kandinsky22_export import rewrites
 from kandinsky22_export.checkpoints import Checkpoint, open_checkpoint
-from kandinsky22_export.graphs import DecoderStep, Graph, MovqDecoder, PriorStep, TextEncoder, downscale
+from kandinsky22_export.graphs import DecoderStep, Graph, MovqDecoder, PriorStep, TextEncoder
 from kandinsky22_export.random_weights import ARCHITECTURES, random_checkpoint
 from kandinsky22_export.to_onnx import BOUNDS, OPSET, export_graph
 
@@ -44,6 +45,7 @@ PROBES = (
 )
 
 Note = Callable[[str, str], None]
+Constants = dict[str, Any]  # float32 (1, E), by the names of constants.npz
 
 
 def export(
@@ -87,8 +89,7 @@ def export(
         for name in chosen:
             note(name, "fetching")
             checkpoint.networks[NETWORKS[name]].fetch()
-        manifest = _write(checkpoint, chosen, destination.name, precision, max_size, folder, note)
-    return manifest
+        return _write(checkpoint, chosen, destination.name, precision, max_size, folder, note)
 
 
 def _choose(checkpoint: Checkpoint, components: Sequence[str] | None) -> list[str]:
@@ -108,17 +109,18 @@ def _write(
     (folder / "onnx").mkdir()
     limits = _limits(checkpoint, max_size)
     text = _write_tokenizer(checkpoint, folder)
-    if "prior" in checkpoint.networks:
-        note("constants", "computing the zero-image embedding")
-        _write_constants(checkpoint, folder)
+    note("constants", "computing the zero-image embedding")
+    constants = _zero_image(checkpoint)
     components: dict[str, Component] = {}
     for component in chosen:
         components[component] = export_graph(
-            lambda component=component: _graph(checkpoint, component, limits),  # type: ignore[misc]
+            functools.partial(_graph, checkpoint, component, limits, constants),
             folder / "onnx",
             precision,
-            lambda stage, component=component: note(component, stage),  # type: ignore[misc]
+            functools.partial(note, component),
         )
+    if constants:
+        np.savez(folder / bundle.CONSTANTS, **constants)
     note("manifest", "hashing")
     manifest = Manifest(
         name=name,
@@ -136,18 +138,33 @@ def _write(
     return manifest
 
 
-def _graph(checkpoint: Checkpoint, component: str, limits: dict[str, Any]) -> Graph:
-    network = checkpoint.networks[NETWORKS[component]].load()
+def _graph(checkpoint: Checkpoint, component: str, limits: dict[str, Any], constants: Constants) -> Graph:
+    """The graph of a component. Loading the prior also gives the statistics of embeddings, for `constants`."""
+    network: Any = checkpoint.networks[NETWORKS[component]].load()
     match component:
         case "text_encoder":
             return TextEncoder(network)
         case "prior_step":
+            constants["clip_mean"] = network.clip_mean.numpy().copy()
+            constants["clip_std"] = network.clip_std.numpy().copy()
             return PriorStep(network)
         case "decoder_step":
             return DecoderStep(network, limits["ranks"])
         case _:
             rewrites.spatial_norm_before_upsampling(network)
             return MovqDecoder(network)
+
+
+@torch.no_grad()
+def _zero_image(checkpoint: Checkpoint) -> Constants:
+    """`zero_image_embeds` (1, E): what the image encoder makes of zeros, which is no black picture. Or nothing."""
+    if checkpoint.zero_image is not None:
+        return {"zero_image_embeds": checkpoint.zero_image.numpy()}
+    if "image_encoder" not in checkpoint.networks:
+        return {}
+    encoder: Any = checkpoint.networks["image_encoder"].load()
+    size = encoder.config.image_size
+    return {"zero_image_embeds": encoder(torch.zeros(1, 3, size, size)).image_embeds.numpy()}
 
 
 def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
@@ -179,48 +196,42 @@ def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
         wanted = tokenizer(probe, padding="max_length", max_length=length, truncation=True)
         found = plain.encode(probe)
         if (found.ids, found.attention_mask) != (wanted["input_ids"], wanted["attention_mask"]):
-            raise CheckpointError(f"The tokenizer could not be converted: {probe!r} gives other ids than in transformers.")
+            raise CheckpointError(
+                f"The tokenizer could not be converted: {probe!r} gives other ids than in transformers."
+            )
     return text
-
-
-@torch.no_grad()
-def _write_constants(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write constants.npz, float32 (1, E) each: the zero image's embedding, and what un-normalises the prior's result."""
-    prior: Any = checkpoint.networks["prior"].load()
-    statistics = {"clip_mean": prior.clip_mean.numpy(), "clip_std": prior.clip_std.numpy()}
-    del prior
-    zero_image = checkpoint.zero_image
-    if zero_image is None:
-        encoder: Any = checkpoint.networks["image_encoder"].load()
-        size = encoder.config.image_size
-        zero_image = encoder(torch.zeros(1, 3, size, size)).image_embeds
-    np.savez(folder / bundle.CONSTANTS, zero_image_embeds=zero_image.numpy(), **statistics)
 
 
 def _geometry(checkpoint: Checkpoint) -> dict[str, Any]:
     """What the runtime asks about shapes; None where the checkpoint has no such part."""
-    geometry = dict.fromkeys(("latent_channels", "downscale", "embedding_dim", "learned_variance"))
-    result: dict[str, Any] = dict(geometry)
-    if "unet" in checkpoint.networks:
-        unet = checkpoint.networks["unet"].config
-        result["latent_channels"] = unet["in_channels"]
-        result["downscale"] = 2 ** (len(checkpoint.networks["movq"].config["block_out_channels"]) - 1)
-        result["embedding_dim"] = unet["encoder_hid_dim"]
-        result["learned_variance"] = unet["out_channels"] == 2 * unet["in_channels"]
+    names = ("latent_channels", "downscale", "embedding_dim", "learned_variance", "default_size")
+    geometry: dict[str, Any] = dict.fromkeys(names)
     if "prior" in checkpoint.networks:
-        result["embedding_dim"] = checkpoint.networks["prior"].config["embedding_dim"]
-    return result
+        geometry["embedding_dim"] = checkpoint.networks["prior"].config["embedding_dim"]
+    if "unet" in checkpoint.networks:
+        unet, movq = checkpoint.networks["unet"].config, checkpoint.networks["movq"].config
+        geometry["latent_channels"] = unet["in_channels"]
+        geometry["downscale"] = 2 ** (len(movq["block_out_channels"]) - 1)
+        geometry["embedding_dim"] = unet["encoder_hid_dim"]
+        geometry["learned_variance"] = unet["out_channels"] == 2 * unet["in_channels"]
+        geometry["default_size"] = _trained_size(unet.get("sample_size"), geometry["downscale"])
+    return geometry
+
+
+def _trained_size(latents: Any, downscale: int) -> int:
+    """Pixels a side of the pictures that a UNet was trained at; 512, as published, where its config is silent."""
+    return latents * downscale if isinstance(latents, int) else 512
 
 
 def _limits(checkpoint: Checkpoint, max_size: int) -> dict[str, Any]:
+    """`max_size`, and how many of the largest |x0| its dynamic thresholding needs (None without a decoder)."""
     geometry = _geometry(checkpoint)
     if geometry["downscale"] is None:
         return {"max_size": max_size, "ranks": None}
-    scale = geometry["downscale"]
-    side = math.ceil(max_size / scale**2) * scale
+    side = math.ceil(max_size / geometry["downscale"] ** 2) * geometry["downscale"]
     values = geometry["latent_channels"] * side**2
     ratio = checkpoint.schedulers["decoder"].get("dynamic_thresholding_ratio", 0.995)
-    return {"max_size": max_size, "ranks": values - math.floor(ratio * (values - 1))}
+    return {"max_size": max_size, "ranks": schedulers.ranks_needed(ratio, values)}
 
 
 def _versions() -> dict[str, str]:
@@ -237,9 +248,7 @@ def _version(package: str) -> str:
 
 def _records(folder: Path) -> dict[str, FileRecord]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): FileRecord(path.stat().st_size, bundle.sha256(path)) for path in files
-    }
+    return {path.relative_to(folder).as_posix(): FileRecord(path.stat().st_size, bundle.sha256(path)) for path in files}
 
 
 @contextlib.contextmanager

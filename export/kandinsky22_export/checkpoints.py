@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from kandinsky22.errors import CheckpointError
+from kandinsky22 import schedulers
+from kandinsky22.errors import CheckpointError, InputError
 
 PIPELINES = {
     "KandinskyV22Pipeline": ("decoder",),
@@ -35,24 +37,32 @@ PIPELINES = {
     "KandinskyV22CombinedPipeline": ("decoder", "prior"),
     "KandinskyV22Img2ImgCombinedPipeline": ("decoder", "prior"),
 }
+SCHEDULERS = {"decoder": ("DDPMScheduler", "DDIMScheduler"), "prior": ("UnCLIPScheduler",)}
 CONFIGS = ("model_index.json", "README.md", "*/*config.json", "*/*token*.json", "*/vocab.json", "*/merges.txt")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A network of the decoder's or the prior's pipeline: its class and what its files begin with."""
+    """A network of the decoder's or the prior's pipeline: its class, what its files begin with, what its config has."""
 
     name: str
     half: str
     cls: Any
     stem: str
+    needs: tuple[str, ...] = ()
 
 
 KINDS = (
-    Kind("unet", "decoder", diffusers.UNet2DConditionModel, "diffusion_pytorch_model"),
-    Kind("movq", "decoder", diffusers.VQModel, "diffusion_pytorch_model"),
-    Kind("prior", "prior", diffusers.PriorTransformer, "diffusion_pytorch_model"),
+    Kind(
+        "unet",
+        "decoder",
+        diffusers.UNet2DConditionModel,
+        "diffusion_pytorch_model",
+        ("in_channels", "out_channels", "block_out_channels", "encoder_hid_dim"),
+    ),
+    Kind("movq", "decoder", diffusers.VQModel, "diffusion_pytorch_model", ("latent_channels", "block_out_channels")),
+    Kind("prior", "prior", diffusers.PriorTransformer, "diffusion_pytorch_model", ("embedding_dim", "num_embeddings")),
     Kind("text_encoder", "prior", transformers.CLIPTextModelWithProjection, "model"),
     Kind("image_encoder", "prior", transformers.CLIPVisionModelWithProjection, "model"),
 )
@@ -113,7 +123,7 @@ def open_checkpoint(
     CheckpointError.
     """
     repository = _open(source, revision)
-    halves = {half: repository for half in repository.halves}
+    halves = dict.fromkeys(repository.halves, repository)
     if prior is not None and "prior" in halves:
         raise CheckpointError(f"{source} has a prior of its own: leave out --prior {prior}.")
     if "prior" not in halves:
@@ -122,14 +132,13 @@ def open_checkpoint(
             if "prior" not in found.halves:
                 raise CheckpointError(f"{found.name} was given as the prior, but it is a decoder.")
             halves["prior"] = found
-    networks = {
-        kind.name: _network(kind, halves[kind.half], variant) for kind in KINDS if kind.half in halves
-    }
-    _require_fit({name: network.config for name, network in networks.items()})
+    networks = {kind.name: _network(kind, halves[kind.half], variant) for kind in KINDS if kind.half in halves}
+    configs = {half: _scheduler(half, found) for half, found in halves.items()}
+    _require_fit({name: network.config for name, network in networks.items()}, configs)
     return Checkpoint(
         source={half: found.record for half, found in halves.items()},
         networks=networks,
-        schedulers={half: _scheduler(half, found) for half, found in halves.items()},
+        schedulers=configs,
         tokenizer=_tokenizer_loader(halves["prior"]) if "prior" in halves else None,
     )
 
@@ -166,7 +175,7 @@ def _download(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise CheckpointError(
-            f"{repo} is no folder here and could not be fetched from the Hub: {first_line(error)}"
+            f"{repo} is no folder here and could not be fetched from the Hub: {reason(error)}."
         ) from error
 
 
@@ -188,12 +197,12 @@ def _prior_of_card(repository: Repository) -> Repository | None:
     try:
         metadata = huggingface_hub.metadata_load(card) or {}
     except Exception as error:  # YAML's errors share no base with others
-        raise CheckpointError(f"The front matter of {card} could not be read: {first_line(error)}") from error
+        raise CheckpointError(f"The front matter of {card} could not be read: {reason(error)}.") from error
     priors = metadata.get("prior")
     name = priors[0] if isinstance(priors, list) and priors else priors
     if not isinstance(name, str):
         return None
-    beside = repository.folder / name
+    beside = Path(os.path.normpath(repository.folder / name))
     local = "folder" in repository.record and beside.is_dir()
     if not local and not HUB_ID.fullmatch(name):
         raise CheckpointError(f"{card} names {name} as its prior, which is not there: give one with --prior.")
@@ -201,23 +210,41 @@ def _prior_of_card(repository: Repository) -> Repository | None:
 
 
 def _scheduler(half: str, repository: Repository) -> dict[str, Any]:
-    return _read_json(repository.folder / repository.part(half, "scheduler") / "scheduler_config.json")
+    """The scheduler's config, of a class and with options that the runtime can solve."""
+    config = _read_json(repository.folder / repository.part(half, "scheduler") / "scheduler_config.json")
+    name = config.get("_class_name")
+    if name not in SCHEDULERS[half]:
+        raise CheckpointError(f"The scheduler of the {half} is a {name}; expected {' or '.join(SCHEDULERS[half])}.")
+    try:
+        schedulers.table(config, 2)  # any number of steps reads every option
+    except InputError as error:
+        raise CheckpointError(
+            f"The scheduler of the {half} in {repository.name} is not supported: {reason(error)}."
+        ) from error
+    return config
 
 
-def _require_fit(configs: Mapping[str, Mapping[str, Any]]) -> None:
+def _require_fit(configs: Mapping[str, Mapping[str, Any]], samplers: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse networks that are of the right classes and yet not those of text to image in Kandinsky 2.2."""
     if "unet" in configs:
         unet, movq = configs["unet"], configs["movq"]
         _require("unet", unet, "addition_embed_type", "image")
         _require("unet", unet, "encoder_hid_dim_type", "image_proj")
-        _require("unet", unet, "in_channels", movq.get("latent_channels", 3))
+        _require("unet", unet, "in_channels", movq["latent_channels"])
+        if unet["out_channels"] != 2 * unet["in_channels"]:
+            learned = str(samplers["decoder"].get("variance_type")).startswith("learned")
+            if learned or unet["out_channels"] != unet["in_channels"]:
+                raise CheckpointError(
+                    f"The unet's out_channels is {unet['out_channels']}; {unet['in_channels']} are needed here as they"
+                    f" go in, or {2 * unet['in_channels']} where the scheduler's variance is learned."
+                )
         if movq.get("lookup_from_codebook"):
             raise CheckpointError("The movq looks its latents up in its codebook; Kandinsky 2.2's does not.")
     if "prior" in configs:
         prior, text = configs["prior"], configs["text_encoder"]
-        embedding = prior.get("embedding_dim", 768)
+        embedding = prior["embedding_dim"]
         _require("text_encoder", text, "hidden_size", embedding)
-        _require("text_encoder", text, "max_position_embeddings", prior.get("num_embeddings", 77))
+        _require("text_encoder", text, "max_position_embeddings", prior["num_embeddings"])
         if "unet" in configs:
             _require("unet", configs["unet"], "encoder_hid_dim", embedding)
 
@@ -229,17 +256,28 @@ def _require(part: str, config: Mapping[str, Any], key: str, expected: object) -
 
 def _network(kind: Kind, repository: Repository, variant: str | None) -> Network:
     folder = repository.part(kind.half, kind.name)
+    config = _config(kind, repository, folder)
+
+    def fetch() -> tuple[Path, str | None]:
+        return _weights(kind, repository, folder, variant)
+
+    return Network(config, lambda: _load(kind, *fetch()), fetch)
+
+
+def _config(kind: Kind, repository: Repository, folder: str) -> dict[str, Any]:
+    """The content of config.json, of the right class and with all that is asked of it later."""
     config = _read_json(repository.folder / folder / "config.json")
     names = config.get("architectures") or [config.get("_class_name")]
     if kind.cls.__name__ not in names:
         raise CheckpointError(
             f"{folder} of {repository.name} is a {names[0]}; expected a {kind.cls.__name__}, as in Kandinsky 2.2."
         )
-
-    def fetch() -> tuple[Path, str | None]:
-        return _weights(kind, repository, folder, variant)
-
-    return Network(config, lambda: _load(kind, *fetch()), fetch)
+    missing = [key for key in kind.needs if key not in config]
+    if missing:
+        raise CheckpointError(f"The config of {folder} in {repository.name} has no {' and no '.join(missing)}.")
+    if issubclass(kind.cls, transformers.PreTrainedModel):
+        config = kind.cls.config_class(**config).to_dict()  # the file may leave out what is as usual
+    return config
 
 
 def _weights(kind: Kind, repository: Repository, folder: str, variant: str | None) -> tuple[Path, str | None]:
@@ -271,20 +309,30 @@ def _require_whole(path: Path) -> None:
         with safe_open(path, framework="pt"):
             pass
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or cut short: {first_line(error)}") from error
+        raise CheckpointError(f"{path} is damaged or cut short: {reason(error)}.") from error
 
 
 def _load(kind: Kind, path: Path, variant: str | None) -> nn.Module:
     """The module in float32 with every weight from the file. Raises CheckpointError."""
-    keyword = "torch_dtype" if kind.stem.startswith("diffusion") else "dtype"
-    options = {keyword: torch.float32, "use_safetensors": True, "local_files_only": True, "variant": variant}
+    if issubclass(kind.cls, transformers.PreTrainedModel):
+        options = {
+            "dtype": torch.float32,
+            "ignore_mismatched_sizes": True,
+        }  # reported below, as no exception says which
+    else:
+        options = {"torch_dtype": torch.float32}
     try:
-        module, report = kind.cls.from_pretrained(path, output_loading_info=True, **options)
+        module, report = kind.cls.from_pretrained(
+            path, variant=variant, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+        )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{path} could not be loaded: {first_line(error)}") from error
-    if report["missing_keys"]:
-        some = ", ".join(sorted(report["missing_keys"])[:3])
-        raise CheckpointError(f"{path} lacks {len(report['missing_keys'])} weights that its config asks for: {some}, …")
+        raise CheckpointError(f"{path} could not be loaded: {reason(error)}.") from error
+    wrong = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
+    if wrong:
+        raise CheckpointError(
+            f"{path} lacks {len(wrong)} weights that its config asks for, or has them in other shapes:"
+            f" {', '.join(wrong[:3])}."
+        )
     network: nn.Module = module.eval().requires_grad_(False)
     return network
 
@@ -296,9 +344,12 @@ def _tokenizer_loader(repository: Repository) -> Callable[[], transformers.CLIPT
 
     def load() -> transformers.CLIPTokenizer:
         try:
-            return transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer: transformers.CLIPTokenizer = transformers.CLIPTokenizer.from_pretrained(
+                folder, local_files_only=True
+            )
         except Exception as error:  # tokenizers raises bare Exceptions
-            raise CheckpointError(f"{folder} is no CLIP tokenizer: {first_line(error)}") from error
+            raise CheckpointError(f"{folder} is no CLIP tokenizer: {reason(error)}.") from error
+        return tokenizer
 
     return load
 
@@ -309,12 +360,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no {path}: a checkpoint in diffusers' layout has one.") from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} could not be read: {first_line(error)}") from error
+        raise CheckpointError(f"{path} could not be read: {reason(error)}.") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} is not a JSON object.")
     return data
 
 
-def first_line(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """What an error of another library says, as far as it fits into our one sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

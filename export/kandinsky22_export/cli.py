@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--architecture needs --random-weights SEED")
     destination = Path(options.output) if options.output else _default_destination(options)
     started = time.monotonic()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever stops it, nothing is left behind
     try:
         with _quiet(options.verbose):
             manifest = _export(options, destination)
@@ -44,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     _report(manifest, destination, time.monotonic() - started, options.json)
     return 0
 

@@ -24,22 +24,31 @@ STATE = {"latents": "latents_next", "x0_before": "x0"}
 class Graph(nn.Module):
     """One graph of the bundle: a module whose `forward` takes `inputs` in order and returns `outputs` in order.
 
-    `example` are the sizes it is traced at, `checks` those it is compared with torch at; they share no batch size and
-    no height or width. `state` says which output feeds which input of the next step.
+    `example` are the sizes it is traced at, `checks` those it is compared with torch at: sizes that were not traced.
+    `state` says which output feeds which input of the next step.
     """
 
     name: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    example: Sizes
-    checks: tuple[Sizes, ...]
-    state: Mapping[str, str] = {}
+
+    def __init__(
+        self,
+        network: nn.Module,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        example: Sizes,
+        checks: tuple[Sizes, ...],
+        state: Mapping[str, str] | None = None,
+    ):
+        super().__init__()
+        self.network: Any = network
+        self.inputs, self.outputs, self.state = inputs, outputs, dict(state or {})
+        self.example, self.checks = example, checks
 
     def feeds(self, sizes: Sizes, seed: int) -> Feeds:
         """Random inputs at `sizes`, the same for the same seed, alike in kind to those of a real run."""
         generator = torch.Generator().manual_seed(seed)
         return {
-            spec.name: self.draw(spec, tuple(sizes.get(d, 0) if isinstance(d, str) else d for d in spec.shape), generator)
+            spec.name: self.draw(spec, tuple(sizes[d] if isinstance(d, str) else d for d in spec.shape), generator)
             for spec in self.inputs
         }
 
@@ -52,20 +61,21 @@ class TextEncoder(Graph):
     """CLIP's text tower with projection: ids (B, T) -> embeddings (B, E) and hidden states (B, T, H)."""
 
     name = "text_encoder"
-    example: Sizes = {"B": 2}
-    checks = ({"B": 1}, {"B": 3})
 
     def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
         config: Any = network.config
-        self.last_id = config.vocab_size - 1
         tokens = config.max_position_embeddings
-        self.inputs = (TensorSpec("input_ids", "int64", ("B", tokens)),)
-        self.outputs = (
-            TensorSpec("text_embeds", "float32", ("B", config.projection_dim)),
-            TensorSpec("text_hidden", "float32", ("B", tokens, config.hidden_size)),
+        super().__init__(
+            network,
+            inputs=(TensorSpec("input_ids", "int64", ("B", tokens)),),
+            outputs=(
+                TensorSpec("text_embeds", "float32", ("B", config.projection_dim)),
+                TensorSpec("text_hidden", "float32", ("B", tokens, config.hidden_size)),
+            ),
+            example={"B": 2},
+            checks=({"B": 1}, {"B": 3}),
         )
+        self.last_id = config.vocab_size - 1
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """`input_ids` int64 (B, T) -> float32 (B, E), (B, T, H)."""
@@ -83,31 +93,29 @@ class MovqDecoder(Graph):
     """MoVQ without quantisation: latents (B, C, h, w) -> pictures (B, 8h, 8w, 3) in 0..1."""
 
     name = "movq_decoder"
-    example: Sizes = {"B": 2, "h": 12, "w": 10}
-    checks = ({"B": 1, "h": 8, "w": 16}, {"B": 3, "h": 6, "w": 7})
 
     def __init__(self, network: nn.Module):
-        super().__init__()
+        config: Any = network.config
+        scale = 2 ** (len(config.block_out_channels) - 1)
+        super().__init__(
+            network,
+            inputs=(TensorSpec("latents", "float32", ("B", config.latent_channels, "h", "w")),),
+            outputs=(TensorSpec("image", "float32", ("B", f"{scale}*h", f"{scale}*w", config.out_channels)),),
+            example={"B": 2, "h": 12, "w": 10},
+            checks=({"B": 1, "h": 8, "w": 16}, {"B": 3, "h": 6, "w": 7}),
+        )
         # The encoder and the codebook are no part of this graph, nor of its memory and its count of parameters.
         del network.encoder, network.quant_conv, network.quantize
-        self.network = network
-        config: Any = network.config
-        scale = downscale(config)
-        self.inputs = (TensorSpec("latents", "float32", ("B", config.latent_channels, "h", "w")),)
-        shape = ("B", f"{scale}*h", f"{scale}*w", config.out_channels)
-        self.outputs = (TensorSpec("image", "float32", shape),)
 
     def forward(self, latents: Tensor) -> Tensor:
         """`latents` float32 (B, C, h, w) -> float32 (B, 8h, 8w, 3)."""
-        network: Any = self.network
-        sample = network.decode(latents.to(network.dtype), force_not_quantize=True, return_dict=False)[0]
+        latents = latents.to(self.network.dtype)
+        sample: Tensor = self.network.decode(latents, force_not_quantize=True, return_dict=False)[0]
         return (sample.float() * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
 class Step(Graph):
-    """What the two step graphs share: the state, the row of coefficients, and how their feeds are drawn."""
-
-    state = STATE
+    """What the two step graphs share: how the feeds are drawn."""
 
     def draw(self, spec: TensorSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Feeds that reach every term of the update: no coefficient is zero, the variance is learned, x0 is cut."""
@@ -126,21 +134,24 @@ class PriorStep(Step):
     """One whole step of the prior: network, guidance, scheduler."""
 
     name = "prior_step"
-    example: Sizes = {"B": 3, "G": 2}
-    checks = ({"B": 1, "G": 2}, {"B": 2, "G": 1})
 
     def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
         config: Any = network.config
         tokens, embedding = config.num_embeddings, config.embedding_dim
-        self.inputs = (
-            *_step_inputs(("B", embedding)),
-            TensorSpec("text_embeds", "float32", ("G", "B", config.embedding_proj_dim or embedding)),
-            TensorSpec("text_hidden", "float32", ("G", "B", tokens, embedding)),
-            TensorSpec("text_mask", "bool", ("G", "B", tokens)),
+        shape = ("B", embedding)
+        super().__init__(
+            network,
+            inputs=(
+                *_step_inputs(shape),
+                TensorSpec("text_embeds", "float32", ("G", "B", config.embedding_proj_dim or embedding)),
+                TensorSpec("text_hidden", "float32", ("G", "B", tokens, embedding)),
+                TensorSpec("text_mask", "bool", ("G", "B", tokens)),
+            ),
+            outputs=_step_outputs(shape),
+            example={"B": 3, "G": 2},
+            checks=({"B": 1, "G": 2}, {"B": 2, "G": 1}),
+            state=STATE,
         )
-        self.outputs = _step_outputs(("B", embedding))
 
     def forward(
         self,
@@ -156,7 +167,7 @@ class PriorStep(Step):
         text_mask: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """State (B, E) and conditioning (G, B, …) -> `latents_next`, `x0`, both float32 (B, E)."""
-        network: Any = self.network
+        network = self.network
         output = network(
             _repeat(latents, text_embeds).to(network.dtype),
             timestep,
@@ -191,22 +202,24 @@ class DecoderStep(Step):
     name = "decoder_step"
 
     def __init__(self, network: nn.Module, ranks: int):
-        super().__init__()
-        self.network = network
-        self.ranks = ranks
         config: Any = network.config
+        shape = ("B", config.in_channels, "h", "w")
         # The UNet halves height and width at every level but the last, and cannot make odd ones whole again.
         unit = 2 ** (len(config.block_out_channels) - 1)
-        self.example = {"B": 3, "G": 2, "h": 2 * unit, "w": 3 * unit}
-        self.checks = ({"B": 1, "G": 2, "h": 4 * unit, "w": unit}, {"B": 2, "G": 1, "h": unit, "w": 2 * unit})
-        shape = ("B", config.in_channels, "h", "w")
-        self.inputs = (
-            *_step_inputs(shape),
-            TensorSpec("ranks", "int64", (2,)),
-            TensorSpec("rank_weight", "float32", (1,)),
-            TensorSpec("image_embeds", "float32", ("G", "B", config.encoder_hid_dim)),
+        super().__init__(
+            network,
+            inputs=(
+                *_step_inputs(shape),
+                TensorSpec("ranks", "int64", (2,)),
+                TensorSpec("rank_weight", "float32", (1,)),
+                TensorSpec("image_embeds", "float32", ("G", "B", config.encoder_hid_dim)),
+            ),
+            outputs=_step_outputs(shape),
+            example={"B": 3, "G": 2, "h": 2 * unit, "w": 3 * unit},
+            checks=({"B": 1, "G": 2, "h": 4 * unit, "w": unit}, {"B": 2, "G": 1, "h": unit, "w": 2 * unit}),
+            state=STATE,
         )
-        self.outputs = _step_outputs(shape)
+        self.ranks = ranks
 
     def forward(
         self,
@@ -222,7 +235,7 @@ class DecoderStep(Step):
         image_embeds: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """State (B, C, h, w) and conditioning (G, B, E) -> `latents_next`, `x0`, both float32 (B, C, h, w)."""
-        network: Any = self.network
+        network = self.network
         output = network(
             _repeat(latents, image_embeds).to(network.dtype),
             timestep,
@@ -285,11 +298,6 @@ def scheduler_update(
     x0 = torch.minimum(torch.maximum(x0, -bound), bound) / torch.where(divide > 0, bound, 1.0)
     sigma = gate * torch.exp(0.5 * (log_min + (variance + 1) * 0.5 * (log_max - log_min)))
     return b_0 * x0 + b_x * x + b_m * model + b_h * x0_before + sigma * noise, x0
-
-
-def downscale(movq_config: Any) -> int:
-    """How many pixels a latent covers on a side."""
-    return int(2 ** (len(movq_config.block_out_channels) - 1))
 
 
 def _repeat(latents: Tensor, conditioning: Tensor) -> Tensor:

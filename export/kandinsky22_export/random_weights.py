@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate import init_empty_weights
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 

@@ -33,4 +33,5 @@ class _EarlySpatialNorm(nn.Module):
         """`f` (B, F, H, W) normalised, scaled and shifted by what the latents `zq` (B, C, h, w) say: (B, F, H, W)."""
         scale = functional.interpolate(self.conv_y(zq), size=f.shape[-2:], mode="nearest")
         shift = functional.interpolate(self.conv_b(zq), size=f.shape[-2:], mode="nearest")
-        return self.norm_layer(f) * scale + shift
+        normed: Tensor = self.norm_layer(f)
+        return normed * scale + shift

@@ -11,6 +11,7 @@ from kandinsky22.errors import InputError
 
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
+MAX_PICTURES = 4096
 
 
 def whole(name: str, value: object, low: int, high: int) -> int:

@@ -72,9 +72,10 @@ class FileRecord:
 class Manifest:
     """Everything that a bundle says about itself.
 
-    `source` names checkpoints, revisions and versions; `schedulers` holds diffusers' configs of `prior` and
-    `decoder` (with `_class_name`); `text` has `max_length` and `pad_token_id`; `geometry` has `latent_channels`,
-    `downscale`, `embedding_dim` and `learned_variance`; `limits` has `max_size` (pixels a side) and `ranks`.
+    `source` names checkpoints, revisions and versions. `schedulers` holds diffusers' configs of `prior` and `decoder`
+    (with `_class_name`). `text` has `max_length` and `pad_token_id`. `geometry` has `latent_channels`, `downscale`,
+    `embedding_dim`, `learned_variance` and `default_size` (pixels a side that the UNet was trained at). `limits` has
+    `max_size` (pixels a side) and `ranks`.
     """
 
     name: str
@@ -103,11 +104,17 @@ class Manifest:
 
 
 def _component(data: dict[str, Any]) -> Component:
-    specs = {
-        key: tuple(TensorSpec(spec["name"], spec["dtype"], tuple(spec["shape"])) for spec in data.pop(key))
-        for key in ("inputs", "outputs")
-    }
-    return Component(files=tuple(data.pop("files")), checks=tuple(data.pop("checks")), **specs, **data)
+    return Component(
+        inputs=_specs(data.pop("inputs")),
+        outputs=_specs(data.pop("outputs")),
+        files=tuple(data.pop("files")),
+        checks=tuple(data.pop("checks")),
+        **data,
+    )
+
+
+def _specs(data: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(spec["name"], spec["dtype"], tuple(spec["shape"])) for spec in data)
 
 
 def sha256(path: Path) -> str:
@@ -204,9 +211,23 @@ def _read_manifest(path: Path) -> Manifest:
             raise BundleError(
                 f"{path} has bundle format {version}, this kandinsky22 reads {FORMAT_VERSION}; export it again."
             )
-        return Manifest.from_json(text)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        manifest = Manifest.from_json(text)
+        _require_complete(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{file} is not a manifest ({error!r}): {hint}; export the bundle again.") from error
+    return manifest
+
+
+def _require_complete(manifest: Manifest) -> None:
+    """Raise KeyError or TypeError where the manifest does not say what its components are run by."""
+    facts = ("latent_channels", "downscale", "embedding_dim", "learned_variance", "default_size")
+    needed = [(manifest.geometry, key) for key in facts]
+    needed += [(manifest.limits, key) for key in ("max_size", "ranks")]
+    if "text_encoder" in manifest.components:
+        needed += [(manifest.text, key) for key in ("max_length", "pad_token_id")]
+    needed += [(manifest.schedulers, half) for half in ("prior", "decoder") if f"{half}_step" in manifest.components]
+    for part, key in needed:
+        part[key]
 
 
 def _check_size(path: Path, record: FileRecord) -> None:

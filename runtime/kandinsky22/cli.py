@@ -104,7 +104,7 @@ def _fail(sentence: str) -> int:
 def _one_line_warnings() -> Iterator[None]:
     """Warnings as the user reads them, without the line of source that they come from."""
 
-    def show(message: Warning | str, *_: object) -> None:
+    def show(message: Warning | str, *_: object, **__: object) -> None:
         from tqdm import tqdm
 
         tqdm.write(f"warning: {message}", file=sys.stderr)  # above a progress bar, where there is one

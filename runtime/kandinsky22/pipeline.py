@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,8 +85,8 @@ class Pipeline:
         prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         *,
-        height: int = 512,
-        width: int = 512,
+        height: int | None = None,
+        width: int | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 4.0,
         prior_num_inference_steps: int = 25,
@@ -107,7 +108,8 @@ class Pipeline:
             prompt: one or several; each gives `num_images_per_prompt` pictures. None where `image_embeds` is given.
             negative_prompt: what to lead away from: None, one for all prompts, or one a prompt. None and "" differ:
                 see `kandinsky22.prior.embed`.
-            height, width: pixels; each rounds up to a multiple of the squared downscale (64), as in diffusers.
+            height, width: pixels; each rounds up to a multiple of the squared downscale (64), as in diffusers. None
+                takes the size that the checkpoint was trained at (512 for the published one).
             num_inference_steps, prior_num_inference_steps: denoising steps of the decoder and of the prior.
             guidance_scale, prior_guidance_scale: strength of guidance; none at 1 or below.
             seed: picture i depends on seed + i alone; a list gives each picture its own; None draws one at random.
@@ -127,10 +129,14 @@ class Pipeline:
         """
         started = time.perf_counter()
         self._stages.timings.clear()
-        self._check(height, width, num_images_per_prompt, batch_size)
+        shape = self._latent_shape(height, width)
+        self._check_counts(num_images_per_prompt, batch_size)
         arguments.choice("output_type", output_type, ("pil", "np", "latent"))
+        if output_type != "latent":
+            self.bundle.component("movq_decoder")  # its lack should not show after the work
         guidance_scale = arguments.scale("guidance_scale", guidance_scale)
         table = self._decoder_table(num_inference_steps, scheduler, eta)
+        decoder.quantile_ranks(self.bundle.manifest, table, shape)  # nor should a size that is too large for them
         if image_embeds is None:
             embeddings, generators, seeds = self._embed(
                 prompt,
@@ -148,7 +154,6 @@ class Pipeline:
             seeds = arguments.seeds(seed, len(embeddings.image_embeds))
             generators = [Generator(each) for each in seeds]
 
-        size = decoder.latent_size(height, width, self.bundle.manifest.geometry["downscale"])
         latents = np.concatenate(
             [
                 decoder.sample(
@@ -156,7 +161,7 @@ class Pipeline:
                     table,
                     Embeddings(embeddings.image_embeds[part], embeddings.negative_image_embeds[part]),
                     generators[part],
-                    size,
+                    shape,
                     guidance_scale=guidance_scale,
                     on_step=self._on_step(callback_on_step_end, table.timesteps),
                 )
@@ -178,7 +183,7 @@ class Pipeline:
         prior_callback_on_step_end: Callback | None = None,
     ) -> Embeddings:
         """Image embeddings of prompts: the text encoder and the prior alone. Arguments as in `__call__`."""
-        arguments.whole("num_images_per_prompt", num_images_per_prompt, 1, 4096)
+        arguments.whole("num_images_per_prompt", num_images_per_prompt, 1, arguments.MAX_PICTURES)
         return self._embed(
             prompt,
             negative_prompt,
@@ -201,6 +206,10 @@ class Pipeline:
     ) -> None:
         self.close()
 
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.bundle)
+
     def _embed(
         self,
         prompt: object,
@@ -217,12 +226,13 @@ class Pipeline:
         seeds = arguments.seeds(seed, len(prompts) * num_images)
         generators = [Generator(each) for each in seeds]
         scale = arguments.scale("prior_guidance_scale", guidance_scale)
-        self.bundle.component("prior_step")
+        for name in ("text_encoder", "prior_step"):
+            self.bundle.component(name)
         arguments.whole("prior_num_inference_steps", steps, 1, arguments.MAX_STEPS)
         table = schedulers.unclip(self.bundle.manifest.schedulers["prior"], steps)
         embeddings = prior.embed(
             self._stages,
-            Tokenizer(self.bundle),
+            self._tokenizer,
             table,
             _repeat(prompts, num_images),
             None if negatives is None else _repeat(negatives, num_images),
@@ -246,7 +256,8 @@ class Pipeline:
         if isinstance(image_embeds, Embeddings):
             if negative_image_embeds is not None:
                 raise InputError("image_embeds is a pair from embed() already; leave negative_image_embeds out.")
-            image_embeds, negative_image_embeds = image_embeds.image_embeds, image_embeds.negative_image_embeds
+            negative_image_embeds = image_embeds.negative_image_embeds
+            image_embeds = image_embeds.image_embeds
         wide = self.bundle.manifest.geometry["embedding_dim"]
         embeds = _embedding("image_embeds", image_embeds, wide)
         if negative_image_embeds is None:
@@ -268,17 +279,29 @@ class Pipeline:
             config = schedulers.switch(config, scheduler)
         elif scheduler is not None:
             config = dict(scheduler)
-        if config.get("variance_type") == "learned_range" and not self.bundle.manifest.geometry["learned_variance"]:
+        table = schedulers.table(config, steps, eta=eta)
+        if table.learned and not self.bundle.manifest.geometry["learned_variance"]:
             raise InputError("The scheduler asks for a learned variance and this UNet has none; choose fixed_small.")
-        return schedulers.table(config, steps, eta=eta)
+        return table
 
-    def _check(self, height: int, width: int, num_images: int, batch_size: int | None) -> None:
-        largest = self.bundle.manifest.limits["max_size"]
-        arguments.whole("height", height, 1, largest)
-        arguments.whole("width", width, 1, largest)
-        arguments.whole("num_images_per_prompt", num_images, 1, 4096)
+    def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+        """Latent channels, height and width of a picture of `height` x `width` pixels, checked."""
+        self.bundle.component("decoder_step")
+        manifest = self.bundle.manifest
+        pixels = [
+            manifest.geometry["default_size"]
+            if side is None
+            else arguments.whole(name, side, 1, manifest.limits["max_size"])
+            for name, side in (("height", height), ("width", width))
+        ]
+        size = decoder.latent_size(pixels[0], pixels[1], manifest.geometry["downscale"])
+        return manifest.geometry["latent_channels"], *size
+
+    @staticmethod
+    def _check_counts(num_images: int, batch_size: int | None) -> None:
+        arguments.whole("num_images_per_prompt", num_images, 1, arguments.MAX_PICTURES)
         if batch_size is not None:
-            arguments.whole("batch_size", batch_size, 1, 4096)
+            arguments.whole("batch_size", batch_size, 1, arguments.MAX_PICTURES)
 
     def _on_step(self, callback: Callback | None, timesteps: NDArray[np.int64]) -> OnStep | None:
         """Dress a user's callback for a backend's loop."""

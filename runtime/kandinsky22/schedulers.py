@@ -536,9 +536,8 @@ def switch(config: Config, name: str) -> dict[str, Any]:
     if current not in choices.values():
         raise InputError(f"a {current} config cannot be switched to {wanted}: only DDPM and DDIM share their options")
     _read(current, config)
-    unset = config.get("_use_default_values", ())
     options = {key: default for key, (default, _) in _CLASSES[wanted].items()}
-    kept = {key: value for key, value in config.items() if key in options and key not in unset}
+    kept = {key: value for key, value in config.items() if key in options}
     return {"_class_name": wanted, **options, **kept}
 
 

@@ -54,15 +54,24 @@ class Reference:
         for pipeline in (self.prior, self.decoder):
             pipeline.set_progress_bar_config(disable=True)
 
+    def scheduler(self, case: Case) -> Any:
+        """diffusers' scheduler of a case.
+
+        A DDIM made from a config with a learned variance keeps that option, does not know it, and fails on the
+        variance channels (diffusers 0.42): without it, they are dropped.
+        """
+        foreign = {"variance_type"} if case.scheduler == "DDIMScheduler" else set()
+        config = {key: value for key, value in self.config.items() if key not in foreign}
+        return getattr(diffusers, case.scheduler).from_config(config, **case.options)
+
     def scheduler_config(self, case: Case) -> dict[str, Any]:
         """The full scheduler config of a case, as diffusers itself writes it."""
-        scheduler = getattr(diffusers, case.scheduler).from_config(self.config, **case.options)
-        return {**scheduler.config, "_class_name": case.scheduler}
+        return {**self.scheduler(case).config, "_class_name": case.scheduler}
 
     def picture(self, case: Case) -> NDArray[np.float32]:
         """The picture (H, W, 3) of a case, values 0..1: prior and decoder draw from one generator."""
         generator = torch.Generator("cpu").manual_seed(case.seed)
-        self.decoder.scheduler = getattr(diffusers, case.scheduler).from_config(self.config, **case.options)
+        self.decoder.scheduler = self.scheduler(case)
         embeds, negative = self.prior(
             case.prompt,
             negative_prompt=case.negative_prompt,

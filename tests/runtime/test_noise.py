@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+
 from kandinsky22.errors import InputError
 from kandinsky22.noise import LARGEST_SEED, Generator
 

@@ -18,6 +18,9 @@ from kandinsky22.errors import BackendError
 OnStep = Callable[[int, Mapping[str, Array]], "Mapping[str, Array] | None"]
 """Called after each step with its index and the state; may return arrays that replace parts of the state."""
 
+PerStep = Mapping[str, "Sequence[Array] | Array"]
+"""Inputs that change with the step: each has one array, or one row of an array, a step."""
+
 
 class LoadedComponent(Protocol):
     """A graph that is ready to run."""
@@ -28,7 +31,7 @@ class LoadedComponent(Protocol):
     def loop(
         self,
         state: Mapping[str, Array],
-        per_step: Mapping[str, Sequence[Array]],
+        per_step: PerStep,
         constants: Mapping[str, Array],
         on_step: OnStep | None = None,
     ) -> dict[str, Array]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from kandinsky22.arrays import Array
-from kandinsky22.backends import OnStep
+from kandinsky22.backends import OnStep, PerStep
 
 
 def plain_loop(
     run: Callable[[Mapping[str, Array]], dict[str, Array]],
     feedback: Mapping[str, str],
     state: Mapping[str, Array],
-    per_step: Mapping[str, Sequence[Array]],
+    per_step: PerStep,
     constants: Mapping[str, Array],
     on_step: OnStep | None = None,
 ) -> dict[str, Array]:

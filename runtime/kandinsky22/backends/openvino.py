@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kandinsky22.arrays import Array
-from kandinsky22.backends import Availability, LoadedComponent, OnStep, Settings
+from kandinsky22.backends import Availability, LoadedComponent, OnStep, PerStep, Settings
 from kandinsky22.backends.loop import plain_loop
 from kandinsky22.bundle import Component
 from kandinsky22.errors import BackendError
@@ -48,7 +48,7 @@ class OpenVinoComponent:
     def loop(
         self,
         state: Mapping[str, Array],
-        per_step: Mapping[str, Sequence[Array]],
+        per_step: PerStep,
         constants: Mapping[str, Array],
         on_step: OnStep | None = None,
     ) -> dict[str, Array]:

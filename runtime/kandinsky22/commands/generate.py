@@ -23,10 +23,7 @@ if TYPE_CHECKING:
     from kandinsky22.pipeline import Pipeline
 
 SUMMARY = "make pictures from prompts"
-DEFAULT_SIDE = 512
 INTERRUPTED = 130
-MANY = 4096
-"""Of pictures a prompt, and at once: what the pipeline takes."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +35,18 @@ class Job:
     seed: int
     settings: dict[str, Any]
 
-    def arguments(self) -> dict[str, Any]:
-        """What makes this picture again: `pipe(**arguments)`."""
-        return {"prompt": self.prompt, "negative_prompt": self.negative_prompt, "seed": self.seed, **self.settings}
+    def parameters(self, size: tuple[int, int] = (0, 0)) -> dict[str, Any]:
+        """What makes this picture again, which has come out with this width and height: `pipe(**parameters)`."""
+        width, height = size
+        own = {"prompt": self.prompt, "negative_prompt": self.negative_prompt, "seed": self.seed}
+        return own | self.settings | {"width": width, "height": height}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.epilog = (
-        "The path of every picture is printed when it is written. What is finished stays when the rest is interrupted "
-        "or fails. `kandinsky22 show PICTURE` tells how a picture was made."
+        "Defaults stand in parentheses. The path of every picture is printed when it is written. What is finished "
+        "stays when the rest is interrupted or fails. `kandinsky22 show PICTURE` tells how a picture was made."
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="folder that kandinsky22-export wrote")
     parser.add_argument("prompts", metavar="PROMPT", nargs="*", help="what to paint; each makes pictures of its own")
@@ -58,13 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_picture_arguments(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    steps, scale = _whole(1, arguments.MAX_STEPS), _scale
+    steps, scale, count = _whole(1, arguments.MAX_STEPS), _scale, _whole(1, arguments.MAX_PICTURES)
     add("--prompts-file", metavar="FILE", help="more prompts, one a line, in UTF-8; - reads standard input")
     add("--negative-prompt", metavar="TEXT", help='what to lead away from; "" is not the same as none')
-    add("--num-images", metavar="N", type=_whole(1, MANY), default=1, help="pictures a prompt (%(default)s)")
+    add("--num-images", metavar="N", type=count, default=1, help="pictures a prompt (%(default)s)")
     add("--size", metavar="WxH", type=_size, help="width and height in one, such as 768x512")
-    add("--width", metavar="PIXELS", type=int, help="rounded up to a multiple of 64 (512)")
-    add("--height", metavar="PIXELS", type=int, help="rounded up to a multiple of 64 (512)")
+    add("--width", metavar="PIXELS", type=int, help="rounded up to a multiple of 64 (the training size)")
+    add("--height", metavar="PIXELS", type=int, help="rounded up to a multiple of 64 (the training size)")
     add("--steps", metavar="N", type=steps, default=50, help="denoising steps of the decoder (%(default)s)")
     add("--guidance", metavar="SCALE", type=scale, default=4.0, help="of the decoder; none at 1 or below (%(default)s)")
     add("--prior-steps", metavar="N", type=steps, default=25, help="denoising steps of the prior (%(default)s)")
@@ -110,7 +109,7 @@ def _add_machine_arguments(group: argparse._ArgumentGroup) -> None:
     add(
         "--batch-size",
         metavar="N",
-        type=_whole(1, MANY),
+        type=_whole(1, arguments.MAX_PICTURES),
         default=1,
         help="pictures made at once: more memory, and the last bits of a picture may differ (%(default)s)",
     )
@@ -152,8 +151,7 @@ def _generate(
     """Make and write the pictures batch by batch; what is told about each goes to `written`."""
     from tqdm import tqdm
 
-    parameters = [{"arguments": job.arguments(), **origin} for job in jobs]
-    places.check(parameters)
+    places.check({"arguments": job.parameters(), **origin} for job in jobs)
     steps = sum(jobs[0].settings[name] for name in ("prior_num_inference_steps", "num_inference_steps"))
     batches = [
         range(len(jobs))[start : start + options.batch_size] for start in range(0, len(jobs), options.batch_size)
@@ -169,7 +167,7 @@ def _generate(
                 **_call([jobs[i] for i in batch]), callback_on_step_end=advance, prior_callback_on_step_end=advance
             )
             for i, picture in zip(batch, out.images, strict=True):
-                path = places.save(i, picture, parameters[i])
+                path = places.save(i, picture, {"arguments": jobs[i].parameters(picture.size), **origin})
                 written.append(_told(path, picture, jobs[i], out.timings))
                 if not options.json:
                     tqdm.write(str(path), file=sys.stdout)
@@ -209,7 +207,7 @@ def _origin(pipe: Pipeline, backend: Availability, precision: str) -> dict[str, 
             "name": manifest.name,
             "precision": manifest.precision,
             "source": manifest.source,
-            "scheduler": manifest.schedulers["decoder"].get("_class_name"),
+            "scheduler": manifest.schedulers.get("decoder", {}).get("_class_name"),
             "manifest_sha256": sha256(pipe.bundle.path / MANIFEST),
         },
         "backend": {
@@ -226,7 +224,9 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
     if not given:
         raise InputError("There is no prompt; give one after the bundle, or a file of them with --prompts-file.")
     prompts = [prompt for prompt in arguments.prompts(given) for _ in range(options.num_images)]
-    negatives = arguments.negative_prompts(options.negative_prompt, len(prompts)) or [None] * len(prompts)
+    negatives: Sequence[str | None] = arguments.negative_prompts(options.negative_prompt, len(prompts)) or [None] * len(
+        prompts
+    )
     seeds = arguments.seeds(options.seed, len(prompts))
     width, height = _width_and_height(options)
     settings = {
@@ -252,12 +252,10 @@ def _read_prompts(name: str) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _width_and_height(options: argparse.Namespace) -> tuple[int, int]:
+def _width_and_height(options: argparse.Namespace) -> tuple[int | None, int | None]:
+    """What was asked for; None leaves a side to the bundle."""
     if options.size is None:
-        return (
-            DEFAULT_SIDE if options.width is None else options.width,
-            DEFAULT_SIDE if options.height is None else options.height,
-        )
+        return options.width, options.height
     if options.width is not None or options.height is not None:
         raise InputError("--size gives both the width and the height; leave --width and --height out.")
     width, height = options.size

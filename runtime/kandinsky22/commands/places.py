@@ -145,8 +145,8 @@ def _make(folder: Path, made: list[Path]) -> None:
     """Make `folder` and those above it; each that was missing is added to `made`, from the outermost in."""
     for each in [*reversed(folder.parents), folder]:
         if not each.is_dir():
+            made.append(each)  # first: Ctrl-C may come between
             each.mkdir()
-            made.append(each)
 
 
 def _try_out(folder: Path) -> None:

@@ -1,0 +1,99 @@
+"""Train checkpoints/shapes from nothing, in one command: seeded, and resumable at any moment.
+
+    python checkpoints/shapes/train.py
+
+Each stage keeps its state in `work/` (ignored by git), saves it once a minute, and is passed over once it is done.
+About an hour and a half on two cores that do nothing else. To train anew, remove `work/`.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import (
+    DDPMScheduler,
+    KandinskyV22Pipeline,
+    KandinskyV22PriorPipeline,
+    PriorTransformer,
+    UnCLIPScheduler,
+    UNet2DConditionModel,
+    VQModel,
+)
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
+
+from recipe import classifier, clip, dataset, loop, movq, prior, tokenizer, unet
+
+HERE = Path(__file__).parent
+
+CARD = """---
+license: apache-2.0
+pipeline_tag: text-to-image
+prior:
+- ../prior
+---
+The decoder of [checkpoints/shapes](../README.md). Its prior is the folder beside it.
+"""
+
+
+def main() -> None:
+    """Run every stage that is not done yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=HERE, help="where prior/ and decoder/ go (default: %(default)s)")
+    parser.add_argument("--work", type=Path, default=HERE / "work", help="where states go (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.work.mkdir(parents=True, exist_ok=True)
+    prior_folder, decoder = options.out / "prior", options.out / "decoder"
+    movq.train(options.work, decoder / "movq")
+    tokenizer.build(prior_folder / "tokenizer", loop.SEED)
+    clip.train(options.work, prior_folder)
+    accuracy = classifier.train(options.work, options.out / "classifier.safetensors")
+    print(f"the classifier reads {accuracy:.2%} of drawings right in everything")
+    data = dataset.load(options.work, prior_folder, decoder)
+    prior.train(data, options.work, prior_folder)
+    unet.train(data, options.work, decoder)
+    assemble(prior_folder, decoder)
+
+
+def assemble(prior_folder: Path, decoder: Path) -> None:
+    """Make the two folders repositories in diffusers' layout: their indexes, and the decoder's card.
+
+    The UNet, two thirds of all bytes, is stored in half precision; diffusers loads it as float32 again.
+    """
+    KandinskyV22PriorPipeline(
+        prior=PriorTransformer.from_pretrained(prior_folder / "prior"),
+        image_encoder=CLIPVisionModelWithProjection.from_pretrained(prior_folder / "image_encoder"),
+        text_encoder=CLIPTextModelWithProjection.from_pretrained(prior_folder / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(prior_folder / "tokenizer"),
+        scheduler=UnCLIPScheduler.from_pretrained(prior_folder / "scheduler"),
+        image_processor=CLIPImageProcessor.from_pretrained(prior_folder / "image_processor"),
+    ).save_pretrained(prior_folder)
+    KandinskyV22Pipeline(
+        unet=UNet2DConditionModel.from_pretrained(decoder / "unet").half(),
+        scheduler=DDPMScheduler.from_pretrained(decoder / "scheduler"),
+        movq=VQModel.from_pretrained(decoder / "movq"),
+    ).save_pretrained(decoder)
+    (decoder / "README.md").write_text(CARD, encoding="utf-8")
+    for path in (*prior_folder.rglob("*.json"), *decoder.rglob("config.json")):
+        _tidy(path)
+
+
+def _tidy(path: Path) -> None:
+    """Make a saved JSON file the same wherever it was saved.
+
+    diffusers notes the folder that a model came from, and without torchvision the image processor's class has another
+    name than in the published repositories.
+    """
+    text = path.read_text(encoding="utf-8").replace("CLIPImageProcessorPil", "CLIPImageProcessor")
+    lines = [line for line in text.splitlines() if '"_name_or_path"' not in line]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

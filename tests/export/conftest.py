@@ -1,0 +1,53 @@
+"""One tiny checkpoint and its bundle for a whole session: tracing is what takes the time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kandinsky22.bundle import Component, Manifest
+from kandinsky22_export import assemble, export
+from kandinsky22_export.graphs import Graph
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_parts() -> tiny.Parts:
+    return tiny.parts()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_parts: tiny.Parts) -> Path:
+    """A folder with `prior/` and `decoder/`. Tests that alter it work on a copy."""
+    return tiny_parts.save(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    path = tmp_path_factory.mktemp("engines") / "tiny"
+    export(str(tiny_checkpoint / "decoder"), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_manifest(tiny_bundle: Path) -> Manifest:
+    return Manifest.from_json((tiny_bundle / "manifest.json").read_text())
+
+
+@pytest.fixture
+def no_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-in for the seconds of tracing: graphs are built, and files of the right names written."""
+
+    def stand_in(build: Callable[[], Graph], folder: Path, precision: str, note: Callable[[str], None]) -> Component:
+        note("tracing")
+        graph = build()
+        files = (f"{graph.name}.onnx", f"{graph.name}.onnx.data")
+        for file in files:
+            (folder / file).write_bytes(np.random.default_rng(0).bytes(100))
+        check = {"sizes": {"B": 1}, "error": 0.0, "bound": 1.0}
+        return Component(tuple(f"onnx/{f}" for f in files), graph.inputs, graph.outputs, precision, 1, checks=(check,))
+
+    monkeypatch.setattr(assemble, "export_graph", stand_in)

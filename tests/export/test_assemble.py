@@ -1,0 +1,321 @@
+"""The bundle as a whole: what the files compute, what the manifest says, and that it is whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from tokenizers import Tokenizer
+from transformers import CLIPTokenizer
+
+from kandinsky22 import schedulers
+from kandinsky22.bundle import Bundle, Component, Manifest
+from kandinsky22.errors import CheckpointError, ExportError, InputError, KandinskyError
+from kandinsky22_export import assemble, export
+from kandinsky22_export.graphs import Graph
+from tests import tiny
+
+PROMPTS = ["", "A red circle!", "cirre  red,\n\tit's 日本 🐱 <|endoftext|> x", "many words " * 50]
+
+
+def run(bundle: Path, component: str, **feeds: torch.Tensor) -> list[torch.Tensor]:
+    session = onnxruntime.InferenceSession(bundle / "onnx" / f"{component}.onnx")
+    return [torch.from_numpy(out) for out in session.run(None, {key: value.numpy() for key, value in feeds.items()})]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("batch", "height", "width", "scale"), [(1, 8, 2, 4.0), (4, 2, 6, None)])
+def test_the_decoders_files_are_diffusers_pipeline(
+    tiny_bundle: Path, tiny_parts: tiny.Parts, batch: int, height: int, width: int, scale: float | None
+) -> None:
+    """Three steps of the pipeline's loop and its post-processing, at sizes that were neither traced nor checked."""
+    embeds, negative = torch.randn(2, batch, tiny.EMBEDDING).unbind()
+    start = torch.randn(batch, 4, height, width)
+    pipeline = tiny_parts.decoder_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(
+        embeds,
+        negative,
+        height=height * 2,
+        width=width * 2,
+        num_inference_steps=3,
+        guidance_scale=scale or 1.0,
+        latents=start,
+        generator=torch.Generator().manual_seed(1),
+        output_type="np",
+    ).images
+    table = schedulers.table({**pipeline.scheduler.config, "_class_name": "DDPMScheduler"}, 3)
+    ranks, weight = table.limits.ranks(4 * height * width)
+    generator = torch.Generator().manual_seed(1)
+    state = {"latents": start, "x0_before": torch.zeros_like(start)}
+    for i, timestep in enumerate(table.timesteps):
+        noise = torch.randn(start.shape, generator=generator) if table.noisy[i] else torch.zeros(start.shape)
+        following, clean = run(
+            tiny_bundle,
+            "decoder_step",
+            **state,
+            timestep=torch.tensor([float(timestep)]),
+            row=torch.from_numpy(table.rows[i].copy()),
+            noise=noise,
+            guidance=torch.ones(1) if scale is None else torch.tensor([1 - scale, scale]),
+            limits=torch.from_numpy(table.limits.array),
+            ranks=torch.from_numpy(ranks),
+            rank_weight=torch.from_numpy(weight),
+            image_embeds=embeds[None] if scale is None else torch.stack([negative, embeds]),
+        )
+        state = {"latents": following, "x0_before": clean}
+    (image,) = run(tiny_bundle, "movq_decoder", latents=state["latents"])
+    assert image.shape == (batch, 2 * height, 2 * width, 3)
+    torch.testing.assert_close(image.numpy(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_text_becomes_what_diffusers_makes_of_it(tiny_bundle: Path, tiny_parts: tiny.Parts) -> None:
+    embeds, hidden, mask = tiny_parts.prior_pipeline()._encode_prompt(PROMPTS, "cpu", 1, False)
+    text = Bundle(tiny_bundle).manifest.text
+    tokenizer = Tokenizer.from_file(str(tiny_bundle / "tokenizer.json"))
+    assert tokenizer.padding is None
+    assert tokenizer.truncation is None
+    tokenizer.enable_truncation(text["max_length"])
+    tokenizer.enable_padding(length=text["max_length"], pad_id=text["pad_token_id"])
+    encoded = tokenizer.encode_batch(PROMPTS)
+    result = run(tiny_bundle, "text_encoder", input_ids=torch.tensor([e.ids for e in encoded]))
+    assert torch.equal(torch.tensor([e.attention_mask for e in encoded]).bool(), mask)
+    torch.testing.assert_close(result[0], embeds, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result[1], hidden, rtol=1e-5, atol=1e-5)
+
+
+def test_constants_are_diffusers_own(tiny_bundle: Path, tiny_parts: tiny.Parts) -> None:
+    constants = np.load(tiny_bundle / "constants.npz")
+    zero = tiny_parts.prior_pipeline().get_zero_embed(1)
+    assert {name: (constants[name].dtype, constants[name].shape) for name in constants.files} == dict.fromkeys(
+        ("zero_image_embeds", "clip_mean", "clip_std"), (np.dtype(np.float32), (1, tiny.EMBEDDING))
+    )
+    np.testing.assert_allclose(constants["zero_image_embeds"], zero, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(constants["clip_mean"], tiny_parts.prior.clip_mean)
+    np.testing.assert_array_equal(constants["clip_std"], tiny_parts.prior.clip_std)
+
+
+def test_the_manifest(tiny_bundle: Path, tiny_manifest: Manifest, tiny_parts: tiny.Parts) -> None:
+    assert (tiny_manifest.name, tiny_manifest.precision, tiny_manifest.opset) == ("tiny", "fp32", 23)
+    assert list(tiny_manifest.components) == ["text_encoder", "prior_step", "decoder_step", "movq_decoder"]
+    assert tiny_manifest.schedulers["decoder"]["_class_name"] == "DDPMScheduler"
+    assert tiny_manifest.schedulers["prior"]["_class_name"] == "UnCLIPScheduler"
+    assert tiny_manifest.text == {
+        "max_length": 77,
+        "pad_token_id": tiny_parts.tokenizer.pad_token_id,
+        "eos_token_id": tiny_parts.tokenizer.eos_token_id,
+    }
+    assert tiny_manifest.geometry == {
+        "latent_channels": 4,
+        "downscale": 2,
+        "embedding_dim": tiny.EMBEDDING,
+        "learned_variance": True,
+    }
+    assert tiny_manifest.limits == {"max_size": 2048, "ranks": schedulers.ranks_needed(0.995, 4 * 1024**2)}
+    assert tiny_manifest.source["versions"]["torch"] == torch.__version__
+    assert tiny_manifest.components["prior_step"].parameters == tiny_parts.prior.num_parameters()
+    for component in tiny_manifest.components.values():
+        assert len(component.checks) == 2
+        assert all(0 < check["error"] <= check["bound"] == 1e-4 for check in component.checks)
+        session = onnxruntime.InferenceSession(tiny_bundle / component.files[0])
+        for specs, found in ((component.inputs, session.get_inputs()), (component.outputs, session.get_outputs())):
+            assert [(spec.name, list(spec.shape)) for spec in specs] == [(value.name, value.shape) for value in found]
+    assert set(tiny_manifest.files) | {"manifest.json"} == set(files(tiny_bundle))
+
+
+def test_half_precision(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    manifest = export(
+        str(tiny_checkpoint / "prior"), tmp_path / "half", precision="fp16", components=["text_encoder", "prior_step"]
+    )
+    for component in manifest.components.values():
+        assert component.precision == "fp16"
+        assert all(1e-5 < check["error"] <= check["bound"] for check in component.checks)
+        weights = manifest.files[component.files[1]].bytes
+        assert 2 * component.parameters <= weights < 2.5 * component.parameters
+
+
+@pytest.mark.usefixtures("no_tracing")
+class TestWhole:
+    """What is written where, without the tracing."""
+
+    def test_a_decoder_alone(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
+        shutil.copytree(tiny_checkpoint / "decoder", tmp_path / "decoder")
+        (tmp_path / "decoder" / "README.md").unlink()
+        manifest = export(str(tmp_path / "decoder"), tmp_path / "out")
+        assert list(manifest.components) == ["decoder_step", "movq_decoder"]
+        assert manifest.text == {}
+        assert manifest.geometry["embedding_dim"] == tiny.EMBEDDING
+        assert {"tokenizer.json", "constants.npz"}.isdisjoint(files(tmp_path / "out"))
+
+    def test_a_prior_alone(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
+        manifest = export(str(tiny_checkpoint / "prior"), tmp_path / "out")
+        assert list(manifest.components) == ["text_encoder", "prior_step"]
+        assert manifest.geometry == {
+            "latent_channels": None,
+            "downscale": None,
+            "embedding_dim": tiny.EMBEDDING,
+            "learned_variance": None,
+        }
+        assert manifest.limits["ranks"] is None
+        assert {"tokenizer.json", "constants.npz"} < set(files(tmp_path / "out"))
+
+    def test_hashes_are_those_of_the_files(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
+        export(str(tiny_checkpoint / "decoder"), tmp_path / "out")
+        Bundle(tmp_path / "out").constants()
+        path = tmp_path / "out" / "constants.npz"
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(KandinskyError, match=r"constants\.npz"):
+            Bundle(tmp_path / "out").constants()
+
+    @pytest.mark.parametrize(("size", "ranks"), [(64, 22), (1024, 5244), (2048, 20973)])
+    def test_the_largest_size_fixes_the_ranks(
+        self, tmp_path: Path, tiny_checkpoint: Path, size: int, ranks: int
+    ) -> None:
+        manifest = export(str(tiny_checkpoint / "decoder"), tmp_path / "out", max_size=size)
+        assert manifest.limits == {"max_size": size, "ranks": ranks}
+
+    def test_old_tokenizer_files_give_the_same_ids(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
+        """Published repositories ship vocab.json and merges.txt, and no tokenizer.json."""
+        shutil.copytree(tiny_checkpoint / "prior", tmp_path / "prior")
+        folder = tmp_path / "prior" / "tokenizer"
+        original = CLIPTokenizer.from_pretrained(folder)
+        original.backend_tokenizer.model.save(str(folder))
+        (folder / "tokenizer.json").unlink()
+        export(str(tmp_path / "prior"), tmp_path / "out")
+        tokenizer = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+        for prompt in PROMPTS:
+            assert tokenizer.encode(prompt).ids == original(prompt).input_ids
+
+    def test_a_tokenizer_of_another_length_is_refused(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
+        shutil.copytree(tiny_checkpoint / "prior", tmp_path / "prior")
+        config = tmp_path / "prior" / "tokenizer" / "tokenizer_config.json"
+        config.write_text(config.read_text().replace("77", "64"))
+        with pytest.raises(CheckpointError, match=r"model_max_length is 64 .* the prior needs 77"):
+            export(str(tmp_path / "prior"), tmp_path / "out")
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"precision": "int8"}, "The precision is 'int8'; it is one of fp32, fp16."),
+            ({"max_size": 10}, "at least 64"),
+            ({"components": ["unet"]}, "There is no component 'unet'; known: text_encoder"),
+            ({"source": None}, "There is nothing to export"),
+            ({"random_weights": 0, "architecture": "sdxl"}, "There is no architecture 'sdxl'; known: kandinsky-2.2."),
+        ],
+    )
+    def test_mistaken_arguments(
+        self, tmp_path: Path, tiny_checkpoint: Path, options: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(InputError, match=message):
+            export(**{"source": str(tiny_checkpoint / "decoder"), "destination": tmp_path / "out"} | options)
+        assert not list(tmp_path.iterdir())
+
+    def test_a_component_that_the_checkpoint_has_not(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
+        with pytest.raises(InputError, match="no network for movq_decoder; it has those of text_encoder, prior_step"):
+            export(str(tiny_checkpoint / "prior"), tmp_path / "out", components=["movq_decoder"])
+
+    def test_an_existing_bundle_is_kept_unless_forced(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
+        source, destination = str(tiny_checkpoint / "decoder"), tmp_path / "engines" / "out"
+        export(source, destination, components=["movq_decoder"])
+        before = files(destination)
+        with pytest.raises(ExportError, match="exists: choose another place with -o, or replace it with --force"):
+            export(source, destination)
+        assert files(destination) == before
+        export(source, destination, force=True)
+        assert "onnx/decoder_step.onnx" in files(destination)
+        assert [path.name for path in destination.parent.iterdir()] == ["out"]
+        assert destination.stat().st_mode & 0o777 == 0o777 & ~assemble._umask()
+
+    def test_what_is_no_bundle_is_not_replaced(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
+        (tmp_path / "letters").write_text("dear")
+        with pytest.raises(ExportError, match="is no bundle: it is not replaced"):
+            export(str(tiny_checkpoint / "decoder"), tmp_path, force=True)
+        with pytest.raises(ExportError, match="is no bundle: it is not replaced"):
+            export(str(tiny_checkpoint / "decoder"), tmp_path / "letters", force=True)
+        assert files(tmp_path) == {"letters": b"dear"}
+
+    def test_a_destination_that_cannot_be_written(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(ExportError, match="cannot be written: "):
+            export(str(tiny_checkpoint / "decoder"), tmp_path / "file" / "out")
+
+    @pytest.mark.parametrize("force", [False, True])
+    @pytest.mark.parametrize(
+        ("error", "raised", "message"),
+        [
+            (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), ExportError, "could not be written: the disk is full"),
+            (OSError(errno.EIO, os.strerror(errno.EIO)), ExportError, "Input/output error; nothing was kept"),
+            (ExportError("It differs."), ExportError, "It differs."),
+            (KeyboardInterrupt(), KeyboardInterrupt, None),
+        ],
+        ids=["full disk", "broken disk", "excess", "Ctrl-C"],
+    )
+    def test_a_failure_in_the_middle_leaves_what_was_there(
+        self,
+        tmp_path: Path,
+        tiny_checkpoint: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        error: BaseException,
+        raised: type[BaseException],
+        message: str | None,
+        force: bool,
+    ) -> None:
+        source, destination = str(tiny_checkpoint / "decoder"), tmp_path / "engines" / "out"
+        if force:
+            export(source, destination)
+        before = files(tmp_path)
+        stand_in = assemble.export_graph
+
+        def fail_at_the_end(
+            build: Callable[[], Graph], folder: Path, precision: str, note: Callable[[str], None]
+        ) -> Component:
+            component = stand_in(build, folder, precision, note)
+            if component.files[0] == "onnx/movq_decoder.onnx":
+                assert files(destination) == {Path(k).name: v for k, v in before.items()} or force
+                raise error
+            return component
+
+        monkeypatch.setattr(assemble, "export_graph", fail_at_the_end)
+        with pytest.raises(raised, match=message):
+            export(source, destination, force=force)
+        assert files(tmp_path) == before
+
+    def test_the_old_bundle_comes_back_where_the_new_one_cannot_take_its_place(
+        self, tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source, destination = str(tiny_checkpoint / "decoder"), tmp_path / "out"
+        export(source, destination, components=["movq_decoder"])
+        before = files(tmp_path)
+        rename = Path.rename
+
+        def fail_for_the_new_one(path: Path, target: Path) -> Path:
+            if path.suffix == ".tmp":
+                raise OSError(errno.EACCES, "Permission denied")
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
+        with pytest.raises(ExportError, match="Permission denied"):
+            export(source, destination, force=True)
+        assert files(tmp_path) == before
+
+
+def test_published_scheduler_is_the_default_of_random_weights() -> None:
+    config = assemble.random_checkpoint("kandinsky-2.2", 0).schedulers["decoder"]
+    scheduler = DDPMScheduler.from_config(config)
+    assert {key: scheduler.config[key] for key in config if key != "_class_name"} == {
+        key: value for key, value in config.items() if key != "_class_name"
+    }

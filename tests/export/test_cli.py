@@ -1,0 +1,114 @@
+"""`kandinsky22-export`: results on stdout, one clear line on stderr, and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kandinsky22_export import assemble, cli
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*arguments: str) -> subprocess.Popen[str]:
+    path = os.pathsep.join([str(ROOT / "runtime"), str(ROOT / "export")])
+    return subprocess.Popen(
+        [sys.executable, "-m", "kandinsky22_export.cli", *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.usefixtures("no_tracing")
+class TestMain:
+    """The face, without the tracing."""
+
+    def test_a_table_and_the_path(
+        self, tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert cli.main([str(tiny_checkpoint / "decoder"), "-o", str(tmp_path / "out")]) == 0
+        captured = capsys.readouterr()
+        lines = captured.out.splitlines()
+        assert lines[-1] == str(tmp_path / "out")
+        assert [line.split()[0] for line in lines[:-1]] == list(assemble.NETWORKS)
+        assert "manifest: hashing" in captured.err
+        assert "Loading weights" not in captured.err
+        assert "Warning" not in captured.err
+
+    def test_json(self, tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        arguments = [str(tiny_checkpoint / "decoder"), "-o", str(tmp_path / "out"), "--json", "--precision", "fp16"]
+        assert cli.main(arguments) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result["path"] == str(tmp_path / "out")
+        assert result["manifest"] == json.loads((tmp_path / "out" / "manifest.json").read_text())
+        assert result["manifest"]["precision"] == "fp16"
+
+    def test_options_arrive(self, tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        decoder = str(tiny_checkpoint / "decoder")
+        arguments = ["--components", "movq_decoder", "decoder_step", "--max-size", "64", "--variant", "none"]
+        assert cli.main([decoder, "-o", str(tmp_path / "out"), *arguments]) == 0
+        manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+        assert list(manifest["components"]) == ["decoder_step", "movq_decoder"]
+        assert manifest["limits"] == {"max_size": 64, "ranks": 22}
+        assert "There is no prior in this bundle" in capsys.readouterr().err
+        assert cli.main([decoder, "-o", str(tmp_path / "out")]) == 1
+        assert cli.main([decoder, "-o", str(tmp_path / "out"), "--force"]) == 0
+
+    def test_a_mistake_is_one_line_and_exit_code_1(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main([str(tmp_path / "nowhere" / "at"), "-o", str(tmp_path / "out")]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.splitlines()[-1].startswith("kandinsky22-export: There is no folder")
+        assert "Traceback" not in captured.err
+        assert not list(tmp_path.iterdir())
+
+    def test_the_default_place(self, tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert cli.main([f"{tiny_checkpoint}/decoder/", "--components", "movq_decoder"]) == 0
+        assert (tmp_path / "engines" / "decoder" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["here", "--random-weights", "0"], ["here", "--architecture", "x"], ["here", "--precision", "int8"]],
+)
+def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert "usage: kandinsky22-export" in capsys.readouterr().err
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys, kandinsky22_export.cli as cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules), 'imported'"
+    path = os.pathsep.join([str(ROOT / "runtime"), str(ROOT / "export")])
+    subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, check=True, capture_output=True
+    )
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_in_the_middle_leaves_nothing(tmp_path: Path, tiny_checkpoint: Path, stop: signal.Signals) -> None:
+    process = command(str(tiny_checkpoint / "decoder"), "-o", str(tmp_path / "engines" / "out"))
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("engines/.out.*.tmp/tokenizer.json")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(stop)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert out == ""
+    assert err.splitlines()[-1] == "Stopped; nothing was written."
+    assert "Traceback" not in err
+    assert not list((tmp_path / "engines").iterdir())

@@ -1,0 +1,183 @@
+"""A bundle is checked before it is used: what is missing, altered, of another format or hostile is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kandinsky22 import BackendError, BundleError
+from kandinsky22.backends import Settings, get
+from kandinsky22.bundle import Bundle, Manifest, sha256
+
+Data = dict[str, Any]
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Put other bytes in the place of a linked file."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+
+
+def edit(bundle: Path, change: Callable[[Data], None]) -> None:
+    data = json.loads((bundle / "manifest.json").read_text())
+    change(data)
+    replace(bundle / "manifest.json", json.dumps(data).encode())
+
+
+def relist(bundle: Path, name: str) -> None:
+    """Make the manifest agree with a file that was replaced."""
+    path = bundle / name
+    record = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    edit(bundle, lambda data: data["files"].__setitem__(name, record))
+
+
+def test_a_sound_bundle_hands_out_its_files(shapes_bundle: Path) -> None:
+    bundle = Bundle(shapes_bundle)
+    for name in bundle.manifest.components:
+        assert bundle.graph(name) == shapes_bundle / "onnx" / f"{name}.onnx"
+    assert bundle.tokenizer() == shapes_bundle / "tokenizer.json"
+    assert set(bundle.constants()) == {"zero_image_embeds", "clip_mean", "clip_std"}
+
+
+def test_a_manifest_is_what_it_was_written_from(shapes_bundle: Path) -> None:
+    text = (shapes_bundle / "manifest.json").read_text(encoding="utf-8")
+    manifest = Manifest.from_json(text)
+    assert manifest.to_json() == text
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "prior_step", "decoder_step", "movq_decoder"])
+def test_one_flipped_bit_in_the_weights_is_noticed(component: str, bundle_copy: Path) -> None:
+    weights = bundle_copy / "onnx" / f"{component}.onnx.data"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    replace(weights, bytes(data))
+    bundle = Bundle(bundle_copy)
+    with pytest.raises(BundleError, match=rf"{component}\.onnx\.data is not the file that was exported .*SHA-256"):
+        bundle.graph(component)
+
+
+def test_a_graph_is_verified_as_its_weights_are(bundle_copy: Path) -> None:
+    graph = bundle_copy / "onnx" / "prior_step.onnx"
+    data = bytearray(graph.read_bytes())
+    data[100] ^= 1
+    replace(graph, bytes(data))
+    with pytest.raises(BundleError, match=r"prior_step\.onnx is not the file"):
+        Bundle(bundle_copy).graph("prior_step")
+
+
+@pytest.mark.parametrize(
+    "name", ["onnx/decoder_step.onnx", "onnx/decoder_step.onnx.data", "tokenizer.json", "constants.npz"]
+)
+def test_a_file_cut_short_or_missing_is_noticed_at_once(name: str, bundle_copy: Path) -> None:
+    replace(bundle_copy / name, (bundle_copy / name).read_bytes()[:-1])
+    with pytest.raises(BundleError, match=r"has \d+ bytes, the manifest says \d+; export the bundle again"):
+        Bundle(bundle_copy)
+    (bundle_copy / name).unlink()
+    with pytest.raises(BundleError, match=r"is missing .*; export the bundle again"):
+        Bundle(bundle_copy)
+
+
+def test_a_file_altered_while_the_bundle_is_open_is_noticed(bundle_copy: Path) -> None:
+    bundle = Bundle(bundle_copy)
+    replace(bundle_copy / "onnx" / "movq_decoder.onnx.data", b"short")
+    with pytest.raises(BundleError, match="has 5 bytes"):
+        bundle.graph("movq_decoder")
+
+
+@pytest.mark.parametrize("name", ["../secret", "onnx/../../secret", "/etc/hostname"])
+def test_a_manifest_cannot_point_out_of_its_folder(name: str, bundle_copy: Path) -> None:
+    (bundle_copy.parent / "secret").write_bytes(b"secret")
+    record = {"bytes": 6, "sha256": sha256(bundle_copy.parent / "secret")}
+    edit(bundle_copy, lambda data: data["files"].__setitem__(name, record))
+    with pytest.raises(BundleError, match="names a file outside of the bundle"):
+        Bundle(bundle_copy)
+
+
+def test_a_component_cannot_use_a_file_that_is_not_listed(bundle_copy: Path) -> None:
+    edit(bundle_copy, lambda data: data["components"]["prior_step"].__setitem__("files", ["../copy/tokenizer.json"]))
+    with pytest.raises(BundleError, match="outside of the bundle"):
+        Bundle(bundle_copy).graph("prior_step")
+    edit(bundle_copy, lambda data: data["components"]["prior_step"].__setitem__("files", ["manifest.json"]))
+    with pytest.raises(BundleError, match=r"does not list manifest\.json"):
+        Bundle(bundle_copy).graph("prior_step")
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_format_version_is_refused_by_number(version: object, bundle_copy: Path) -> None:
+    edit(bundle_copy, lambda data: data.__setitem__("format_version", version))
+    with pytest.raises(BundleError, match=rf"has bundle format {version}, this kandinsky22 reads 1"):
+        Bundle(bundle_copy)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"[]", b"null", b"7", b'"manifest"', b"{}", b'{"format_version": 1}', b"\xff\xfe\x00", b"[" * 100_000],
+)
+def test_what_is_no_manifest_is_refused(text: bytes, bundle_copy: Path) -> None:
+    replace(bundle_copy / "manifest.json", text)
+    with pytest.raises(BundleError, match=r"manifest\.json (is not a manifest|cannot be read)"):
+        Bundle(bundle_copy)
+
+
+@pytest.mark.parametrize("key", ["name", "components", "files", "schedulers", "text", "geometry", "limits"])
+def test_a_manifest_that_lacks_a_part_is_refused(key: str, bundle_copy: Path) -> None:
+    edit(bundle_copy, lambda data: data.__delitem__(key))
+    with pytest.raises(BundleError, match="is not a manifest"):
+        Bundle(bundle_copy)
+
+
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [("geometry", "downscale"), ("limits", "max_size"), ("text", "max_length"), ("schedulers", "decoder")],
+)
+def test_a_manifest_that_lacks_what_its_components_need_is_refused(part: str, key: str, bundle_copy: Path) -> None:
+    edit(bundle_copy, lambda data: data[part].__delitem__(key))
+    with pytest.raises(BundleError, match=rf"is not a manifest \(KeyError\('{key}'\)\)"):
+        Bundle(bundle_copy)
+
+
+@pytest.mark.parametrize("key", ["files", "components"])
+@pytest.mark.parametrize("value", [{"a": 1}, {"a": {}}, [], "text", None])
+def test_a_part_of_another_kind_is_refused(key: str, value: object, bundle_copy: Path) -> None:
+    edit(bundle_copy, lambda data: data.__setitem__(key, value))
+    with pytest.raises(BundleError, match="is not a manifest"):
+        Bundle(bundle_copy)
+
+
+def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, reason in (("missing", "is not a folder"), ("file", "manifest.json"), (".", "has no manifest.json")):
+        with pytest.raises(BundleError, match=reason):
+            Bundle(tmp_path / name)
+
+
+def test_constants_are_never_unpickled(bundle_copy: Path) -> None:
+    stream = io.BytesIO()
+    np.savez(stream, clip_mean=np.array([{"run": "code"}], dtype=object))
+    for data in (stream.getvalue(), b"no archive"):
+        replace(bundle_copy / "constants.npz", data)
+        relist(bundle_copy, "constants.npz")
+        with pytest.raises(BundleError, match=r"constants\.npz cannot be read"):
+            Bundle(bundle_copy).constants()
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("keep", [0, 0.5])
+def test_a_graph_that_is_listed_and_yet_no_graph_is_refused_by_the_backend(
+    backend: str, keep: float, bundle_copy: Path
+) -> None:
+    """As an exporter might leave it whose disk filled up: the manifest agrees with what is there."""
+    graph = bundle_copy / "onnx" / "prior_step.onnx"
+    data = graph.read_bytes()
+    replace(graph, data[: int(len(data) * keep)])
+    relist(bundle_copy, "onnx/prior_step.onnx")
+    bundle = Bundle(bundle_copy)
+    with pytest.raises(BackendError, match=r"cannot load .*prior_step\.onnx: \S"):
+        get(backend).load(bundle.graph("prior_step"), bundle.component("prior_step"), Settings())
