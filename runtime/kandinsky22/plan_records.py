@@ -49,7 +49,7 @@ class Profile:
 
     def check(self, bundle: Bundle) -> None:
         """Raise InputError where no picture has these sizes, or the bundle was exported for smaller ones."""
-        block = bundle.manifest.geometry["downscale"] ** 2
+        block = downscale(bundle) ** 2
         largest = bundle.manifest.limits["max_size"]
         sides = (self.minimum, self.optimum, self.maximum)
         if any(side < block or side % block for side in sides) or list(sides) != sorted(sides):
@@ -64,12 +64,12 @@ class Profile:
         if not 1 <= self.batch <= MAX_BATCH:
             raise InputError(f"The batch is {self.batch}; expected 1 to {MAX_BATCH}.")
 
-    def shapes(self, spec: TensorSpec, component: Component, downscale: int) -> Range:
-        """Smallest, tuned and largest shape of an input of a component; `downscale` is the manifest's.
+    def shapes(self, spec: TensorSpec, component: Component, pixels: int) -> Range:
+        """Smallest, tuned and largest shape of an input of a component, with so many `pixels` a latent, a side.
 
         Raises BundleError where the input has a symbolic dimension that is not made of B, G, h and w.
         """
-        latent = [side // downscale for side in (self.minimum, self.optimum, self.maximum)]
+        latent = [side // pixels for side in (self.minimum, self.optimum, self.maximum)]
         batches = (1, 1, self._batch(component))
         branches = (1, GUIDANCE_BRANCHES, GUIDANCE_BRANCHES)
         values = [
@@ -94,9 +94,18 @@ class Profile:
 
 
 def default_profile(bundle: Bundle) -> Profile:
-    """384 to 2048 pixels, tuned for 1024, one picture at once; less where the bundle was exported for less."""
+    """384 to 2048 pixels, tuned for 1024, one picture at once.
+
+    Less where the bundle was exported for less, or its UNet was trained on less than the published 512.
+    """
+    trained = bundle.manifest.geometry["default_size"] or 512
     largest = bundle.manifest.limits["max_size"]
-    return Profile(min(384, largest), min(1024, largest), largest)
+    return Profile(min(384, trained, largest), min(1024 if trained >= 512 else trained, largest), largest)
+
+
+def downscale(bundle: Bundle) -> int:
+    """Pixels a latent, a side. A bundle without a decoder has none, and nothing that depends on them: then 8."""
+    return int(bundle.manifest.geometry["downscale"] or 8)
 
 
 def _dimension(dimension: int | str, spec: TensorSpec, values: Mapping[str, int]) -> int:

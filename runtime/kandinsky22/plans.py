@@ -23,7 +23,7 @@ from tqdm import tqdm
 from kandinsky22.bundle import Bundle, sha256
 from kandinsky22.errors import BackendError, BundleError, InputError
 from kandinsky22.plan_builder import Built, Options, Report, build_plan
-from kandinsky22.plan_records import PlanRecord, Profile, default_profile
+from kandinsky22.plan_records import PlanRecord, Profile, default_profile, downscale
 from kandinsky22.trt import Device, Flavour, flavour, flavours, gpu, rtx_targets
 
 __all__ = [
@@ -124,7 +124,6 @@ def _recipe(
 ) -> dict[str, Any]:
     """The fields of a record that are known before building: where they are equal, so is the plan."""
     component = bundle.component(name)
-    downscale = bundle.manifest.geometry["downscale"]
     return {
         "component": name,
         "flavour": flavour.name,
@@ -132,7 +131,7 @@ def _recipe(
         "device": device,
         "targets": options.targets,
         "profile": profile,
-        "shapes": {spec.name: profile.shapes(spec, component, downscale) for spec in component.inputs},
+        "shapes": {spec.name: profile.shapes(spec, component, downscale(bundle)) for spec in component.inputs},
         "onnx": onnx_hashes(bundle, name),
         "settings": {"strongly_typed": True, "tf32": False, "allow_unfused": options.allow_unfused},
     }

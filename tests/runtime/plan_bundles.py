@@ -16,7 +16,6 @@ from kandinsky22 import plans
 from kandinsky22.bundle import MANIFEST, Bundle, Component, FileRecord, Manifest, TensorSpec, sha256
 from kandinsky22.plan_builder import Built, Report
 
-DOWNSCALE = 8
 HEADER = '<ir_version: 10, opset_import: ["" : 23]>'
 GPU = plans.Device("NVIDIA Test 4090", (8, 9))
 
@@ -132,9 +131,15 @@ def write_bundle(
         source={},
         components=described,
         files=files,
-        schedulers={},
-        text={},
-        geometry={"latent_channels": 4, "downscale": DOWNSCALE, "embedding_dim": 6, "learned_variance": False},
+        schedulers={"decoder": {}},
+        text={"max_length": 7, "pad_token_id": 0},
+        geometry={
+            "latent_channels": 4,
+            "downscale": 8,
+            "embedding_dim": 6,
+            "learned_variance": False,
+            "default_size": 512,
+        },
         limits={"max_size": 2048, "ranks": 16},
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")

@@ -93,6 +93,29 @@ def test_profiles_name_themselves_and_the_arguments_that_give_them() -> None:
     assert Profile(512, 512, 512).arguments() == "--static 512 --batch 1"
 
 
+@pytest.mark.parametrize(
+    ("trained", "largest", "profile"),
+    [
+        (512, 2048, Profile(384, 1024, 2048)),
+        (None, 2048, Profile(384, 1024, 2048)),
+        (768, 1024, Profile(384, 1024, 1024)),
+        (128, 2048, Profile(128, 128, 2048)),
+        (512, 256, Profile(256, 256, 256)),
+    ],
+)
+def test_the_default_profile_takes_pictures_of_the_default_size(
+    tmp_path: Path, trained: int | None, largest: int, profile: Profile
+) -> None:
+    bundle = plan_bundles.write_bundle(tmp_path, {"movq_decoder": plan_bundles.movq_decoder()})
+    manifest = bundle.manifest
+    bundle.manifest = dataclasses.replace(
+        manifest,
+        geometry={**manifest.geometry, "default_size": trained},
+        limits={**manifest.limits, "max_size": largest},
+    )
+    assert plans.default_profile(bundle) == profile
+
+
 def record(**changes: object) -> PlanRecord:
     fields = {
         "component": "decoder_step",

@@ -27,6 +27,7 @@ from tests.runtime.plan_bundles import (
     fake_built,
     fake_flavour,
     movq_decoder,
+    text_encoder,
     write_bundle,
 )
 
@@ -466,6 +467,13 @@ def test_importing_plans_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_bundle_without_a_decoder_has_plans_too(tmp_path: Path, compiled: list[str]) -> None:
+    bundle = write_bundle(tmp_path, {"text_encoder": text_encoder()})
+    bundle.manifest.geometry.update(dict.fromkeys(("latent_channels", "downscale", "default_size")))
+    plans.build(bundle, RTX, plans.default_profile(bundle), progress=False)
+    assert plans.refusal(bundle, "text_encoder", RTX, GPU, {"input_ids": (2, 7)}) is None
 
 
 def test_movq_s_plan_is_found_by_what_the_runtime_feeds_it(tmp_path: Path, compiled: list[str]) -> None:
