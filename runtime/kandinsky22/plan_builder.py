@@ -14,7 +14,7 @@ from typing import Any
 
 from kandinsky22.bundle import Component, TensorSpec
 from kandinsky22.errors import BackendError
-from kandinsky22.trt import Flavour, make_log, make_monitor
+from kandinsky22.trt import Flavour, make_log, make_monitor, make_writer
 
 Shape = tuple[int, ...]
 Range = tuple[Shape, Shape, Shape]
@@ -66,9 +66,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Built:
-    """A plan (TensorRT's buffer), what it runs, and what building it took. `timing_cache` is empty for RTX."""
+    """What a plan runs, and what building it took. `timing_cache` is empty for TensorRT for RTX, which has none."""
 
-    plan: Any
     report: Report
     seconds: float
     peak_memory: int
@@ -78,6 +77,9 @@ class Built:
 OnProgress = Callable[[str, int, int], None]
 """Called as `on_progress(phase, steps done, steps known so far)`, from the builder's threads."""
 
+Sink = Callable[["bytes | memoryview"], None]
+"""Called with a plan's bytes, part after part."""
+
 
 def build_plan(
     flavour: Flavour,
@@ -85,18 +87,20 @@ def build_plan(
     component: Component,
     shapes: Mapping[str, Range],
     options: Options,
+    sink: Sink,
     timing_cache: bytes = b"",
     on_progress: OnProgress | None = None,
 ) -> Built:
-    """Compile an ONNX file for inputs within `shapes`.
+    """Compile an ONNX file for inputs within `shapes`, and write the plan to `sink`.
 
     The network is strongly typed: precision is the graph's. Raises BackendError where TensorRT cannot build it, or
-    where what it built has other types than the component says; Ctrl-C stops the build within a step of it.
+    where what it built has other types than the component says, and what `sink` and `on_progress` raise. Ctrl-C stops
+    the build within a step of it. Where it raises, what `sink` was given is no plan.
     """
-    build = _Build(flavour, graph, component, shapes, options, timing_cache, on_progress)
+    build = _Build(flavour, graph, component, shapes, options, sink, timing_cache, on_progress)
     started = time.perf_counter()
-    plan, peak_memory = run_watched(build.run, build.monitor.cancel)
-    return Built(plan, build.report(), time.perf_counter() - started, peak_memory, build.timing_cache)
+    peak_memory = run_watched(build.run, build.monitor.cancel)
+    return Built(build.report(), time.perf_counter() - started, peak_memory, build.timing_cache)
 
 
 class _Build:
@@ -109,19 +113,20 @@ class _Build:
         component: Component,
         shapes: Mapping[str, Range],
         options: Options,
+        sink: Sink,
         timing_cache: bytes,
         on_progress: OnProgress | None,
     ) -> None:
         self.flavour, self.trt = flavour, flavour.module
         self.graph, self.component, self.shapes, self.options = graph, component, shapes, options
-        self.timing_cache = timing_cache
+        self.sink, self.timing_cache = sink, timing_cache
         self.log = make_log(self.trt)
         self.monitor = make_monitor(self.trt, on_progress)
         self.products: Counter[str] = Counter()
         self.attentions = self.fusable = 0
 
-    def run(self) -> Any:
-        """Parse and build; the plan. Runs in a thread of its own."""
+    def run(self) -> None:
+        """Parse and build. Runs in a thread of its own."""
         try:
             builder = self.trt.Builder(self.log)
         except (TypeError, RuntimeError) as error:  # what pybind11 makes of a null pointer
@@ -135,16 +140,28 @@ class _Build:
         self._check_interface(network)
         self._survey(network)
         config = self._config(builder, network)
-        plan = builder.build_serialized_network(network, config)
+        built = self._serialize(builder, network, config)
         for failure in (self.log.failure, self.monitor.failure):
             if failure is not None:
                 raise failure
-        if plan is None:
+        if not built:
             raise self._error("cannot build a plan")
         self._check_engine()
         if self.flavour.needs_gpu:
             self.timing_cache = bytes(config.get_timing_cache().serialize())
-        return plan
+
+    def _serialize(self, builder: Any, network: Any, config: Any) -> bool:
+        """Build, and write the plan to the sink: in parts where this TensorRT can, to save its size in memory."""
+        if not hasattr(builder, "build_serialized_network_to_stream"):
+            plan = builder.build_serialized_network(network, config)
+            if plan is not None:
+                self.sink(memoryview(plan))
+            return plan is not None
+        writer = make_writer(self.trt, self.sink)
+        built = builder.build_serialized_network_to_stream(network, config, writer)
+        if writer.failure is not None:
+            raise writer.failure
+        return bool(built)
 
     def report(self) -> Report:
         """What the finished engine runs, from the lines that TensorRT logged about it."""
@@ -260,19 +277,18 @@ def _as_network(spec: TensorSpec) -> tuple[str, Shape]:
     return DTYPES[spec.dtype], tuple(size if isinstance(size, int) else -1 for size in spec.shape)
 
 
-def run_watched(call: Callable[[], Any], cancel: Callable[[], None]) -> tuple[Any, int]:
-    """The result of `call`, run in another thread, and the highest resident memory of the process meanwhile.
+def run_watched(call: Callable[[], None], cancel: Callable[[], None]) -> int:
+    """Run `call` in another thread, and return the highest resident memory of the process meanwhile.
 
     A thread of its own keeps the caller's free for Ctrl-C, which a call into TensorRT would hold back: it calls
     `cancel`, waits for `call` to end, and is raised. Raises what `call` raises.
     """
-    results: list[Any] = []
     failures: list[BaseException] = []
     ended = threading.Event()  # not Thread.join: when Ctrl-C interrupts that, it takes the thread for one that ended
 
     def work() -> None:
         try:
-            results.append(call())
+            call()
         except BaseException as failure:  # handed to the caller's thread
             failures.append(failure)
         finally:
@@ -291,7 +307,7 @@ def run_watched(call: Callable[[], Any], cancel: Callable[[], None]) -> tuple[An
         raise
     if failures:
         raise failures[0]
-    return results[0], peak
+    return peak
 
 
 def resident_memory() -> int:

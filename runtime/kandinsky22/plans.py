@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import os
 import re
 import shutil
 import sys
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from kandinsky22.bundle import Bundle, sha256
 from kandinsky22.errors import BackendError, BundleError, InputError
 from kandinsky22.plan_builder import Built, Options, Report, build_plan
+from kandinsky22.plan_files import TEMPORARY, NewFile, available_memory, locked, new_file, write_file
 from kandinsky22.plan_records import PlanRecord, Profile, default_profile, downscale
 from kandinsky22.trt import Device, Flavour, flavour, flavours, gpu, rtx_targets
 
@@ -46,7 +46,6 @@ DEFAULTS = Options()
 FOLDER = "tensorrt"
 LOCK = ".lock"
 TIMING_CACHE = "timing.cache"
-TEMPORARY = ".part"
 
 MIB = 1 << 20
 BUILD_MEMORY = (512 * MIB, 3.5)
@@ -161,13 +160,44 @@ def _build_one(
     progress: bool,
     force: bool,
 ) -> PlanRecord:
+    """Build a plan and write it, then the record that names it: that is the moment at which it takes effect."""
     name = recipe["component"]
     component = bundle.component(name)
     weights = sum(bundle.manifest.files[file].bytes for file in component.files)
     if not force:
         _require_memory(name, weights)
     _require_disk(folder, weights)
-    cache = folder / TIMING_CACHE
+    with new_file(folder, f"{name}.plan") as file:
+        built = _compile(bundle, flavour, options, recipe, folder, file, progress=progress)
+        record = PlanRecord(
+            **recipe,
+            plan=f"{name}-{file.sha256[:16]}.plan",
+            bytes=file.bytes,
+            sha256=file.sha256,
+            weight_bytes=weights,
+            seconds=round(built.seconds, 2),
+            peak_memory=built.peak_memory,
+            report=built.report,
+            warnings=_warnings(file.bytes, weights, component.precision, built.report),
+        )
+        file.commit(record.plan)
+    write_file(folder / f"{name}.json", record.to_json().encode())
+    _sweep(folder)
+    return record
+
+
+def _compile(
+    bundle: Bundle,
+    flavour: Flavour,
+    options: Options,
+    recipe: Mapping[str, Any],
+    folder: Path,
+    file: NewFile,
+    *,
+    progress: bool,
+) -> Built:
+    """Let TensorRT build a plan into `file`, with a progress bar and a timing cache."""
+    name, cache = recipe["component"], folder / TIMING_CACHE
     with tqdm(desc=name, total=0, unit="step", disable=None if progress else True, leave=False) as bar:
 
         def on_progress(phase: str, done: int, known: int) -> None:
@@ -176,32 +206,13 @@ def _build_one(
             bar.update(done - bar.n)
 
         graph = bundle.graph(name)
-        known = cache.read_bytes() if cache.exists() else b""
-        built = build_plan(flavour, graph, component, recipe["shapes"], options, known, on_progress)
+        timings = cache.read_bytes() if cache.exists() else b""
+        built = build_plan(
+            flavour, graph, bundle.component(name), recipe["shapes"], options, file.write, timings, on_progress
+        )
     if built.timing_cache:
-        _replace(cache, built.timing_cache)
-    return _store(folder, recipe, built, weights, component.precision)
-
-
-def _store(folder: Path, recipe: dict[str, Any], built: Built, weights: int, precision: str) -> PlanRecord:
-    """Write a plan, then the record that names it: renaming the record is what makes the new plan take effect."""
-    plan = memoryview(built.plan)
-    digest = hashlib.sha256(plan).hexdigest()
-    record = PlanRecord(
-        **recipe,
-        plan=f"{recipe['component']}-{digest[:16]}.plan",
-        bytes=plan.nbytes,
-        sha256=digest,
-        weight_bytes=weights,
-        seconds=round(built.seconds, 2),
-        peak_memory=built.peak_memory,
-        report=built.report,
-        warnings=_warnings(plan.nbytes, weights, precision, built.report),
-    )
-    _replace(folder / record.plan, plan)
-    _replace(folder / f"{record.component}.json", record.to_json().encode())
-    _sweep(folder)
-    return record
+        write_file(cache, built.timing_cache)
+    return built
 
 
 def _warnings(size: int, weights: int, precision: str, report: Report) -> tuple[str, ...]:
@@ -211,6 +222,11 @@ def _warnings(size: int, weights: int, precision: str, report: Report) -> tuple[
         found.append(f"The plan has {size / MIB:.0f} MiB and its weights {weights / MIB:.0f}; expected about as much.")
     if report.layers and report.fused < report.fusable:
         found.append(f"Only {report.fused} of {report.fusable} attentions run in fused kernels.")
+    if precision != "fp32" and report.fusable < report.attention:
+        found.append(
+            f"{report.attention - report.fusable} of {report.attention} attentions have no fused kernels for the size of "
+            f"their heads: each keeps a whole matrix of scores in memory, which grows with the fourth power of the side."
+        )
     if precision != "fp32" and "Float" in report.products:
         found.append(
             f"{report.products['Float']} of its products are computed in fp32, although the graph is {precision}."
@@ -236,43 +252,18 @@ def _require_disk(folder: Path, weights: int) -> None:
         )
 
 
-def available_memory() -> int | None:
-    """Bytes that can be allocated without swapping, by /proc/meminfo and the control group; None where neither says."""
-    limits = []
-    with contextlib.suppress(OSError, ValueError):
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        limits.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    with contextlib.suppress(OSError, ValueError):  # "max" where the group has no limit
-        group = Path("/sys/fs/cgroup")
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(statistics["inactive_file"])
-        limits.append(int((group / "memory.max").read_text()) - used)
-    return min(limits, default=None)
-
-
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     """Make a folder of plans, keep other builds out of its bundle, and clear away what killed builds left in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder.parent / LOCK).open("w") as lock:
-            _lock(lock.fileno(), folder.parent)
+        with locked(folder.parent / LOCK) as alone:
+            if not alone:
+                raise BundleError(f"Another build runs in {folder.parent}; wait for it to end.")
             _sweep(folder)
             yield
     except OSError as error:
         raise BundleError(f"{folder} cannot be written ({error}); mend that, and build again.") from error
-
-
-def _lock(file: int, folder: Path) -> None:
-    """Lock a file until it is closed, also by being killed."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two builds at once are the user's to avoid
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BundleError(f"Another build runs in {folder}; wait for it to end.") from None
 
 
 def _sweep(folder: Path) -> None:
@@ -284,21 +275,6 @@ def _sweep(folder: Path) -> None:
     for path in [*folder.glob(f"*{TEMPORARY}"), *folder.glob("*.plan")]:
         if path.name not in named:
             path.unlink()
-
-
-def _replace(path: Path, data: bytes | memoryview) -> None:
-    """Write a file so that it is there in its full size or not at all, even after a power cut."""
-    temporary = path.with_name(path.name + TEMPORARY)
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def onnx_hashes(bundle: Bundle, name: str) -> dict[str, str]:

@@ -167,3 +167,23 @@ def make_monitor(module: Any, on_progress: Callable[[str, int, int], None] | Non
                 self._cancelled.set()
 
     return Monitor()
+
+
+def make_writer(module: Any, sink: Callable[[bytes | memoryview], None]) -> Any:
+    """An IStreamWriter that hands what is written to `sink`; `failure` is the exception that `sink` raised."""
+
+    class Writer(module.IStreamWriter):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.failure: BaseException | None = None
+
+        def write(self, data: bytes) -> int:
+            if self.failure is None:
+                try:
+                    sink(data)
+                    return len(data)
+                except BaseException as failure:
+                    self.failure = failure
+            return 0  # fewer bytes than there were: TensorRT stops
+
+    return Writer()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -159,9 +160,20 @@ def fake_flavour(name: str = "tensorrt-rtx", version: str = "1.7.0") -> plans.Fl
     return plans.Flavour(name, SimpleNamespace(ComputeCapability=SimpleNamespace(__members__=targets)), version)  # type: ignore[arg-type]
 
 
-def fake_built(plan: bytes) -> Built:
-    """What a build gives, around bytes of one's own."""
-    return Built(plan, Report({"Half": {"gemm": 3}}, {"Half": 3}, attention=1, fusable=1, fused=1), 1.5, 1 << 20, b"")
+def fake_build(plan: bytes, calls: list[str] | None = None) -> Callable[..., Built]:
+    """What stands in for `build_plan`: it writes `plan`, and notes in `calls` the name of the graph it was given."""
+
+    def build_plan(
+        flavour: plans.Flavour, graph: Path, component: Component, shapes: Any, options: Any, sink: Any, *_: Any
+    ) -> Built:
+        if calls is not None:
+            calls.append(graph.stem)
+        half = len(plan) // 2
+        sink(plan[:half])
+        sink(memoryview(plan)[half:])
+        return Built(Report({"Half": {"gemm": 3}}, {"Half": 3}, attention=1, fusable=1, fused=1), 1.5, 1 << 20, b"")
+
+    return build_plan
 
 
 def digest(data: bytes) -> str:

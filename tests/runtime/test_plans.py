@@ -24,7 +24,7 @@ from tests.runtime.plan_bundles import (
     all_models,
     decoder_step,
     digest,
-    fake_built,
+    fake_build,
     fake_flavour,
     movq_decoder,
     text_encoder,
@@ -48,11 +48,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """`build_plan` replaced by one that gives PLAN; the graphs that it was called for."""
     calls: list[str] = []
 
-    def build_plan(flavour: plans.Flavour, graph: Path, *_: Any) -> Any:
-        calls.append(graph.stem)
-        return fake_built(PLAN)
-
-    monkeypatch.setattr(plans, "build_plan", build_plan)
+    monkeypatch.setattr(plans, "build_plan", fake_build(PLAN, calls))
     return calls
 
 
@@ -234,7 +230,7 @@ def test_a_plan_replaced_while_it_is_read_is_read_again(
     def read_bytes(path: Path) -> bytes:
         if not built:
             built.append(True)
-            monkeypatch.setattr(plans, "build_plan", lambda *_: fake_built(b"newer"))
+            monkeypatch.setattr(plans, "build_plan", fake_build(b"newer"))
             build(bundle, rebuild=True)
         return read(path)
 
@@ -301,7 +297,7 @@ def crash_points(bundle: Path, at: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     fsync = os.fsync
-    plans.build_plan = lambda *_: fake_built(b"newer")  # type: ignore[assignment]
+    plans.build_plan = fake_build(b"newer")
     os.fsync = lambda file: (step("fsync", (file,)), fsync(file))[1]  # type: ignore[func-returns-value]
     opened = Bundle(bundle)
     sys.addaudithook(step)
@@ -346,7 +342,8 @@ def test_a_failed_build_leaves_what_was_there(
     before = build(bundle)
     files = sorted(folder(bundle).iterdir())
 
-    def fails(*_: Any) -> Any:
+    def fails(*arguments: Any) -> Any:
+        fake_build(b"a part of a plan")(*arguments)
         raise BackendError("no")
 
     monkeypatch.setattr(plans, "build_plan", fails)
@@ -375,10 +372,10 @@ def test_two_builds_of_one_bundle_do_not_meet(
 ) -> None:
     started, finish = threading.Event(), threading.Event()
 
-    def slow(*_: Any) -> Any:
+    def slow(*arguments: Any) -> Any:
         started.set()
         assert finish.wait(30)
-        return fake_built(PLAN)
+        return fake_build(PLAN)(*arguments)
 
     monkeypatch.setattr(plans, "build_plan", slow)
     first = threading.Thread(target=build, args=(bundle,))
@@ -420,20 +417,21 @@ def test_available_memory_is_what_linux_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "weights", "fused", "products", "doubts"),
+    ("size", "weights", "fusable", "fused", "products", "doubts"),
     [
-        (2440, 2500, 22, "Half", []),
-        (40, 1, 22, "Half", []),
-        (5000, 2500, 22, "Half", ["The plan has 5000 MiB and its weights 2500"]),
-        (100, 2500, 22, "Half", ["The plan has 100 MiB and its weights 2500"]),
-        (2500, 2500, 21, "Half", ["Only 21 of 22 attentions"]),
-        (2500, 2500, 22, "Float", ["4 of its products are computed in fp32"]),
+        (2440, 2500, 22, 22, "Half", []),
+        (40, 1, 22, 22, "Half", []),
+        (5000, 2500, 22, 22, "Half", ["The plan has 5000 MiB and its weights 2500"]),
+        (100, 2500, 22, 22, "Half", ["The plan has 100 MiB and its weights 2500"]),
+        (2500, 2500, 22, 21, "Half", ["Only 21 of 22 attentions"]),
+        (2500, 2500, 18, 18, "Half", ["4 of 22 attentions have no fused kernels"]),
+        (2500, 2500, 22, 22, "Float", ["4 of its products are computed in fp32"]),
     ],
 )
 def test_a_plan_of_an_odd_size_or_with_slow_layers_is_doubted(
-    size: int, weights: int, fused: int, products: str, doubts: list[str]
+    size: int, weights: int, fusable: int, fused: int, products: str, doubts: list[str]
 ) -> None:
-    report = plans.Report({"Half": {"gemm": 1}}, {products: 4}, attention=22, fusable=22, fused=fused)
+    report = plans.Report({"Half": {"gemm": 1}}, {products: 4}, attention=22, fusable=fusable, fused=fused)
     warnings = plans._warnings(size << 20, weights << 20, "fp16", report)
     assert [warning[: len(doubt)] for warning, doubt in zip(warnings, doubts, strict=True)] == doubts
 

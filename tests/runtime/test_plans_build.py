@@ -166,9 +166,21 @@ def test_what_goes_wrong_in_the_progress_bar_stops_the_build_and_is_told(tmp_pat
 
     with pytest.raises(ValueError, match="the terminal is gone"):
         plan_builder.build_plan(
-            rtx, bundle.graph("movq_decoder"), component, shapes, plans.Options(), on_progress=on_progress
+            rtx, bundle.graph("movq_decoder"), component, shapes, plans.Options(), bytearray().extend, b"", on_progress
         )
     assert len(seen) == 4
+
+
+def test_a_full_disk_stops_the_build_and_is_told(tmp_path: Path, rtx: plans.Flavour) -> None:
+    bundle = write_bundle(tmp_path, {"movq_decoder": movq_decoder()})
+    component = bundle.component("movq_decoder")
+    shapes = {spec.name: WIDE.shapes(spec, component, 8) for spec in component.inputs}
+
+    def full(data: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        plan_builder.build_plan(rtx, bundle.graph("movq_decoder"), component, shapes, plans.Options(), full)
 
 
 def test_progress_counts_up_to_all_of_its_steps(tmp_path: Path, rtx: plans.Flavour) -> None:
@@ -182,6 +194,7 @@ def test_progress_counts_up_to_all_of_its_steps(tmp_path: Path, rtx: plans.Flavo
         component,
         shapes,
         plans.Options(),
+        bytearray().extend,
         on_progress=lambda phase, done, known: seen.append((done, known)),
     )
     assert seen == sorted(seen)
