@@ -8,12 +8,13 @@ NAME       ?= $(if $(filter checkpoints/shapes/decoder,$(CHECKPOINT)),shapes,$(n
 PRECISION  ?= fp32
 PROMPT     ?= a large red circle in the middle of a blue background
 SEED       ?= 0
+BUNDLE     ?= engines/shapes
 
 BIN    := $(VENV)/bin
 READY  := $(VENV)/installed
 SHAPES := engines/shapes/manifest.json
 
-.PHONY: help demo engines test test-slow scores lint format clean
+.PHONY: help demo engines test test-slow test-gpu scores lint format clean
 
 help:  ## Print this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -30,6 +31,9 @@ test: $(READY)  ## Run the tests that need no GPU and no patience.
 
 test-slow: $(READY)  ## Run the tests that take minutes or gigabytes: full parity, the published size.
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(SHAPES)  ## Run the tests that need an NVIDIA GPU (install an extra first, see docs/gpu.md; BUNDLE=…).
+	KANDINSKY22_BUNDLE="$(BUNDLE)" $(BIN)/python -m pytest -m gpu tests/gpu -s
 
 scores: $(SHAPES)  ## Score 300 unseen prompts with the runtime and with diffusers: the table of checkpoints/shapes.
 	$(BIN)/python checkpoints/shapes/evaluate.py --bundle engines/shapes

@@ -1,0 +1,443 @@
+"""Plans: ONNX graphs compiled by TensorRT, their records, and the refusal of plans that do not belong here.
+
+A plan is code for one TensorRT version and certain GPUs, and deserialising it runs it. So a plan lies beside a record
+of all that it was made from and for, `verified_plan` hands it out only where every word of the record fits, and a
+build replaces both at once or not at all. docs/tensorrt.md describes the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from kandinsky22.bundle import Bundle, sha256
+from kandinsky22.errors import BackendError, BundleError, InputError
+from kandinsky22.plan_builder import Built, Options, Report, build_plan
+from kandinsky22.plan_records import PlanRecord, Profile, default_profile, downscale
+from kandinsky22.trt import Device, Flavour, flavour, flavours, gpu, rtx_targets
+
+__all__ = [
+    "Device",
+    "Flavour",
+    "Options",
+    "PlanRecord",
+    "Profile",
+    "Report",
+    "build",
+    "default_profile",
+    "flavour",
+    "flavours",
+    "gpu",
+    "refusal",
+    "verified_plan",
+]
+
+DEFAULTS = Options()
+FOLDER = "tensorrt"
+LOCK = ".lock"
+TIMING_CACHE = "timing.cache"
+TEMPORARY = ".part"
+
+MIB = 1 << 20
+BUILD_MEMORY = (512 * MIB, 3.5)
+"""Memory that a build takes: bytes, and a multiple of the weights. Measured: docs/tensorrt.md."""
+
+PLAN_SLACK = 512 * MIB
+"""Bytes by which a plan may differ from its weights, for kernels; and a quarter of the weights."""
+
+
+def build(
+    bundle: Bundle,
+    flavour: Flavour,
+    profile: Profile,
+    *,
+    components: Sequence[str] | None = None,
+    options: Options = DEFAULTS,
+    device: Device | None = None,
+    progress: bool = True,
+    force: bool = False,
+    rebuild: bool = False,
+) -> list[PlanRecord]:
+    """Build the plans of a bundle's components (all of them by default), and return their records.
+
+    Plans that are there and are what would be built are kept, so that a build that was stopped goes on where it was;
+    `rebuild` builds them again. `device` is the GPU that a TensorRT plan is for, this machine's by default;
+    TensorRT for RTX needs none. `force` builds in less memory than a build is known to take.
+
+    Raises InputError for sizes that are no picture's, BundleError for components that the bundle lacks, files that
+    were altered, a folder that cannot be written or in which another build runs, BackendError where there is no GPU,
+    too little memory, or TensorRT fails. Whatever happens, what was there can be loaded as before.
+    """
+    profile.check(bundle)
+    names = list(bundle.manifest.components if components is None else components)
+    if flavour.needs_gpu:
+        if options.targets:
+            raise InputError("TensorRT builds for the GPU that is here; targets are for the flavour tensorrt-rtx.")
+        device = device or _gpu_to_build_on()
+    else:
+        device, options = None, dataclasses.replace(options, targets=_targets(flavour, options))
+    recipes = {name: _recipe(bundle, name, flavour, device, profile, options) for name in names}
+    folder = plan_folder(bundle, flavour, device, profile)
+    records = []
+    with _writing(folder):
+        for name in names:
+            record = None if rebuild else _finished(folder, recipes[name])
+            if record is not None and progress:
+                tqdm.write(f"{name}: there already", file=sys.stderr)
+            if record is None:
+                record = _build_one(bundle, flavour, options, recipes[name], folder, progress=progress, force=force)
+            records.append(record)
+    return records
+
+
+def _gpu_to_build_on() -> Device:
+    try:
+        return gpu()
+    except BackendError as error:
+        raise BackendError(
+            f"{error} TensorRT builds only on the GPU that a plan is for: build there, "
+            f"or for GeForce and RTX cards with --flavour tensorrt-rtx, which needs none."
+        ) from error
+
+
+def _targets(flavour: Flavour, options: Options) -> tuple[str, ...]:
+    """The compute capabilities that TensorRT for RTX is to build for. Raises InputError for one that it cannot."""
+    possible = rtx_targets(flavour.module, turing=True)
+    for target in options.targets:
+        if target not in possible:
+            raise InputError(f"There is no target {target!r}; choose of {', '.join(possible)}.")
+    return options.targets or rtx_targets(flavour.module)
+
+
+def _recipe(
+    bundle: Bundle, name: str, flavour: Flavour, device: Device | None, profile: Profile, options: Options
+) -> dict[str, Any]:
+    """The fields of a record that are known before building: where they are equal, so is the plan."""
+    component = bundle.component(name)
+    return {
+        "component": name,
+        "flavour": flavour.name,
+        "version": flavour.version,
+        "device": device,
+        "targets": options.targets,
+        "profile": profile,
+        "shapes": {spec.name: profile.shapes(spec, component, downscale(bundle)) for spec in component.inputs},
+        "onnx": onnx_hashes(bundle, name),
+        "settings": {"strongly_typed": True, "tf32": False, "allow_unfused": options.allow_unfused},
+    }
+
+
+def _finished(folder: Path, recipe: Mapping[str, Any]) -> PlanRecord | None:
+    """The record of a plan that is there, whole, and made by this recipe; or None."""
+    try:
+        record = read_record(folder / f"{recipe['component']}.json")
+    except BundleError:
+        return None
+    if any(getattr(record, key) != value for key, value in recipe.items()):
+        return None
+    plan = folder / record.plan
+    if not plan.exists() or plan.stat().st_size != record.bytes or sha256(plan) != record.sha256:
+        return None
+    return record
+
+
+def _build_one(
+    bundle: Bundle,
+    flavour: Flavour,
+    options: Options,
+    recipe: dict[str, Any],
+    folder: Path,
+    *,
+    progress: bool,
+    force: bool,
+) -> PlanRecord:
+    name = recipe["component"]
+    component = bundle.component(name)
+    weights = sum(bundle.manifest.files[file].bytes for file in component.files)
+    if not force:
+        _require_memory(name, weights)
+    _require_disk(folder, weights)
+    cache = folder / TIMING_CACHE
+    with tqdm(desc=name, total=0, unit="step", disable=None if progress else True, leave=False) as bar:
+
+        def on_progress(phase: str, done: int, known: int) -> None:
+            bar.total = known
+            bar.set_postfix_str(phase[:40], refresh=False)
+            bar.update(done - bar.n)
+
+        graph = bundle.graph(name)
+        known = cache.read_bytes() if cache.exists() else b""
+        built = build_plan(flavour, graph, component, recipe["shapes"], options, known, on_progress)
+    if built.timing_cache:
+        _replace(cache, built.timing_cache)
+    return _store(folder, recipe, built, weights, component.precision)
+
+
+def _store(folder: Path, recipe: dict[str, Any], built: Built, weights: int, precision: str) -> PlanRecord:
+    """Write a plan, then the record that names it: renaming the record is what makes the new plan take effect."""
+    plan = memoryview(built.plan)
+    digest = hashlib.sha256(plan).hexdigest()
+    record = PlanRecord(
+        **recipe,
+        plan=f"{recipe['component']}-{digest[:16]}.plan",
+        bytes=plan.nbytes,
+        sha256=digest,
+        weight_bytes=weights,
+        seconds=round(built.seconds, 2),
+        peak_memory=built.peak_memory,
+        report=built.report,
+        warnings=_warnings(plan.nbytes, weights, precision, built.report),
+    )
+    _replace(folder / record.plan, plan)
+    _replace(folder / f"{record.component}.json", record.to_json().encode())
+    _sweep(folder)
+    return record
+
+
+def _warnings(size: int, weights: int, precision: str, report: Report) -> tuple[str, ...]:
+    """What a finished plan makes one doubt."""
+    found = []
+    if abs(size - weights) > PLAN_SLACK + weights // 4:
+        found.append(f"The plan has {size / MIB:.0f} MiB and its weights {weights / MIB:.0f}; expected about as much.")
+    if report.layers and report.fused < report.fusable:
+        found.append(f"Only {report.fused} of {report.fusable} attentions run in fused kernels.")
+    if precision != "fp32" and "Float" in report.products:
+        found.append(
+            f"{report.products['Float']} of its products are computed in fp32, although the graph is {precision}."
+        )
+    return tuple(found)
+
+
+def _require_memory(name: str, weights: int) -> None:
+    base, multiple = BUILD_MEMORY
+    needed, available = base + int(multiple * weights), available_memory()
+    if available is not None and available < needed:
+        raise BackendError(
+            f"Building {name} takes about {needed / MIB:.0f} MiB of memory, {available / MIB:.0f} MiB are available; "
+            f"close something, or try it with --force."
+        )
+
+
+def _require_disk(folder: Path, weights: int) -> None:
+    needed, free = weights + weights // 4 + 64 * MIB, shutil.disk_usage(folder).free
+    if free < needed:
+        raise BundleError(
+            f"{folder} has room for {free / MIB:.0f} MiB, a plan takes about {needed / MIB:.0f}; make room."
+        )
+
+
+def available_memory() -> int | None:
+    """Bytes that can be allocated without swapping, by /proc/meminfo and the control group; None where neither says."""
+    limits = []
+    with contextlib.suppress(OSError, ValueError):
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        limits.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    with contextlib.suppress(OSError, ValueError):  # "max" where the group has no limit
+        group = Path("/sys/fs/cgroup")
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(statistics["inactive_file"])
+        limits.append(int((group / "memory.max").read_text()) - used)
+    return min(limits, default=None)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Make a folder of plans, keep other builds out of its bundle, and clear away what killed builds left in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder.parent / LOCK).open("w") as lock:
+            _lock(lock.fileno(), folder.parent)
+            _sweep(folder)
+            yield
+    except OSError as error:
+        raise BundleError(f"{folder} cannot be written ({error}); mend that, and build again.") from error
+
+
+def _lock(file: int, folder: Path) -> None:
+    """Lock a file until it is closed, also by being killed."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two builds at once are the user's to avoid
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BundleError(f"Another build runs in {folder}; wait for it to end.") from None
+
+
+def _sweep(folder: Path) -> None:
+    """Remove temporary files, and plans that no record names."""
+    named = set()
+    for path in folder.glob("*.json"):
+        with contextlib.suppress(BundleError):
+            named.add(read_record(path).plan)
+    for path in [*folder.glob(f"*{TEMPORARY}"), *folder.glob("*.plan")]:
+        if path.name not in named:
+            path.unlink()
+
+
+def _replace(path: Path, data: bytes | memoryview) -> None:
+    """Write a file so that it is there in its full size or not at all, even after a power cut."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def onnx_hashes(bundle: Bundle, name: str) -> dict[str, str]:
+    """SHA-256 of the files of a component, external data included, as the manifest has them."""
+    return {file: bundle.manifest.files[file].sha256 for file in bundle.component(name).files}
+
+
+def plan_folder(bundle: Bundle, flavour: Flavour, device: Device | None, profile: Profile) -> Path:
+    """Where plans of this flavour, GPU (None: RTX) and profile lie: `tensorrt/rtx-1.7.1.116-384-1024-2048-b1`."""
+    target = "rtx" if device is None else re.sub(r"[^a-z0-9]+", "-", device.name.lower()).strip("-")
+    return bundle.path / FOLDER / f"{target}-{flavour.version}-{profile}"
+
+
+def read_record(path: Path) -> PlanRecord:
+    """The record in a file. Raises BundleError where it cannot be read, or names a plan outside of its folder."""
+    try:
+        record = PlanRecord.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path} is not the record of a plan ({error!r})") from error
+    if re.fullmatch(r"[\w-]+\.plan", record.plan) is None:
+        raise BundleError(f"{path} names a plan outside of its folder ({record.plan})")
+    return record
+
+
+def verified_plan(
+    bundle: Bundle,
+    component: str,
+    flavour: Flavour,
+    device: Device,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> tuple[bytes, PlanRecord]:
+    """The plan of a component for this TensorRT and this GPU, with its record, after every check.
+
+    Of several that fit, it is the one for the narrowest range that takes inputs of `shapes` (by name), or the one for
+    the widest range where no shapes are given. The bytes are those whose SHA-256 was compared: nothing is read twice.
+
+    Raises BundleError where there is none; the sentence says what differs and which command mends it.
+    """
+    path, record = _choose(bundle, component, flavour, device, shapes)
+    try:
+        return _read_plan(path.parent / record.plan, record, bundle), record
+    except BundleError:
+        if read_record(path) == record:
+            raise
+    # A build has replaced the plan between the reading of its record and of its bytes.
+    return verified_plan(bundle, component, flavour, device, shapes)
+
+
+def refusal(
+    bundle: Bundle,
+    component: str,
+    flavour: Flavour,
+    device: Device,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> str | None:
+    """Why `verified_plan` would refuse, as far as the records tell; None where they fit. Reads no plan."""
+    try:
+        _choose(bundle, component, flavour, device, shapes)
+    except BundleError as error:
+        return str(error)
+    return None
+
+
+def _choose(
+    bundle: Bundle,
+    component: str,
+    flavour: Flavour,
+    device: Device,
+    shapes: Mapping[str, Sequence[int]] | None,
+) -> tuple[Path, PlanRecord]:
+    """The record that fits, and its path. Raises BundleError with a sentence about the one that comes closest."""
+    bundle.component(component)
+    fitting, refused = [], []
+    for path in sorted((bundle.path / FOLDER).glob(f"*/{component}.json")):
+        try:
+            record = read_record(path)
+        except BundleError as error:
+            refused.append(([str(error)], _command(bundle, flavour)))
+            continue
+        if record.component != component or record.flavour != flavour.name:
+            continue
+        differences, mend = _differences(record, bundle, flavour, device, shapes)
+        if differences:
+            refused.append(([f"The plan of {path} cannot be used", *differences], mend))
+        else:
+            fitting.append((path, record))
+    if fitting:
+        choose = max if shapes is None else min
+        return choose(fitting, key=lambda pair: pair[1].profile.width)
+    if refused:
+        differences, mend = min(refused, key=lambda each: len(each[0]))
+        raise BundleError(f"{': '.join(differences[:2])}{''.join('; ' + each for each in differences[2:])}. {mend}")
+    raise BundleError(f"{bundle.path} has no plan of {component} for {flavour.name}. {_command(bundle, flavour)}")
+
+
+def _differences(
+    record: PlanRecord,
+    bundle: Bundle,
+    flavour: Flavour,
+    device: Device,
+    shapes: Mapping[str, Sequence[int]] | None,
+) -> tuple[list[str], str]:
+    """What keeps a plan from being used here, as clauses of a sentence, and the sentence that mends it."""
+    found = []
+    mend = _command(bundle, flavour, record.profile)
+    if record.version != flavour.version:
+        found.append(f"it was built by {flavour.name} {record.version}, this is {flavour.version}")
+    if record.device is not None and record.device != device:
+        found.append(f"it was built for the GPU {record.device}, this is {device}")
+    capability = "{}.{}".format(*device.compute_capability)
+    if record.device is None and capability not in record.targets:
+        found.append(f"it was built for the compute capabilities {', '.join(record.targets)}, this is {device}")
+        mend = (
+            _command(bundle, flavour, record.profile, f" --target {capability}")
+            if capability in rtx_targets(flavour.module, turing=True)
+            else "TensorRT for RTX does not run on this GPU; use the flavour tensorrt."
+        )
+    if record.onnx != onnx_hashes(bundle, record.component):
+        found.append("it was built from another ONNX graph (its SHA-256 is not the manifest's)")
+    if shapes is not None and (misfit := record.misfit(shapes)) is not None:
+        found.append(misfit)
+        mend = f"Ask for another size or fewer pictures at once, or build for these. {_command(bundle, flavour)}"
+    return found, mend
+
+
+def _command(bundle: Bundle, flavour: Flavour, profile: Profile | None = None, more: str = "") -> str:
+    sizes = "--min … --max … --batch …" if profile is None else profile.arguments()
+    return f"Build it: kandinsky22 build {bundle.path} --flavour {flavour.name} {sizes}{more}"
+
+
+def _read_plan(path: Path, record: PlanRecord, bundle: Bundle) -> bytes:
+    """The bytes of a plan that are what was built."""
+    mend = f"Build it again: kandinsky22 build {bundle.path} --flavour {record.flavour} {record.profile.arguments()}"
+    try:
+        plan = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}). {mend}") from error
+    if len(plan) != record.bytes:
+        raise BundleError(f"{path} has {len(plan)} bytes, its record says {record.bytes}. {mend}")
+    if hashlib.sha256(plan).hexdigest() != record.sha256:
+        raise BundleError(f"{path} is not the plan that was built (its SHA-256 differs). {mend}")
+    return plan

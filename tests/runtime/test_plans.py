@@ -1,0 +1,483 @@
+"""Plans are handed out only where every word of their record fits, and a build replaces them whole or not at all.
+
+TensorRT has no part here: `build_plan` is replaced, and the plans are a few bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kandinsky22 import BackendError, BundleError, plans
+from kandinsky22.bundle import Bundle
+from tests.runtime.plan_bundles import (
+    GPU,
+    all_models,
+    decoder_step,
+    digest,
+    fake_built,
+    fake_flavour,
+    movq_decoder,
+    text_encoder,
+    write_bundle,
+)
+
+RTX = fake_flavour()
+WIDE = plans.Profile(64, 128, 256, 2)
+PLAN = b"a plan, were TensorRT to read it"
+
+Build = Callable[..., list[plans.PlanRecord]]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return write_bundle(tmp_path / "bundle", {"decoder_step": decoder_step()})
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """`build_plan` replaced by one that gives PLAN; the graphs that it was called for."""
+    calls: list[str] = []
+
+    def build_plan(flavour: plans.Flavour, graph: Path, *_: Any) -> Any:
+        calls.append(graph.stem)
+        return fake_built(PLAN)
+
+    monkeypatch.setattr(plans, "build_plan", build_plan)
+    return calls
+
+
+def build(bundle: Bundle, flavour: plans.Flavour = RTX, profile: plans.Profile = WIDE, **more: Any) -> plans.PlanRecord:
+    """The record of the one plan that is built, with nothing printed."""
+    (record,) = plans.build(bundle, flavour, profile, progress=False, **more)
+    return record
+
+
+def folder(bundle: Bundle) -> Path:
+    (found,) = (path for path in (bundle.path / "tensorrt").iterdir() if path.is_dir())
+    return found
+
+
+def refused(bundle: Bundle, flavour: plans.Flavour = RTX, device: plans.Device = GPU, **more: Any) -> str:
+    with pytest.raises(BundleError) as error:
+        plans.verified_plan(bundle, "decoder_step", flavour, device, **more)
+    return str(error.value)
+
+
+def test_a_plan_that_fits_is_handed_out_with_its_record(bundle: Bundle, compiled: list[str]) -> None:
+    record = build(bundle)
+    plan, found = plans.verified_plan(bundle, "decoder_step", RTX, GPU, {"latents": (2, 4, 8, 32)})
+    assert bytes(plan) == PLAN
+    assert found == record
+    assert plans.refusal(bundle, "decoder_step", RTX, GPU) is None
+    assert record.sha256 == digest(PLAN)
+    assert record.onnx == {name: entry.sha256 for name, entry in bundle.manifest.files.items()}
+    assert record.weight_bytes == sum(entry.bytes for entry in bundle.manifest.files.values())
+    assert folder(bundle).name == "rtx-1.7.0-64-128-256-b2"
+
+
+def test_a_plan_of_tensorrt_lies_under_the_name_of_its_gpu(bundle: Bundle, compiled: list[str]) -> None:
+    device = plans.Device("NVIDIA H100 80GB HBM3", (9, 0))
+    flavour = fake_flavour("tensorrt", "11.4.0")
+    record = build(bundle, flavour, device=device)
+    assert folder(bundle).name == "nvidia-h100-80gb-hbm3-11.4.0-64-128-256-b2"
+    assert (record.device, record.targets) == (device, ())
+    assert plans.verified_plan(bundle, "decoder_step", flavour, device)[1] == record
+
+
+def test_without_a_plan_the_command_that_builds_one_is_told(bundle: Bundle) -> None:
+    sentence = refused(bundle)
+    assert "has no plan of decoder_step for tensorrt-rtx" in sentence
+    assert f"kandinsky22 build {bundle.path} --flavour tensorrt-rtx" in sentence
+
+
+def test_a_component_that_the_bundle_lacks_is_named(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="no component 'movq_encoder'"):
+        plans.verified_plan(bundle, "movq_encoder", RTX, GPU)
+    with pytest.raises(BundleError, match="no component 'movq_encoder'"):
+        plans.build(bundle, RTX, WIDE, components=["movq_encoder"])
+
+
+@pytest.mark.parametrize("place", [0, len(PLAN) // 2, len(PLAN) - 1])
+def test_a_flipped_byte_is_refused(bundle: Bundle, compiled: list[str], place: int) -> None:
+    record = build(bundle)
+    path = folder(bundle) / record.plan
+    path.write_bytes(PLAN[:place] + bytes([PLAN[place] ^ 1]) + PLAN[place + 1 :])
+    sentence = refused(bundle)
+    assert "is not the plan that was built (its SHA-256 differs)" in sentence
+    assert sentence.endswith("--flavour tensorrt-rtx --min 64 --opt 128 --max 256 --batch 2")
+    build(bundle)
+    assert bytes(plans.verified_plan(bundle, "decoder_step", RTX, GPU)[0]) == PLAN
+
+
+def test_a_cut_or_missing_plan_is_refused(bundle: Bundle, compiled: list[str]) -> None:
+    path = folder_plan(bundle)
+    path.write_bytes(PLAN[:-1])
+    assert f"has {len(PLAN) - 1} bytes, its record says {len(PLAN)}" in refused(bundle)
+    path.unlink()
+    assert "cannot be read (No such file or directory)" in refused(bundle)
+
+
+def folder_plan(bundle: Bundle) -> Path:
+    record = build(bundle)
+    return folder(bundle) / record.plan
+
+
+def test_a_damaged_record_is_refused_and_built_again(bundle: Bundle, compiled: list[str]) -> None:
+    build(bundle)
+    path = folder(bundle) / "decoder_step.json"
+    path.write_text(path.read_text().replace('"maximum": 256', '"maximum": 512'))
+    assert "is not the record of a plan (ValueError('its checksum differs'))" in refused(bundle)
+    build(bundle)
+    assert compiled == ["decoder_step"] * 2
+    assert plans.refusal(bundle, "decoder_step", RTX, GPU) is None
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing reads a plan: what differs is known from the records."""
+
+    def read_bytes(path: Path) -> bytes:
+        raise AssertionError(f"{path} was read")
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+
+
+@pytest.mark.usefixtures("compiled", "unread")
+def test_another_version_is_refused(bundle: Bundle) -> None:
+    build(bundle)
+    sentence = refused(bundle, fake_flavour(version="1.8.0"))
+    assert "it was built by tensorrt-rtx 1.7.0, this is 1.8.0. Build it: kandinsky22 build" in sentence
+
+
+@pytest.mark.usefixtures("compiled", "unread")
+@pytest.mark.parametrize(
+    "other", [plans.Device("NVIDIA H200", (9, 0)), plans.Device("NVIDIA H100", (10, 0))], ids=["name", "capability"]
+)
+def test_another_gpu_is_refused(bundle: Bundle, other: plans.Device) -> None:
+    flavour = fake_flavour("tensorrt", "11.4.0")
+    build(bundle, flavour, device=plans.Device("NVIDIA H100", (9, 0)))
+    assert f"it was built for the GPU NVIDIA H100 (9.0), this is {other}." in refused(bundle, flavour, other)
+
+
+@pytest.mark.usefixtures("compiled", "unread")
+def test_a_gpu_that_rtx_plans_were_not_built_for_is_refused_with_what_helps(bundle: Bundle) -> None:
+    build(bundle)
+    turing = refused(bundle, device=plans.Device("NVIDIA T4", (7, 5)))
+    assert "built for the compute capabilities 8.6, 8.9, this is NVIDIA T4 (7.5)" in turing
+    assert turing.endswith("--target 7.5")
+    hopper = refused(bundle, device=plans.Device("NVIDIA H100", (9, 0)))
+    assert "TensorRT for RTX does not run on this GPU; use the flavour tensorrt." in hopper
+
+
+@pytest.mark.usefixtures("compiled", "unread")
+def test_a_plan_of_another_graph_or_other_weights_is_refused(bundle: Bundle) -> None:
+    build(bundle)
+    other = write_bundle(
+        bundle.path, {"decoder_step": decoder_step(seed=1)}
+    )  # the graph is the same: only weights differ
+    assert "built from another ONNX graph (its SHA-256 is not the manifest's)" in refused(other)
+
+
+@pytest.mark.usefixtures("compiled", "unread")
+def test_the_other_flavour_s_plans_are_not_seen(bundle: Bundle) -> None:
+    build(bundle)
+    assert "has no plan of decoder_step for tensorrt." in refused(bundle, fake_flavour("tensorrt"))
+
+
+@pytest.mark.usefixtures("compiled", "unread")
+def test_inputs_that_a_plan_does_not_take_are_refused(bundle: Bundle) -> None:
+    build(bundle)
+    sentence = refused(bundle, shapes={"latents": (3, 4, 8, 8)})
+    assert "it takes latents from (1, 4, 8, 8) to (2, 4, 32, 32), not (3, 4, 8, 8)" in sentence
+    assert "--min … --max … --batch …" in sentence
+
+
+@pytest.mark.usefixtures("compiled")
+def test_of_several_plans_the_narrowest_that_takes_the_inputs_is_chosen(bundle: Bundle) -> None:
+    static, wide = build(bundle, profile=plans.Profile(128, 128, 128, 1)), build(bundle)
+    widest = build(bundle, profile=plans.Profile(64, 128, 512, 2))
+
+    def chosen(shapes: dict[str, tuple[int, ...]] | None) -> plans.PlanRecord:
+        return plans.verified_plan(bundle, "decoder_step", RTX, GPU, shapes)[1]
+
+    assert chosen({"latents": (1, 4, 16, 16)}) == static
+    assert chosen({"latents": (2, 4, 16, 16)}) == wide
+    assert chosen({"latents": (1, 4, 16, 64)}) == widest
+    assert chosen(None) == widest
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_plan_that_does_not_belong_here_does_not_hide_one_that_does(bundle: Bundle) -> None:
+    build(bundle, fake_flavour(version="1.6.0"))
+    good = build(bundle)
+    (bundle.path / "tensorrt" / "broken").mkdir()
+    (bundle.path / "tensorrt" / "broken" / "decoder_step.json").write_text("{")
+    assert plans.verified_plan(bundle, "decoder_step", RTX, GPU)[1] == good
+
+
+def test_a_plan_replaced_while_it_is_read_is_read_again(
+    bundle: Bundle, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(bundle)
+    read, built = Path.read_bytes, []
+
+    def read_bytes(path: Path) -> bytes:
+        if not built:
+            built.append(True)
+            monkeypatch.setattr(plans, "build_plan", lambda *_: fake_built(b"newer"))
+            build(bundle, rebuild=True)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert bytes(plans.verified_plan(bundle, "decoder_step", RTX, GPU)[0]) == b"newer"
+
+
+def test_a_build_goes_on_where_it_was(tmp_path: Path, compiled: list[str]) -> None:
+    bundle = write_bundle(tmp_path / "bundle", all_models())
+    first = plans.build(bundle, RTX, WIDE, components=["decoder_step"])
+    everything = plans.build(bundle, RTX, WIDE)
+    assert compiled == ["decoder_step", "text_encoder", "movq_decoder"]
+    assert [record.component for record in everything] == ["text_encoder", "decoder_step", "movq_decoder"]
+    assert everything[1] == first[0]
+    plans.build(bundle, RTX, WIDE)
+    assert len(compiled) == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rebuild": True},
+        {"options": plans.Options(allow_unfused=True)},
+        {"options": plans.Options(targets=("8.6",))},
+    ],
+)
+def test_what_would_be_another_plan_is_built_again(bundle: Bundle, compiled: list[str], change: dict[str, Any]) -> None:
+    build(bundle)
+    build(bundle, **change)
+    assert compiled == ["decoder_step"] * 2
+
+
+def test_after_an_export_only_what_changed_is_built_again(tmp_path: Path, compiled: list[str]) -> None:
+    models = all_models()
+    plans.build(write_bundle(tmp_path, models), RTX, WIDE)
+    compiled.clear()
+    plans.build(write_bundle(tmp_path, {**models, "decoder_step": decoder_step(seed=1)}), RTX, WIDE)
+    assert compiled == ["decoder_step"]
+
+
+def test_an_altered_graph_is_not_built(bundle: Bundle, compiled: list[str]) -> None:
+    path = bundle.path / "onnx" / "decoder_step.onnx.data"
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BundleError, match=r"decoder_step.onnx.data is not the file that was exported"):
+        build(bundle)
+    assert compiled == []
+
+
+# The two states that a crash may leave: the plan as before, or as after.
+
+
+def crash_points(bundle: Path, at: int) -> None:
+    """In a process of its own: build "newer" over what is there, and be killed at call `at` that touches files."""
+    count = 0
+
+    def step(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        touching = event in {"open", "os.rename", "os.remove", "os.mkdir"} and str(bundle) in str(arguments[0])
+        count += touching or event == "fsync"
+        if count == at:
+            count += 1  # killing is audited too
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    fsync = os.fsync
+    plans.build_plan = lambda *_: fake_built(b"newer")  # type: ignore[assignment]
+    os.fsync = lambda file: (step("fsync", (file,)), fsync(file))[1]  # type: ignore[func-returns-value]
+    opened = Bundle(bundle)
+    sys.addaudithook(step)
+    build(opened, rebuild=True)
+
+
+def test_killed_at_any_call_that_touches_files_the_plan_is_as_before_or_as_after(
+    bundle: Bundle, compiled: list[str]
+) -> None:
+    before = build(bundle)
+    seen = []
+    for at in range(1, 100):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                crash_points(bundle.path, at)
+                code = 0
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        plan, record = plans.verified_plan(bundle, "decoder_step", RTX, GPU)
+        assert bytes(plan) in (PLAN, b"newer")
+        assert (record == before) == (bytes(plan) == PLAN)
+        seen.append(bytes(plan))
+        if os.waitstatus_to_exitcode(status) == 0:
+            break
+        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    assert 10 < len(seen) < 99
+    assert seen[0] == PLAN
+    assert seen[-1] == b"newer"
+    assert seen == sorted(seen)  # "a plan" comes before "newer": once it is new it stays
+    assert sorted(path.name for path in folder(bundle).iterdir()) == [
+        f"decoder_step-{digest(b'newer')[:16]}.plan",
+        "decoder_step.json",
+    ]
+
+
+def test_a_failed_build_leaves_what_was_there(
+    bundle: Bundle, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = build(bundle)
+    files = sorted(folder(bundle).iterdir())
+
+    def fails(*_: Any) -> Any:
+        raise BackendError("no")
+
+    monkeypatch.setattr(plans, "build_plan", fails)
+    with pytest.raises(BackendError, match="no"):
+        build(bundle, rebuild=True)
+    assert plans.verified_plan(bundle, "decoder_step", RTX, GPU)[1] == before
+    assert sorted(folder(bundle).iterdir()) == files
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(
+    bundle: Bundle, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = build(bundle)
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BundleError, match=r"cannot be written .*No space left on device"):
+        build(bundle, rebuild=True)
+    assert plans.verified_plan(bundle, "decoder_step", RTX, GPU)[1] == before
+
+
+def test_two_builds_of_one_bundle_do_not_meet(
+    bundle: Bundle, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, finish = threading.Event(), threading.Event()
+
+    def slow(*_: Any) -> Any:
+        started.set()
+        assert finish.wait(30)
+        return fake_built(PLAN)
+
+    monkeypatch.setattr(plans, "build_plan", slow)
+    first = threading.Thread(target=build, args=(bundle,))
+    first.start()
+    assert started.wait(30)
+    with pytest.raises(BundleError, match="Another build runs in"):
+        build(bundle)
+    finish.set()
+    first.join()
+    assert plans.refusal(bundle, "decoder_step", RTX, GPU) is None
+
+
+def test_too_little_memory_is_told_before_building(
+    bundle: Bundle, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "available_memory", lambda: 100 << 20)
+    with pytest.raises(BackendError, match=r"Building decoder_step takes about \d+ MiB of memory, 100 MiB are"):
+        build(bundle)
+    assert compiled == []
+    build(bundle, force=True)
+    assert compiled == ["decoder_step"]
+
+
+def test_too_little_disk_is_told_before_building(
+    bundle: Bundle, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        plans.shutil, "disk_usage", lambda path: os.terminal_size((0, 0)) and type("U", (), {"free": 9})
+    )
+    with pytest.raises(BundleError, match="has room for 0"):
+        build(bundle)
+    assert compiled == []
+
+
+def test_available_memory_is_what_linux_says() -> None:
+    available = plans.available_memory()
+    assert available is not None
+    assert 1 << 20 < available <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.parametrize(
+    ("size", "weights", "fused", "products", "doubts"),
+    [
+        (2440, 2500, 22, "Half", []),
+        (40, 1, 22, "Half", []),
+        (5000, 2500, 22, "Half", ["The plan has 5000 MiB and its weights 2500"]),
+        (100, 2500, 22, "Half", ["The plan has 100 MiB and its weights 2500"]),
+        (2500, 2500, 21, "Half", ["Only 21 of 22 attentions"]),
+        (2500, 2500, 22, "Float", ["4 of its products are computed in fp32"]),
+    ],
+)
+def test_a_plan_of_an_odd_size_or_with_slow_layers_is_doubted(
+    size: int, weights: int, fused: int, products: str, doubts: list[str]
+) -> None:
+    report = plans.Report({"Half": {"gemm": 1}}, {products: 4}, attention=22, fusable=22, fused=fused)
+    warnings = plans._warnings(size << 20, weights << 20, "fp16", report)
+    assert [warning[: len(doubt)] for warning, doubt in zip(warnings, doubts, strict=True)] == doubts
+
+
+@pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="there is a GPU here")
+def test_tensorrt_without_a_gpu_is_refused_with_the_way_out(bundle: Bundle, compiled: list[str]) -> None:
+    with pytest.raises(BackendError, match=r"no NVIDIA GPU here .*--flavour tensorrt-rtx") as error:
+        build(bundle, fake_flavour("tensorrt", "11.4.0"))
+    assert str(error.value).count(".") < 6
+    assert compiled == []
+
+
+def test_a_flavour_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    assert plans.flavours() == []
+    with pytest.raises(
+        BackendError, match=r"pip install kandinsky22\[tensorrt\] or pip install kandinsky22\[tensorrt-rtx"
+    ):
+        plans.flavour("auto")
+    with pytest.raises(BackendError, match=r"flavour tensorrt-rtx .* pip install kandinsky22\[tensorrt-rtx\]\.$"):
+        plans.flavour("tensorrt-rtx")
+    with pytest.raises(BackendError, match="no TensorRT flavour 'rtx'; choose one of auto, tensorrt, tensorrt-rtx"):
+        plans.flavour("rtx")
+
+
+def test_importing_plans_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, kandinsky22.plans, kandinsky22.commands.build\n"
+        "print(*{'torch', 'onnx', 'tensorrt', 'tensorrt_rtx', 'cuda', 'polygraphy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_a_bundle_without_a_decoder_has_plans_too(tmp_path: Path, compiled: list[str]) -> None:
+    bundle = write_bundle(tmp_path, {"text_encoder": text_encoder()})
+    bundle.manifest.geometry.update(dict.fromkeys(("latent_channels", "downscale", "default_size")))
+    plans.build(bundle, RTX, plans.default_profile(bundle), progress=False)
+    assert plans.refusal(bundle, "text_encoder", RTX, GPU, {"input_ids": (2, 7)}) is None
+
+
+def test_movq_s_plan_is_found_by_what_the_runtime_feeds_it(tmp_path: Path, compiled: list[str]) -> None:
+    bundle = write_bundle(tmp_path, {"movq_decoder": movq_decoder()})
+    plans.build(bundle, RTX, plans.Profile(512, 512, 512, 8), progress=False)
+    assert plans.refusal(bundle, "movq_decoder", RTX, GPU, {"latents": (4, 4, 64, 64)}) is None
+    assert plans.refusal(bundle, "movq_decoder", RTX, GPU, {"latents": (8, 4, 64, 64)}) is not None
