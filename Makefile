@@ -4,16 +4,20 @@ VENV       ?= .venv
 PYTHON     ?= python3
 TORCH      ?= torch==2.13.0
 CHECKPOINT ?= checkpoints/shapes/decoder
-NAME       ?= $(if $(filter checkpoints/shapes/decoder,$(CHECKPOINT)),shapes,$(notdir $(CHECKPOINT)))
-PRECISION  ?= fp32
+PRECISION  ?= fp16
+NAME       ?= $(if $(filter checkpoints/shapes/decoder,$(CHECKPOINT)),shapes,$(notdir $(CHECKPOINT)))-$(PRECISION)
+FLAVOUR    ?= auto
+BATCH      ?= 1
 PROMPT     ?= a large red circle in the middle of a blue background
 SEED       ?= 0
+BUNDLE     ?= engines/shapes
 
 BIN    := $(VENV)/bin
 READY  := $(VENV)/installed
 SHAPES := engines/shapes/manifest.json
+SIZES  := $(if $(STATIC),--static $(STATIC),$(if $(MIN),--min $(MIN)) $(if $(OPT),--opt $(OPT)) $(if $(MAX),--max $(MAX)))
 
-.PHONY: help demo engines test test-slow scores lint format clean
+.PHONY: help demo engines test test-slow test-gpu scores lint format clean
 
 help:  ## Print this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -22,14 +26,20 @@ demo: $(SHAPES)  ## From nothing to a picture: export checkpoints/shapes, then m
 	@mkdir -p out
 	$(BIN)/kandinsky22 generate engines/shapes "$(PROMPT)" --seed $(SEED) -o out/demo.png --force
 
-engines: $(READY)  ## Export CHECKPOINT=… (a folder or a Hub id) to engines/NAME with PRECISION=fp32|fp16.
-	$(BIN)/kandinsky22-export "$(CHECKPOINT)" -o "engines/$(NAME)" --precision $(PRECISION) --force
+# The sizes of plans: MIN=384 OPT=1024 MAX=2048, or STATIC=1024; BATCH=4 pictures at once; FLAVOUR=tensorrt|tensorrt-rtx.
+engines: $(READY)  ## TensorRT plans of CHECKPOINT=… (a folder or a Hub id) in engines/NAME, exported first where it is new.
+	test -f "engines/$(NAME)/manifest.json" || \
+		$(BIN)/kandinsky22-export "$(CHECKPOINT)" -o "engines/$(NAME)" --precision $(PRECISION)
+	$(BIN)/kandinsky22 build "engines/$(NAME)" --flavour $(FLAVOUR) --batch $(BATCH) $(SIZES)
 
 test: $(READY)  ## Run the tests that need no GPU and no patience.
 	$(BIN)/python -m pytest
 
 test-slow: $(READY)  ## Run the tests that take minutes or gigabytes: full parity, the published size.
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(SHAPES)  ## Run the tests that need an NVIDIA GPU (install an extra first, see docs/gpu.md; BUNDLE=…).
+	KANDINSKY22_BUNDLE="$(BUNDLE)" $(BIN)/python -m pytest -m gpu tests/gpu -s
 
 scores: $(SHAPES)  ## Score 300 unseen prompts with the runtime and with diffusers: the table of checkpoints/shapes.
 	$(BIN)/python checkpoints/shapes/evaluate.py --bundle engines/shapes

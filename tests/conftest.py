@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from kandinsky22 import Pipeline
-from kandinsky22_export import export
+from kandinsky22.backends import LoadedComponent, Settings, onnxruntime
+from kandinsky22.bundle import Bundle
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +19,8 @@ def shapes_checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def shapes_bundle(tmp_path_factory: pytest.TempPathFactory, shapes_checkpoint: Path) -> Path:
+    from kandinsky22_export import export  # here, so that tests of the runtime alone need no torch
+
     path = tmp_path_factory.mktemp("engines") / "shapes"
     export(str(shapes_checkpoint / "decoder"), path)
     return path
@@ -27,3 +30,17 @@ def shapes_bundle(tmp_path_factory: pytest.TempPathFactory, shapes_checkpoint: P
 def shapes_pipe(shapes_bundle: Path) -> Iterator[Pipeline]:
     with Pipeline.load(shapes_bundle, "onnxruntime") as pipe:
         yield pipe
+
+
+@pytest.fixture(scope="session")
+def handmade_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Four little graphs that stand for the real ones, written in a moment."""
+    from .runtime.handmade import write_bundle
+
+    return Bundle(write_bundle(tmp_path_factory.mktemp("engines") / "handmade"))
+
+
+@pytest.fixture(scope="session")
+def plain(handmade_bundle: Bundle) -> LoadedComponent:
+    """The handmade decoder's step on the CPU, with the plain loop."""
+    return onnxruntime.CPU.load(handmade_bundle, "decoder_step", Settings(threads=1))

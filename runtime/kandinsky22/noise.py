@@ -107,7 +107,7 @@ def _checked_seed(seed: SupportsIndex) -> int:
     except TypeError:
         value = -1
     if not 0 <= value <= LARGEST_SEED:
-        raise InputError(f"the seed must be an integer from 0 to 2**63 - 1, not {seed!r}")
+        raise InputError(f"The seed must be an integer from 0 to 2**63 - 1, not {seed!r}.")
     return value
 
 

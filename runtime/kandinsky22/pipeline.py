@@ -64,7 +64,7 @@ class Pipeline:
 
         Args:
             path: a folder that kandinsky22-export wrote.
-            backend: "auto" (the fastest that can run here), "onnxruntime" or "openvino".
+            backend: "auto" (the fastest that can run here), "tensorrt", "openvino" or "onnxruntime".
             precision: "auto" (the backend's best), "fp32" or "bf16".
             threads: processor threads; None leaves it to the backend.
             low_memory: load each component when its stage begins and free it when it ends, so that only the largest
@@ -78,7 +78,8 @@ class Pipeline:
         arguments.choice("precision", precision, ("auto", "fp32", "bf16"))
         if threads is not None:
             arguments.whole("threads", threads, 1, 1024)
-        return cls(Stages(Bundle(path), backends.get(backend), Settings(precision, threads), low_memory=low_memory))
+        bundle = Bundle(path)
+        return cls(Stages(bundle, backends.get(backend, bundle), Settings(precision, threads), low_memory=low_memory))
 
     def __call__(
         self,

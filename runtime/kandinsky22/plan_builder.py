@@ -219,6 +219,9 @@ class _Build:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # names and types of layers, in log and inspector
         config.clear_flag(trt.BuilderFlag.TF32)  # float32 in a graph means float32
         config.progress_monitor = self.monitor
+        if not self.flavour.needs_gpu:
+            # So that a run allocates nothing: TensorRT for RTX refuses to be captured into a CUDA graph without it.
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         profile = builder.create_optimization_profile()
         for index in range(network.num_inputs):
             name = network.get_input(index).name

@@ -132,7 +132,12 @@ def _recipe(
         "profile": profile,
         "shapes": {spec.name: profile.shapes(spec, component, downscale(bundle)) for spec in component.inputs},
         "onnx": onnx_hashes(bundle, name),
-        "settings": {"strongly_typed": True, "tf32": False, "allow_unfused": options.allow_unfused},
+        "settings": {
+            "strongly_typed": True,
+            "tf32": False,
+            "user_allocation": not flavour.needs_gpu,
+            "allow_unfused": options.allow_unfused,
+        },
     }
 
 

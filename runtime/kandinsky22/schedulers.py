@@ -130,7 +130,7 @@ def table(config: Config, steps: SupportsIndex, *, eta: float = 0.0) -> Table:
     if name == "DDIMScheduler":
         return ddim(config, steps, eta)
     if _checked_eta(eta) != 0:
-        raise InputError(f"eta is an option of DDIM: leave it at 0 with {name}")
+        raise InputError(f"eta is an option of DDIM: leave it at 0 with {name}.")
     return ddpm(config, steps) if name == "DDPMScheduler" else unclip(config, steps)
 
 
@@ -272,9 +272,9 @@ def _finished(
     bad = ~np.isfinite(rows).all(axis=1)
     if bad.any():
         raise InputError(
-            f"the schedule has no finite coefficients at timestep {times[bad][0]}: with prediction_type "
+            f"The schedule has no finite coefficients at timestep {times[bad][0]}: with prediction_type "
             f"{options.prediction_type!r} it divides by zero there, as when nothing is left of the picture "
-            "(rescale_betas_zero_snr needs v_prediction or sample, or a timestep_spacing that leaves the last out)"
+            "(rescale_betas_zero_snr needs v_prediction or sample, or a timestep_spacing that leaves the last out)."
         )
     for column in (times, rows, noisy):
         column.flags.writeable = False
@@ -328,7 +328,7 @@ def _spaced(options: _Options, steps: int) -> NDArray[np.int64]:
     if times[0] >= last:
         raise InputError(
             f"{steps} steps with steps_offset {options.steps_offset} would start at timestep {times[0]}, "
-            f"past the last one, {last - 1}: ask for fewer steps"
+            f"past the last one, {last - 1}: ask for fewer steps."
         )
     return times.astype(np.int64)
 
@@ -337,7 +337,7 @@ def _schedule(options: _Options) -> tuple[Floats, Floats]:
     """β and ᾱ of every training timestep, (T,) each: the variance that it adds, and what is left of the picture's."""
     betas = _betas(options)
     if not ((betas > 0) & (betas <= 1)).all():
-        raise InputError("the scheduler config's betas must all be above 0 and at most 1")
+        raise InputError("The scheduler config's betas must all be above 0 and at most 1.")
     if options.rescale_betas_zero_snr:
         betas = _without_signal_at_the_end(betas)
     return betas, _product(betas)
@@ -531,10 +531,10 @@ def switch(config: Config, name: str) -> dict[str, Any]:
     choices = {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler"}
     wanted = choices.get(name.lower().removesuffix("scheduler")) if isinstance(name, str) else None
     if wanted is None:
-        raise InputError(f"the scheduler must be DDPM or DDIM, not {name!r}")
+        raise InputError(f"The scheduler must be DDPM or DDIM, not {name!r}.")
     current = _class_name(config)
     if current not in choices.values():
-        raise InputError(f"a {current} config cannot be switched to {wanted}: only DDPM and DDIM share their options")
+        raise InputError(f"A {current} config cannot be switched to {wanted}: only DDPM and DDIM share their options.")
     _read(current, config)
     options = {key: default for key, (default, _) in _CLASSES[wanted].items()}
     kept = {key: value for key, value in config.items() if key in options}
@@ -549,15 +549,15 @@ def _read(name: str, config: Config) -> _Options:
         if key in options:
             unmet = options[key][1](value)
             if unmet:
-                raise InputError(f"the {name} config has {key} {value!r}, but it must be {unmet}")
+                raise InputError(f"The {name} config has {key} {value!r}, but it must be {unmet}.")
         elif not key.startswith("_") and key not in ignored:
-            raise InputError(f"the {name} config has an option {key!r} that {name} does not have: remove it")
+            raise InputError(f"The {name} config has an option {key!r} that {name} does not have: remove it.")
     values = {key: config.get(key, default) for key, (default, _) in options.items()}
     betas = values.get("trained_betas")
     if betas is not None and len(betas) < values["num_train_timesteps"]:
         raise InputError(
-            f"the {name} config has {len(betas)} trained_betas, fewer than its {values['num_train_timesteps']} "
-            "num_train_timesteps"
+            f"The {name} config has {len(betas)} trained_betas, fewer than its {values['num_train_timesteps']} "
+            "num_train_timesteps."
         )
     return _Options(**values)
 
@@ -566,7 +566,7 @@ def _class_name(config: Config) -> str:
     name = config.get("_class_name") if isinstance(config, Mapping) else None
     if not isinstance(name, str) or name not in _CLASSES:
         raise InputError(
-            f"the scheduler {name!r} is not supported: the config's _class_name must be one of " + ", ".join(_CLASSES)
+            f"The scheduler {name!r} is not supported: the config's _class_name must be one of {', '.join(_CLASSES)}."
         )
     return name
 
@@ -578,14 +578,14 @@ def _checked_steps(steps: SupportsIndex, options: _Options, least: int = 1) -> i
         count = -1
     if not least <= count <= options.num_train_timesteps:
         raise InputError(
-            f"the number of steps must be a whole number from {least} to {options.num_train_timesteps}, not {steps!r}"
+            f"The number of steps must be a whole number from {least} to {options.num_train_timesteps}, not {steps!r}."
         )
     return count
 
 
 def _checked_eta(eta: float) -> float:
     if not _is_number(eta) or not 0 <= eta <= 1:
-        raise InputError(f"eta must be a number from 0 to 1, not {eta!r}")
+        raise InputError(f"eta must be a number from 0 to 1, not {eta!r}.")
     return float(eta)
 
 

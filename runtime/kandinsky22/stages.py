@@ -33,8 +33,7 @@ class Stages:
         """
         if name not in self._loaded:
             with self._timed("load"):
-                graph = self.bundle.graph(name)
-                self._loaded[name] = self._backend.load(graph, self.bundle.component(name), self._settings)
+                self._loaded[name] = self._backend.load(self.bundle, name, self._settings)
         try:
             with self._timed(name):
                 yield self._loaded[name]

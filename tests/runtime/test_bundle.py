@@ -180,4 +180,4 @@ def test_a_graph_that_is_listed_and_yet_no_graph_is_refused_by_the_backend(
     relist(bundle_copy, "onnx/prior_step.onnx")
     bundle = Bundle(bundle_copy)
     with pytest.raises(BackendError, match=r"cannot load .*prior_step\.onnx: \S"):
-        get(backend).load(bundle.graph("prior_step"), bundle.component("prior_step"), Settings())
+        get(backend).load(bundle, "prior_step", Settings())

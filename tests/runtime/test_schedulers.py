@@ -499,7 +499,7 @@ def test_refused_options(options, message):
 
 @pytest.mark.parametrize("beta_schedule", ["laplace", "sigmoid"])
 def test_schedules_that_only_ddpm_has(beta_schedule):
-    with pytest.raises(InputError, match=f"the DDIMScheduler config has beta_schedule '{beta_schedule}'"):
+    with pytest.raises(InputError, match=f"The DDIMScheduler config has beta_schedule '{beta_schedule}'"):
         ddim({"beta_schedule": beta_schedule}, 10)
 
 
@@ -554,12 +554,12 @@ def test_refused_classes(config):
 
 @pytest.mark.parametrize("name", ["euler", "UnCLIP", "", None, 3])
 def test_refused_switches(name):
-    with pytest.raises(InputError, match="the scheduler must be DDPM or DDIM, not"):
+    with pytest.raises(InputError, match="The scheduler must be DDPM or DDIM, not"):
         switch(DECODER, name)
 
 
 def test_the_prior_cannot_be_switched():
-    with pytest.raises(InputError, match="a UnCLIPScheduler config cannot be switched to DDIMScheduler"):
+    with pytest.raises(InputError, match="A UnCLIPScheduler config cannot be switched to DDIMScheduler"):
         switch(PRIOR, "DDIM")
 
 

@@ -8,15 +8,19 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from kandinsky22.arrays import Array
-from kandinsky22.bundle import Component
+from kandinsky22.bundle import Bundle
 from kandinsky22.errors import BackendError
 
 OnStep = Callable[[int, Mapping[str, Array]], "Mapping[str, Array] | None"]
-"""Called after each step with its index and the state; may return arrays that replace parts of the state."""
+"""Called once a step, in order, with its index and the state after it; may return arrays that replace parts of it.
+
+The arrays are the callee's: changing them in place has no defined effect. A GPU calls it while the next step runs, so
+that looking costs it nothing; where the state is replaced, it computes that step again, so the result is as if it had
+waited. What it raises ends the loop and reaches the caller.
+"""
 
 PerStep = Mapping[str, "Sequence[Array] | Array"]
 """Inputs that change with the step: each has one array, or one row of an array, a step."""
@@ -51,59 +55,66 @@ class Settings:
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether a backend can run here, in which precision "auto" would run, and why."""
+    """Whether a backend can run here, in which precision "auto" would run, and why.
+
+    `precision` is "fp32" or "bf16", or "bundle" where the graphs are run in the precision that they were exported in.
+    """
 
     name: str
     usable: bool
     reason: str
     version: str = ""
     precision: str = ""
+    gpu: bool = False
 
 
 class Backend(Protocol):
     """What a module of this package offers."""
 
-    def availability(self) -> Availability:
-        """Whether it is installed and can run on this machine. Never raises."""
+    def availability(self, bundle: Bundle | None = None) -> Availability:
+        """Whether it is installed and can run on this machine, and has what it needs of `bundle`. Never raises."""
 
-    def load(self, graph: Path, component: Component, settings: Settings) -> LoadedComponent:
-        """Load a verified ONNX file. Raises BackendError where the library refuses it."""
+    def load(self, bundle: Bundle, name: str, settings: Settings) -> LoadedComponent:
+        """Load a component of a bundle, from files that were verified.
+
+        Raises BundleError where the bundle has no such component or its file was altered, BackendError where the
+        library refuses it.
+        """
 
 
-PREFERENCE = ("openvino", "onnxruntime")
-"""Order of "auto": the fastest first."""
+PREFERENCE = ("tensorrt", "openvino", "onnxruntime")
+"""Order of "auto": the fastest first; but whatever runs on a GPU here goes before what does not."""
 
 
-def get(name: str) -> Backend:
-    """The backend called `name`, or the first of PREFERENCE that can run here for "auto".
+def get(name: str, bundle: Bundle | None = None) -> Backend:
+    """The backend called `name`, or for "auto" the fastest that can run here and has what it needs of `bundle`.
 
     Raises BackendError where the name is unknown, or nothing that was asked for can run here.
     """
     if name == "auto":
-        return _first_usable()
+        return _fastest(bundle)
     if name not in PREFERENCE:
         raise BackendError(f"There is no backend {name!r}; choose one of auto, {', '.join(PREFERENCE)}.")
     backend = _module(name)
-    availability = backend.availability()
+    availability = backend.availability(bundle)
     if not availability.usable:
         raise BackendError(f"The backend {name} cannot run here: {availability.reason}.")
     return backend
 
 
-def survey() -> list[Availability]:
+def survey(bundle: Bundle | None = None) -> list[Availability]:
     """The availability of every backend, in the order in which "auto" tries them."""
-    return [_module(name).availability() for name in PREFERENCE]
+    found = [_module(name).availability(bundle) for name in PREFERENCE]
+    return sorted(found, key=lambda availability: not (availability.usable and availability.gpu))
 
 
-def _first_usable() -> Backend:
-    reasons = []
-    for name in PREFERENCE:
-        backend = _module(name)
-        availability = backend.availability()
+def _fastest(bundle: Bundle | None) -> Backend:
+    found = survey(bundle)
+    for availability in found:
         if availability.usable:
-            return backend
-        reasons.append(f"{name}: {availability.reason}")
-    raise BackendError(f"No backend can run here ({'; '.join(reasons)}); install one: pip install kandinsky22[cpu].")
+            return _module(availability.name)
+    reasons = "; ".join(f"{availability.name}: {availability.reason}" for availability in found)
+    raise BackendError(f"No backend can run here ({reasons}); install one: pip install kandinsky22[cpu].")
 
 
 def _module(name: str) -> Backend:

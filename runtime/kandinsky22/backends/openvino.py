@@ -9,7 +9,7 @@ from typing import Any
 from kandinsky22.arrays import Array
 from kandinsky22.backends import Availability, LoadedComponent, OnStep, PerStep, Settings
 from kandinsky22.backends.loop import plain_loop
-from kandinsky22.bundle import Component
+from kandinsky22.bundle import Bundle, Component
 from kandinsky22.errors import BackendError
 
 NAME = "openvino"
@@ -63,7 +63,7 @@ class OpenVinoComponent:
 class OpenVinoBackend:
     """See `kandinsky22.backends.Backend`."""
 
-    def availability(self) -> Availability:
+    def availability(self, bundle: Bundle | None = None) -> Availability:
         """Usable where openvino imports; bf16 where the processor has AMX or AVX-512 BF16."""
         try:
             import openvino as ov
@@ -77,9 +77,9 @@ class OpenVinoBackend:
             return Availability(NAME, False, f"it finds no processor it can use ({_last_line(error)})")
         return Availability(NAME, True, f"runs on this processor ({name})", ov.__version__.split("-")[0], precision)
 
-    def load(self, graph: Path, component: Component, settings: Settings) -> LoadedComponent:
+    def load(self, bundle: Bundle, name: str, settings: Settings) -> LoadedComponent:
         """See `Backend.load`."""
-        return OpenVinoComponent(graph, component, settings)
+        return OpenVinoComponent(bundle.graph(name), bundle.component(name), settings)
 
 
 def _precision(core: Any, asked: str) -> str:

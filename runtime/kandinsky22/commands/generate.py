@@ -118,13 +118,15 @@ def _add_machine_arguments(group: argparse._ArgumentGroup) -> None:
 def run(options: argparse.Namespace) -> int:
     """Make the pictures; the exit code."""
     from kandinsky22 import backends
+    from kandinsky22.bundle import Bundle
     from kandinsky22.commands.places import Places
     from kandinsky22.pipeline import Pipeline
 
     jobs = _jobs(options)
     names = [(job.prompt, job.seed) for job in jobs]
     places = Places(options.output, options.format, names, quality=options.quality, force=options.force)
-    backend = backends.get(options.backend).availability()
+    bundle = Bundle(options.bundle)
+    backend = backends.get(options.backend, bundle).availability(bundle)
     written: list[dict[str, Any]] = []
     machine = {"precision": options.precision, "threads": options.threads, "low_memory": options.low_memory}
     try:

@@ -1,0 +1,137 @@
+"""ONNX Runtime on a stand-in for the device: the same loop as TensorRT's, with graphs that ONNX Runtime captures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kandinsky22 import BackendError, trt
+from kandinsky22.arrays import Array
+from kandinsky22.backends import Settings, device, onnxruntime, survey
+from kandinsky22.backends.device import Lender
+from kandinsky22.backends.onnxruntime_cuda import OnnxRuntimeCudaComponent
+from kandinsky22.bundle import Bundle
+from kandinsky22.cuda import Cuda
+
+from .fake_cuda import WAITING, FakeCuda
+from .fake_onnxruntime import FakeOnnxRuntime
+from .handmade import assert_same, feeds
+
+
+class Machine:
+    """A stand-in for a machine with a GPU and onnxruntime-gpu."""
+
+    def __init__(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, eager: tuple[int, ...] = ()) -> None:
+        self.bundle = bundle
+        self.cuda = FakeCuda(eager)
+        self.ort = FakeOnnxRuntime(self.cuda)
+        self.lender = Lender(lambda: Cuda(self.cuda))
+        monkeypatch.setitem(sys.modules, "onnxruntime", self.ort)  # type: ignore[arg-type]
+        monkeypatch.setattr(trt, "gpu", lambda: trt.Device("Imagined GPU", (9, 0)))
+
+    def load(self, name: str, precision: str = "auto") -> OnnxRuntimeCudaComponent:
+        return OnnxRuntimeCudaComponent(self.bundle, name, Settings(precision), self.lender)
+
+
+@pytest.fixture(params=[(), (0,), (1,), (0, 1)], ids=["late", "work early", "copies early", "early"])
+def machine(
+    request: pytest.FixtureRequest, plain: Any, handmade_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> Machine:
+    return Machine(handmade_bundle, monkeypatch, request.param)
+
+
+def test_the_loop_equals_the_plain_loop(machine: Machine, plain: Any) -> None:
+    component = machine.load("decoder_step")
+    for steps, size in ((1, (8, 12)), (6, (8, 12)), (5, (12, 8)), (6, (8, 12))):
+        assert_same(component.loop(*feeds(steps, size)), plain.loop(*feeds(steps, size)))
+    component.close()
+    assert not any(machine.cuda.alive().values())
+
+
+def test_a_callback_replaces_the_state(machine: Machine, plain: Any) -> None:
+    component = machine.load("decoder_step")
+
+    def replace(step: int, state: Mapping[str, Array]) -> Mapping[str, Array] | None:
+        return {"latents": -state["latents"]} if step in (1, 2, 5) else None
+
+    assert_same(component.loop(*feeds(), replace), plain.loop(*feeds(), replace))
+    component.close()
+
+
+def test_more_shapes_than_are_kept(machine: Machine, plain: Any) -> None:
+    """A graph id that came back with other buffers would replay the old ones."""
+    component = machine.load("decoder_step")
+    for width in [*range(4, 5 + device.SHAPES_KEPT), 4]:
+        assert_same(component.loop(*feeds(3, (8, width))), plain.loop(*feeds(3, (8, width))))
+    component.close()
+
+
+def test_the_host_never_waits_between_steps(machine: Machine) -> None:
+    component = machine.load("decoder_step")
+    component.loop(*feeds())
+    marks = [i for i, call in enumerate(machine.cuda.calls) if call == ("cudaEventCreateWithFlags", (0,))]
+    assert len(marks) == 7
+    assert not WAITING & set(machine.cuda.names()[marks[0] : marks[-1]])
+    component.close()
+
+
+def test_a_component_runs_once(machine: Machine, handmade_bundle: Bundle) -> None:
+    latents = feeds()[0]["latents"]
+    component = machine.load("movq_decoder")
+    expected = onnxruntime.CPU.load(handmade_bundle, "movq_decoder", Settings(threads=1)).run({"latents": latents})
+    assert_same(component.run({"latents": latents}), expected)
+    component.close()
+
+
+def test_steps_are_captured_and_float32_is_float32(machine: Machine) -> None:
+    components = [machine.load(name) for name in ("decoder_step", "movq_decoder")]
+    assert [settings["enable_cuda_graph"] for settings in machine.ort.opened] == ["1", "0"]
+    assert {settings["use_tf32"] for settings in machine.ort.opened} == {"0"}
+    for component in components:
+        component.close()
+
+
+def test_what_cannot_be_captured_runs_without_a_graph_and_says_so(machine: Machine, plain: Any) -> None:
+    machine.ort.captures = False
+    with pytest.warns(
+        UserWarning, match=r"decoder_step runs without a CUDA graph, slower: .*not all nodes are on CUDA$"
+    ):
+        component = machine.load("decoder_step")
+    assert_same(component.loop(*feeds()), plain.loop(*feeds()))
+    component.close()
+
+
+def test_errors_are_one_sentence_and_leave_nothing(machine: Machine) -> None:
+    with pytest.raises(BackendError, match=r"computes decoder_step as it was exported, in fp32"):
+        machine.load("decoder_step", "bf16")
+    machine.ort.starts = False
+    with pytest.raises(BackendError, match="could not start CUDA for decoder_step"):
+        machine.load("decoder_step")
+    machine.ort.starts = True
+    component = machine.load("decoder_step")
+    machine.ort.fails = "CUDNN_STATUS_EXECUTION_FAILED\n at line 7"
+    with pytest.raises(BackendError, match=r"failed on the GPU: CUDNN_STATUS_EXECUTION_FAILED$"):
+        component.loop(*feeds())
+    with pytest.raises(BackendError, match=r"failed on the GPU: CUDNN_STATUS_EXECUTION_FAILED$"):
+        component.run({})
+    component.close()
+    assert not any(machine.cuda.alive().values())
+
+
+def test_the_gpu_is_taken_where_there_is_one(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert onnxruntime.BACKEND.availability().gpu
+    assert onnxruntime.BACKEND.availability().reason == "runs on Imagined GPU (9.0)"
+    assert not onnxruntime.CPU.availability().gpu
+    order = [found.gpu and found.usable for found in survey()]
+    assert order == sorted(order, reverse=True)  # what runs on the GPU goes first
+
+    def missing() -> trt.Device:
+        raise BackendError("There is no NVIDIA GPU here.")
+
+    monkeypatch.setattr(trt, "gpu", missing)
+    assert not onnxruntime.BACKEND.availability().gpu
+    assert np.all([not found.gpu or not found.usable for found in survey()])
