@@ -110,5 +110,5 @@ def _one_line_warnings() -> Iterator[None]:
         tqdm.write(f"warning: {message}", file=sys.stderr)  # above a progress bar, where there is one
 
     with warnings.catch_warnings():
-        warnings.showwarning = show  # type: ignore[assignment] - it has no use for where in the source
+        warnings.showwarning = show
         yield

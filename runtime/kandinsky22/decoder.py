@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kandinsky22.arrays import Floats
 from kandinsky22.backends import OnStep
+from kandinsky22.bundle import Manifest
 from kandinsky22.errors import InputError
 from kandinsky22.noise import Generator
 from kandinsky22.prior import Embeddings, guidance_weights
@@ -29,24 +32,17 @@ def sample(
     table: Table,
     embeddings: Embeddings,
     generators: Sequence[Generator],
-    size: tuple[int, int],
+    shape: tuple[int, int, int],
     *,
     guidance_scale: float,
     on_step: OnStep | None = None,
 ) -> Floats:
-    """Latents (n, C, h, w) of n pictures of latent size (h, w), as KandinskyV22Pipeline computes them.
+    """Latents (n, C, h, w) of n pictures, where `shape` is (C, h, w), as KandinskyV22Pipeline computes them.
 
-    Picture i draws its noise from `generators[i]` alone. Guidance is off at a scale of 1 or below. Raises InputError
-    where the size needs more of the thresholding quantile than the bundle was exported for.
+    Picture i draws its noise from `generators[i]` alone. Guidance is off at a scale of 1 or below. Raises InputError as
+    `quantile_ranks` does.
     """
-    manifest = stages.bundle.manifest
-    shape = (manifest.geometry["latent_channels"], *size)
-    ranks, rank_weight = table.limits.ranks(int(np.prod(shape)))
-    if ranks.max() >= manifest.limits["ranks"]:
-        raise InputError(
-            f"Dynamic thresholding at this size ranks {ranks.max() + 1} values, the bundle was exported for "
-            f"{manifest.limits['ranks']}; ask for a smaller picture, or export with a larger --max-size."
-        )
+    ranks, rank_weight = quantile_ranks(stages.bundle.manifest, table, shape)
 
     def draw() -> Floats:
         return np.stack([generator.randn(shape) for generator in generators])
@@ -74,6 +70,22 @@ def sample(
             on_step,
         )
     return state["latents"]
+
+
+def quantile_ranks(
+    manifest: Manifest, table: Table, shape: tuple[int, int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Where dynamic thresholding finds its quantile in latents of `shape` (C, h, w): see `Limits.ranks`.
+
+    Raises InputError where that is further down than the bundle's graphs look.
+    """
+    ranks, weight = table.limits.ranks(math.prod(shape))
+    if ranks.max() >= manifest.limits["ranks"]:
+        raise InputError(
+            f"Dynamic thresholding at this size ranks {ranks.max() + 1} values, the bundle was exported for "
+            f"{manifest.limits['ranks']}; ask for a smaller picture, or export with a larger --max-size."
+        )
+    return ranks, weight
 
 
 def to_pixels(stages: Stages, latents: Floats) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -128,13 +129,14 @@ class Pipeline:
         """
         started = time.perf_counter()
         self._stages.timings.clear()
-        size = self._latent_size(height, width)
+        shape = self._latent_shape(height, width)
         self._check_counts(num_images_per_prompt, batch_size)
         arguments.choice("output_type", output_type, ("pil", "np", "latent"))
         if output_type != "latent":
             self.bundle.component("movq_decoder")  # its lack should not show after the work
         guidance_scale = arguments.scale("guidance_scale", guidance_scale)
         table = self._decoder_table(num_inference_steps, scheduler, eta)
+        decoder.quantile_ranks(self.bundle.manifest, table, shape)  # nor should a size that is too large for them
         if image_embeds is None:
             embeddings, generators, seeds = self._embed(
                 prompt,
@@ -159,7 +161,7 @@ class Pipeline:
                     table,
                     Embeddings(embeddings.image_embeds[part], embeddings.negative_image_embeds[part]),
                     generators[part],
-                    size,
+                    shape,
                     guidance_scale=guidance_scale,
                     on_step=self._on_step(callback_on_step_end, table.timesteps),
                 )
@@ -204,6 +206,10 @@ class Pipeline:
     ) -> None:
         self.close()
 
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.bundle)
+
     def _embed(
         self,
         prompt: object,
@@ -226,7 +232,7 @@ class Pipeline:
         table = schedulers.unclip(self.bundle.manifest.schedulers["prior"], steps)
         embeddings = prior.embed(
             self._stages,
-            Tokenizer(self.bundle),
+            self._tokenizer,
             table,
             _repeat(prompts, num_images),
             None if negatives is None else _repeat(negatives, num_images),
@@ -278,8 +284,8 @@ class Pipeline:
             raise InputError("The scheduler asks for a learned variance and this UNet has none; choose fixed_small.")
         return table
 
-    def _latent_size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Latent height and width of a picture of `height` x `width` pixels, checked."""
+    def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+        """Latent channels, height and width of a picture of `height` x `width` pixels, checked."""
         self.bundle.component("decoder_step")
         manifest = self.bundle.manifest
         pixels = [
@@ -288,7 +294,8 @@ class Pipeline:
             else arguments.whole(name, side, 1, manifest.limits["max_size"])
             for name, side in (("height", height), ("width", width))
         ]
-        return decoder.latent_size(pixels[0], pixels[1], manifest.geometry["downscale"])
+        size = decoder.latent_size(pixels[0], pixels[1], manifest.geometry["downscale"])
+        return manifest.geometry["latent_channels"], *size
 
     @staticmethod
     def _check_counts(num_images: int, batch_size: int | None) -> None:

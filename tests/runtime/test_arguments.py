@@ -27,7 +27,7 @@ def refused(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, changes: Mapping[st
 
 
 @pytest.mark.parametrize("name", ["height", "width"])
-@pytest.mark.parametrize("value", [0, -1, 100_000, 64.0, "64", None, True, NAN])
+@pytest.mark.parametrize("value", [0, -1, 100_000, 64.0, "64", True, NAN])
 def test_sizes(name: str, value: object, shapes_pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = f"{name} is {value!r}; expected a whole number from 1 to "
     assert expected in refused(shapes_pipe, monkeypatch, {name: value})
