@@ -130,6 +130,7 @@ def tokenizer() -> CLIPTokenizer:
 
 def _unet(learned_variance: bool) -> UNet2DConditionModel:
     return UNet2DConditionModel(
+        sample_size=12,
         in_channels=4,
         out_channels=8 if learned_variance else 4,
         down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),

@@ -122,6 +122,7 @@ def test_the_manifest(tiny_bundle: Path, tiny_manifest: Manifest, tiny_parts: ti
         "downscale": 2,
         "embedding_dim": tiny.EMBEDDING,
         "learned_variance": True,
+        "default_size": 24,
     }
     assert tiny_manifest.limits == {"max_size": 2048, "ranks": schedulers.ranks_needed(0.995, 4 * 1024**2)}
     assert tiny_manifest.source["versions"]["torch"] == torch.__version__
@@ -167,6 +168,7 @@ class TestWhole:
             "downscale": None,
             "embedding_dim": tiny.EMBEDDING,
             "learned_variance": None,
+            "default_size": None,
         }
         assert manifest.limits["ranks"] is None
         assert {"tokenizer.json", "constants.npz"} < set(files(tmp_path / "out"))

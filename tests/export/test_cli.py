@@ -97,18 +97,28 @@ def test_help_does_not_wait_for_torch() -> None:
     )
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_stopping_in_the_middle_leaves_nothing(tmp_path: Path, tiny_checkpoint: Path, stop: signal.Signals) -> None:
+def test_ctrl_c_in_the_middle_leaves_nothing(tmp_path: Path, tiny_checkpoint: Path) -> None:
     process = command(str(tiny_checkpoint / "decoder"), "-o", str(tmp_path / "engines" / "out"))
     deadline = time.monotonic() + 300
     while not list(tmp_path.glob("engines/.out.*.tmp/tokenizer.json")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(stop)
+    process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert out == ""
     assert err.splitlines()[-1] == "Stopped; nothing was written."
     assert "Traceback" not in err
     assert not list((tmp_path / "engines").iterdir())
+
+
+def test_termination_leaves_nothing_either(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(assemble, "export_graph", lambda *arguments: signal.raise_signal(signal.SIGTERM))
+    assert cli.main([str(tiny_checkpoint / "decoder"), "-o", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err.endswith("Stopped; nothing was written.\n")
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is before
