@@ -118,7 +118,7 @@ def score(judge: classifier.Classifier, pictures: Tensor, scenes: Tensor) -> dic
 def contact_sheet(pictures: Tensor, prompts: list[str], path: Path) -> None:
     """Some of the pictures, evenly chosen, with their prompts below."""
     columns, rows = SHEET
-    side, text = drawing.PICTURE_SIZE, 44
+    side, text = drawing.PICTURE_SIZE, 56
     sheet = Image.new("RGB", (columns * (side + 8), rows * (side + text)), "white")
     pen = ImageDraw.Draw(sheet)
     chosen = np.linspace(0, len(prompts) - 1, columns * rows).astype(int)
