@@ -424,7 +424,7 @@ def test_available_memory_is_what_linux_says() -> None:
         (5000, 2500, 22, 22, "Half", ["The plan has 5000 MiB and its weights 2500"]),
         (100, 2500, 22, 22, "Half", ["The plan has 100 MiB and its weights 2500"]),
         (2500, 2500, 22, 21, "Half", ["Only 21 of 22 attentions"]),
-        (2500, 2500, 18, 18, "Half", ["4 of 22 attentions have no fused kernels"]),
+        (2500, 2500, 18, 18, "Half", ["4 of 22 attentions have heads of a size"]),
         (2500, 2500, 22, 22, "Float", ["4 of its products are computed in fp32"]),
     ],
 )
