@@ -63,17 +63,11 @@ def export_graph(build: Callable[[], Graph], folder: Path, precision: str, note:
     if precision == "fp16":
         graph.half()
     _write(graph, path)
-    _free(graph)
+    del graph
+    gc.collect()
     note("comparing with torch")
     checks = tuple(_check(name, path, component.outputs, cases, BOUNDS[precision]))
     return dataclasses.replace(component, checks=checks)
-
-
-def _free(graph: Graph) -> None:
-    """Give the memory of a graph's weights back. torch.onnx keeps the parameters in cycles and caches of its own."""
-    for parameter in graph.parameters():
-        parameter.data = torch.empty(0)
-    gc.collect()
 
 
 @torch.no_grad()
@@ -105,14 +99,21 @@ def _write(graph: Graph, path: Path) -> None:
             input_names=[spec.name for spec in graph.inputs],
             output_names=[spec.name for spec in graph.outputs],
             verbose=False,
+            optimize=False,
         )
     assert program is not None  # as it is where `dynamo` is not set
+    weights = list(program.model.graph.initializers.values())
+    program.optimize()
+    weights += program.model.graph.initializers.values()
     # Stack traces of the machine it was traced on: two thirds of the file, and nobody else's business.
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()
         for value in node.outputs:
             value.metadata_props.clear()
     program.save(path, external_data=True)
+    # The rules that optimised the graph keep it, and so all weights, until the next export.
+    for weight in weights:
+        weight.const_value = None
 
 
 def _check(

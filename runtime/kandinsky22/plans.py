@@ -229,8 +229,8 @@ def _warnings(size: int, weights: int, precision: str, report: Report) -> tuple[
         found.append(f"Only {report.fused} of {report.fusable} attentions run in fused kernels.")
     if precision != "fp32" and report.fusable < report.attention:
         found.append(
-            f"{report.attention - report.fusable} of {report.attention} attentions have heads that no fused kernel takes: "
-            f"they keep whole matrices of scores in memory, which grow with the fourth power of a picture's side."
+            f"{report.attention - report.fusable} of {report.attention} attentions have heads of a size that no fused "
+            f"kernel takes: their scores fill memory, by the fourth power of a picture's side."
         )
     if precision != "fp32" and "Float" in report.products:
         found.append(

@@ -61,7 +61,7 @@ def test_a_component_that_does_not_exist_yet_needs_no_code() -> None:
     hint = TensorSpec("hint", "float32", ("B", 3, "8*h", "8*w"))
     latents = TensorSpec("latents", "float32", ("B", 4, "h", "w"))
     step = Component((), (latents, hint), (latents,), "fp16", 1, state={"latents": "latents_next"})
-    assert Profile(64, 128, 256, 4).shapes(hint, step, 8) == ((1, 3, 64, 64), (1, 3, 128, 128), (4, 3, 256, 256))
+    assert Profile(384, 512, 1024, 4).shapes(hint, step, 8) == ((1, 3, 384, 384), (1, 3, 512, 512), (4, 3, 1024, 1024))
 
 
 def test_a_dimension_that_no_profile_knows_is_refused() -> None:
