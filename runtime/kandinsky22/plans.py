@@ -48,7 +48,7 @@ LOCK = ".lock"
 TIMING_CACHE = "timing.cache"
 
 MIB = 1 << 20
-BUILD_MEMORY = (512 * MIB, 3.5)
+BUILD_MEMORY = (512 * MIB, 3.2)
 """Memory that a build takes: bytes, and a multiple of the weights. Measured: docs/tensorrt.md."""
 
 PLAN_SLACK = 512 * MIB
