@@ -55,7 +55,9 @@ class Report:
 
 @dataclass(frozen=True)
 class Options:
-    """How to build. `targets` are compute capabilities such as "8.6", for TensorRT for RTX alone (empty: its own).
+    """How to build. `targets` are compute capabilities such as "8.6", for TensorRT for RTX alone.
+
+    Without targets its plans are portable: for every GPU that it knows but Turing's.
 
     `allow_unfused` builds attention from separate products where a fused kernel should exist and TensorRT has none.
     """

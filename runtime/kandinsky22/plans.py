@@ -8,7 +8,6 @@ build replaces both at once or not at all. docs/tensorrt.md describes the folder
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import re
 import shutil
@@ -48,7 +47,7 @@ LOCK = ".lock"
 TIMING_CACHE = "timing.cache"
 
 MIB = 1 << 20
-BUILD_MEMORY = (512 * MIB, 3.5)
+BUILD_MEMORY = (512 * MIB, 3.2)
 """Memory that a build takes: bytes, and a multiple of the weights. Measured: docs/tensorrt.md."""
 
 PLAN_SLACK = 512 * MIB
@@ -84,7 +83,8 @@ def build(
             raise InputError("TensorRT builds for the GPU that is here; targets are for the flavour tensorrt-rtx.")
         device = device or _gpu_to_build_on()
     else:
-        device, options = None, dataclasses.replace(options, targets=_targets(flavour, options))
+        device = None
+        _check_targets(flavour, options)
     recipes = {name: _recipe(bundle, name, flavour, device, profile, options) for name in names}
     folder = plan_folder(bundle, flavour, device, profile)
     records = []
@@ -109,13 +109,12 @@ def _gpu_to_build_on() -> Device:
         ) from error
 
 
-def _targets(flavour: Flavour, options: Options) -> tuple[str, ...]:
-    """The compute capabilities that TensorRT for RTX is to build for. Raises InputError for one that it cannot."""
+def _check_targets(flavour: Flavour, options: Options) -> None:
+    """Raise InputError for a compute capability that TensorRT for RTX cannot build for."""
     possible = rtx_targets(flavour.module, turing=True)
     for target in options.targets:
         if target not in possible:
             raise InputError(f"There is no target {target!r}; choose of {', '.join(possible)}.")
-    return options.targets or rtx_targets(flavour.module)
 
 
 def _recipe(
@@ -123,18 +122,20 @@ def _recipe(
 ) -> dict[str, Any]:
     """The fields of a record that are known before building: where they are equal, so is the plan."""
     component = bundle.component(name)
+    targets = () if flavour.needs_gpu else options.targets or rtx_targets(flavour.module)
     return {
         "component": name,
         "flavour": flavour.name,
         "version": flavour.version,
         "device": device,
-        "targets": options.targets,
+        "targets": targets,
         "profile": profile,
         "shapes": {spec.name: profile.shapes(spec, component, downscale(bundle)) for spec in component.inputs},
         "onnx": onnx_hashes(bundle, name),
         "settings": {
             "strongly_typed": True,
             "tf32": False,
+            "portable": not flavour.needs_gpu and not options.targets,
             "user_allocation": not flavour.needs_gpu,
             "allow_unfused": options.allow_unfused,
         },

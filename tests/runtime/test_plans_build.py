@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -164,11 +165,13 @@ def test_what_goes_wrong_in_the_progress_bar_stops_the_build_and_is_told(tmp_pat
         if len(seen) == 4:
             raise ValueError("the terminal is gone")
 
+    written = bytearray()
     with pytest.raises(ValueError, match="the terminal is gone"):
         plan_builder.build_plan(
-            rtx, bundle.graph("movq_decoder"), component, shapes, plans.Options(), bytearray().extend, b"", on_progress
+            rtx, bundle.graph("movq_decoder"), component, shapes, plans.Options(), written.extend, b"", on_progress
         )
     assert len(seen) == 4
+    assert not written
 
 
 def test_a_full_disk_stops_the_build_and_is_told(tmp_path: Path, rtx: plans.Flavour) -> None:
@@ -285,6 +288,20 @@ def wait_for_build(process: subprocess.Popen[bytes], bundle: Bundle) -> None:
     while not (bundle.path / "tensorrt" / ".lock").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
+
+
+def test_ctrl_c_cancels_and_waits_for_the_end() -> None:
+    cancelled, ended = threading.Event(), []
+
+    def call() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert cancelled.wait(30)
+        time.sleep(0.3)
+        ended.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        plan_builder.run_watched(call, cancelled.set)
+    assert ended
 
 
 def test_ctrl_c_stops_a_build_and_leaves_nothing_half_written(tmp_path: Path, rtx: plans.Flavour) -> None:
