@@ -37,9 +37,10 @@ class Tokenizer:
         ids = np.full((len(prompts), self.max_length), self.pad_token_id, np.int64)
         mask = np.zeros((len(prompts), self.max_length), np.bool_)
         for row, prompt in enumerate(prompts):
-            tokens = self._tokenizer.encode(prompt).ids
+            encoding = self._tokenizer.encode(prompt)
+            tokens = encoding.ids
             if len(tokens) > self.max_length:
-                lost = self._tokenizer.decode(tokens[self.max_length - 1 : -1])
+                lost = prompt[encoding.offsets[self.max_length - 1][0] :]
                 warnings.warn(
                     f"The prompt has {len(tokens)} tokens, CLIP reads {self.max_length}; this part is lost: {lost!r}",
                     stacklevel=2,
