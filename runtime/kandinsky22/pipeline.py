@@ -90,6 +90,7 @@ class Pipeline:
         width: int | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 4.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         prior_num_inference_steps: int = 25,
         prior_guidance_scale: float = 4.0,
         num_images_per_prompt: int = 1,
@@ -113,13 +114,16 @@ class Pipeline:
                 takes the size that the checkpoint was trained at (512 for the published one).
             num_inference_steps, prior_num_inference_steps: denoising steps of the decoder and of the prior.
             guidance_scale, prior_guidance_scale: strength of guidance; none at 1 or below.
+            guidance_interval: share of the decoder's steps that are guided, from and to, 0..1; a step without guidance
+                takes half the time (arXiv:2404.07724).
             seed: picture i depends on seed + i alone; a list gives each picture its own; None draws one at random.
-            scheduler: of the decoder: None for the checkpoint's own, "DDPM", "DDIM", or a diffusers config.
+            scheduler: of the decoder: None for the checkpoint's own, "DDPM", "DDIM", "DPM++" (DPM-Solver++ 2M, for
+                20 steps), or a diffusers config.
             eta: DDIM's share of fresh noise, 0..1 (arXiv:2010.02502).
             image_embeds: precomputed embeddings, from `embed` or (n, E); `seed` then begins at the decoder's noise.
             negative_image_embeds: (n, E) beside an array `image_embeds`; None takes the all-zero image's.
             output_type: "pil", "np" or "latent", see `Output`.
-            batch_size: pictures that the decoder denoises at once; None: all.
+            batch_size: pictures that are denoised at once; None: all.
             callback_on_step_end, prior_callback_on_step_end: called after each step as `callback(pipeline, step,
                 timestep, tensors)` with `latents` and the predicted clean `x0`; may return `{"latents": …}` to replace
                 them. To stop, raise `kandinsky22.Cancelled` in it: the exception reaches the caller.
@@ -136,6 +140,7 @@ class Pipeline:
         if output_type != "latent":
             self.bundle.component("movq_decoder")  # its lack should not show after the work
         guidance_scale = arguments.scale("guidance_scale", guidance_scale)
+        guidance_interval = arguments.interval("guidance_interval", guidance_interval)
         table = self._decoder_table(num_inference_steps, scheduler, eta)
         decoder.quantile_ranks(self.bundle.manifest, table, shape)  # nor should a size that is too large for them
         if image_embeds is None:
@@ -146,6 +151,7 @@ class Pipeline:
                 prior_num_inference_steps,
                 prior_guidance_scale,
                 seed,
+                batch_size,
                 prior_callback_on_step_end,
             )
         else:
@@ -164,9 +170,10 @@ class Pipeline:
                     generators[part],
                     shape,
                     guidance_scale=guidance_scale,
+                    guidance_interval=guidance_interval,
                     on_step=self._on_step(callback_on_step_end, table.timesteps),
                 )
-                for part in _parts(len(seeds), batch_size)
+                for part in prior.parts(len(seeds), batch_size)
             ]
         )
         images = self._images(latents, output_type)
@@ -181,10 +188,11 @@ class Pipeline:
         prior_num_inference_steps: int = 25,
         prior_guidance_scale: float = 4.0,
         seed: int | Sequence[int] | None = None,
+        batch_size: int | None = None,
         prior_callback_on_step_end: Callback | None = None,
     ) -> Embeddings:
         """Image embeddings of prompts: the text encoder and the prior alone. Arguments as in `__call__`."""
-        arguments.whole("num_images_per_prompt", num_images_per_prompt, 1, arguments.MAX_PICTURES)
+        self._check_counts(num_images_per_prompt, batch_size)
         return self._embed(
             prompt,
             negative_prompt,
@@ -192,6 +200,7 @@ class Pipeline:
             prior_num_inference_steps,
             prior_guidance_scale,
             seed,
+            batch_size,
             prior_callback_on_step_end,
         )[0]
 
@@ -219,6 +228,7 @@ class Pipeline:
         steps: int,
         guidance_scale: float,
         seed: int | Sequence[int] | None,
+        batch_size: int | None,
         callback: Callback | None,
     ) -> tuple[Embeddings, list[Generator], list[int]]:
         """Embeddings of all pictures, their generators (which the decoder goes on drawing from), and their seeds."""
@@ -239,6 +249,7 @@ class Pipeline:
             None if negatives is None else _repeat(negatives, num_images),
             generators,
             guidance_scale=scale,
+            at_once=batch_size,
             on_step=self._on_step(callback, table.timesteps),
         )
         return embeddings, generators, seeds
@@ -330,11 +341,6 @@ class Pipeline:
 
 def _repeat(values: Sequence[str], times: int) -> list[str]:
     return [value for value in values for _ in range(times)]
-
-
-def _parts(count: int, size: int | None) -> list[slice]:
-    step = size or count
-    return [slice(start, start + step) for start in range(0, count, step)]
 
 
 def _embedding(name: str, value: Array, wide: int) -> Floats:
