@@ -76,7 +76,7 @@ class Profile:
             {"B": batch, "G": branch, "h": side, "w": side}
             for batch, branch, side in zip(batches, branches, latent, strict=True)
         ]
-        smallest, tuned, largest = (tuple(_dimension(d, spec, each) for d in spec.shape) for each in values)
+        smallest, tuned, largest = (tuple(dimension(d, spec, each) for d in spec.shape) for each in values)
         return smallest, tuned, largest
 
     def _batch(self, component: Component) -> int:
@@ -108,7 +108,7 @@ def downscale(bundle: Bundle) -> int:
     return int(bundle.manifest.geometry["downscale"] or 8)
 
 
-def _dimension(dimension: int | str, spec: TensorSpec, values: Mapping[str, int]) -> int:
+def dimension(dimension: int | str, spec: TensorSpec, values: Mapping[str, int]) -> int:
     """The value of a number, a symbol, or a product such as "8*h"."""
     if isinstance(dimension, int):
         return dimension
