@@ -147,7 +147,7 @@ def image_processor(name: str, found: Config, side: int) -> dict[str, Any]:
 
     Raises CheckpointError where it asks for something else than resizing, cropping and normalising as CLIP does.
     """
-    config = CLIP_PROCESSOR | found
+    config = {**CLIP_PROCESSOR, **found}
     size, crop = config["size"], config["crop_size"]
     size = size.get("shortest_edge") if isinstance(size, Mapping) else size
     crop = [crop.get("height"), crop.get("width")] if isinstance(crop, Mapping) else [crop, crop]
