@@ -22,7 +22,6 @@ from kandinsky22.backends import Backend, Settings
 from kandinsky22.bundle import Bundle
 from kandinsky22.errors import InputError
 from kandinsky22.pipeline import Pipeline
-from kandinsky22.plan_records import dimension
 
 PER_STEP = ("timestep", "row", "noise", "known_scales")
 """Inputs of a step graph that change with the step."""
@@ -112,7 +111,7 @@ class Stage:
             "w": size.width // downscale,
         }
         inputs = self._bundle.component(self.name).inputs
-        return {spec.name: tuple(dimension(each, spec, values) for each in spec.shape) for spec in inputs}
+        return {spec.name: spec.resolve(values) for spec in inputs}
 
 
 def depends_on_size(bundle: Bundle, name: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from kandinsky22.bundle import Bundle, Component, TensorSpec
 from kandinsky22.decoder import PIXELS_AT_ONCE
-from kandinsky22.errors import BundleError, InputError
+from kandinsky22.errors import InputError
 from kandinsky22.plan_builder import Range, Report
 from kandinsky22.trt import Device
 
@@ -76,14 +76,15 @@ class Profile:
             {"B": batch, "G": branch, "h": side, "w": side}
             for batch, branch, side in zip(batches, branches, latent, strict=True)
         ]
-        smallest, tuned, largest = (tuple(dimension(d, spec, each) for d in spec.shape) for each in values)
+        smallest, tuned, largest = (spec.resolve(each) for each in values)
         return smallest, tuned, largest
 
     def _batch(self, component: Component) -> int:
         """Rows of a component at once.
 
-        What works on text alone sees a prompt and a negative prompt of every picture. What turns whole pictures
-        into latents or back is never given more than PIXELS_AT_ONCE; a larger bound would cost memory for nothing.
+        What works on text alone, or on small pictures of one size, sees two of them for every picture: a prompt and a
+        negative prompt. What turns whole pictures into latents or back is never given more than PIXELS_AT_ONCE; a
+        larger bound would cost memory for nothing.
         """
         dimensions = {d for spec in (*component.inputs, *component.outputs) for d in spec.shape if isinstance(d, str)}
         if dimensions <= {"B", "G"}:
@@ -106,21 +107,6 @@ def default_profile(bundle: Bundle) -> Profile:
 def downscale(bundle: Bundle) -> int:
     """Pixels a latent, a side. A bundle without a decoder has none, and nothing that depends on them: then 8."""
     return int(bundle.manifest.geometry["downscale"] or 8)
-
-
-def dimension(dimension: int | str, spec: TensorSpec, values: Mapping[str, int]) -> int:
-    """The value of a number, a symbol, or a product such as "8*h"."""
-    if isinstance(dimension, int):
-        return dimension
-    result = 1
-    for factor in dimension.split("*"):
-        name = factor.strip()
-        if not name.isdecimal() and name not in values:
-            raise BundleError(
-                f"The input {spec.name} has a dimension {dimension!r} that no profile knows (only {', '.join(values)})."
-            )
-        result *= int(name) if name.isdecimal() else values[name]
-    return result
 
 
 @dataclass(frozen=True)
