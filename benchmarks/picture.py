@@ -34,7 +34,10 @@ def main() -> None:
     threading.Thread(target=watch, daemon=True).start()
     imported = time.perf_counter() - STARTED
     pipe = Pipeline.load(
-        spec["bundle"], spec["backend"], precision=spec.get("precision", "auto"), low_memory=spec.get("low_memory", False)
+        spec["bundle"],
+        spec["backend"],
+        precision=spec.get("precision", "auto"),
+        low_memory=spec.get("low_memory", False),
     )
     opened = time.perf_counter() - STARTED
     size = bench.Size(spec["height"], spec["width"], spec.get("batch", 1))

@@ -2,8 +2,9 @@
 
     python benchmarks/subjects.py '{"kind": "ours", …}'
 
-reads one JSON object a line, `{"height": …, "width": …, "batch": …, "guided": …}` to make inputs of a size or `{"run": 1}`,
-and answers each with one line. A process each lets subjects take turns without sharing memory, threads or a heap.
+reads one JSON object a line, `{"height": …, "width": …, "batch": …, "guided": …}` to make inputs of a size or
+`{"run": 1}`, and answers each with one line. A process each lets subjects take turns without sharing memory, threads
+or a heap.
 """
 
 from __future__ import annotations
@@ -148,6 +149,7 @@ NETWORKS = {"text_encoder": "text_encoder", "prior_step": "prior", "decoder_step
 def _network(spec: dict[str, Any]) -> tuple[Any, Any]:
     """The torch network of a stage, and diffusers' scheduler for it, or None."""
     from diffusers import DDPMScheduler, UnCLIPScheduler
+
     from kandinsky22_export.checkpoints import open_checkpoint
     from kandinsky22_export.random_weights import random_checkpoint
 
