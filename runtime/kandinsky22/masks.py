@@ -33,4 +33,5 @@ def prepare_mask(mask: Floats) -> Floats:
     for down, right in _GROWTH:
         source = holes[..., max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)]
         reached[..., max(0, down) : height + min(0, down), max(0, right) : width + min(0, right)] |= source
-    return mask * ~reached
+    prepared: Floats = mask * ~reached
+    return prepared

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,27 @@ class Embeddings:
 
     image_embeds: Floats
     negative_image_embeds: Floats
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where a run of the prior begins: with `noise`, or with embeddings `embeds` (n, E) of pictures that are noised.
+
+    `noise` (n, E), or (2n, E) with negative prompts, replaces what would be drawn. With `embeds`, `scales` (2,) say how
+    much of them and of the noise there is, as in KandinskyV22PriorEmb2EmbPipeline.
+    """
+
+    noise: Floats | None = None
+    embeds: Floats | None = None
+    scales: Floats | None = None
+
+    def latents(self, draw: Callable[[], Floats], copies: int) -> Floats:
+        """The first latents (copies · n, E); with negative prompts there are two copies of each picture."""
+        noise = draw() if self.noise is None else self.noise
+        if self.embeds is None or self.scales is None:
+            return noise
+        latents: Floats = self.scales[0] * np.concatenate([self.embeds] * copies) + self.scales[1] * noise
+        return latents
 
 
 def encode_text(stages: Stages, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, dict[str, Array]]:
@@ -45,6 +66,7 @@ def embed(
     generators: Sequence[Generator],
     *,
     guidance_scale: float,
+    beginning: Beginning | None = None,
     on_step: OnStep | None = None,
 ) -> Embeddings:
     """The image embeddings of `prompts`, one a picture, as KandinskyV22PriorPipeline computes them.
@@ -52,6 +74,8 @@ def embed(
     With `negative_prompts` (one a picture) the batch is doubled: the second half are the embeddings of the negative
     prompts themselves, and both halves are guided away from the negative prompt. With None the negative embedding is
     that of the all-zero image, a constant of the checkpoint, and guidance leads away from the empty prompt.
+
+    `beginning` says where the run begins, if not with the noise of `generators`.
 
     Picture i draws its noise from `generators[i]` alone. Guidance is off at a scale of 1 or below.
     """
@@ -71,7 +95,7 @@ def embed(
         """Noise (rows, E). A picture's prompt and negative prompt are one draw, as in a call for it alone."""
         return np.concatenate(list(np.stack([g.randn((copies, width)) for g in generators], axis=1)))
 
-    latents = draw()
+    latents = draw() if beginning is None else beginning.latents(draw, copies)
     nothing = np.zeros_like(latents)
     with stages.use("prior_step") as prior_step:
         state = prior_step.loop(
@@ -93,6 +117,16 @@ def embed(
     if negative_prompts is None:
         return Embeddings(embeds, np.repeat(constants["zero_image_embeds"], len(embeds), axis=0))
     return Embeddings(*np.split(embeds, 2))
+
+
+def pass_over(table: Table, generators: Sequence[Generator], width: int, *, first: bool) -> None:
+    """Draw the noise of a run for one prompt a picture, and throw it away: what comes next is drawn from there.
+
+    `first` says whether the run draws what it begins with.
+    """
+    for generator in generators:
+        for _ in range(int(first) + int(table.noisy.sum())):
+            generator.randn((1, width))
 
 
 def guidance_weights(scale: float) -> Floats:

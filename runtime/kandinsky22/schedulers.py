@@ -30,7 +30,18 @@ from numpy.typing import NDArray
 
 from kandinsky22.errors import InputError
 
-__all__ = ["Limits", "Table", "ddim", "ddpm", "ranks_needed", "reference_step", "switch", "table", "unclip"]
+__all__ = [
+    "Limits",
+    "Table",
+    "ddim",
+    "ddpm",
+    "noise_scales",
+    "ranks_needed",
+    "reference_step",
+    "switch",
+    "table",
+    "unclip",
+]
 
 Config = Mapping[str, Any]
 Floats = NDArray[np.float32]
@@ -107,6 +118,24 @@ class Table:
     """How x0 is bounded, the same in every step."""
     learned: bool
     """Whether the network must predict a variance (twice the channels), which the rows interpolate by."""
+
+    def last_part(self, strength: float) -> Table:
+        """Keep the last int(n · strength) of its n steps: those of image to image (arXiv:2108.01073), as in diffusers.
+
+        Args:
+            strength: 0..1: how much of the run is left.
+
+        Raises:
+            InputError: No step is left.
+        """
+        steps = len(self.timesteps)
+        kept = min(int(steps * strength), steps)
+        if kept < 1:
+            raise InputError(
+                f"strength {strength:g} leaves none of {steps} steps; ask for more steps or a larger strength."
+            )
+        part = slice(steps - kept, None)
+        return Table(self.timesteps[part], self.rows[part], self.noisy[part], self.limits, self.learned)
 
 
 # The samplers
@@ -228,6 +257,23 @@ def ddim(config: Config, steps: SupportsIndex, eta: float = 0.0) -> Table:
         gate=sigma > 0,
         noisy=np.full(times.shape, eta > 0),
     )
+
+
+def noise_scales(config: Config, timesteps: NDArray[np.int64]) -> Floats:
+    """How much picture and how much noise there is at `timesteps`: diffusers' `add_noise` with them is s_0·x0 + s_1·ε.
+
+    Args:
+        config: The content of a `scheduler_config.json`, with its `_class_name`.
+        timesteps: int64 (n,), each from 0 to num_train_timesteps - 1.
+
+    Returns:
+        float32 (n, 2): √ᾱ and √(1 - ᾱ).
+
+    Raises:
+        InputError: The class or an option is not supported.
+    """
+    _, bars = _schedule(_read(_class_name(config), config))
+    return np.stack(_roots(bars[timesteps]), axis=1)
 
 
 def _ancestral(
