@@ -20,6 +20,8 @@ from diffusers import (
 )
 from diffusers.pipelines.kandinsky2_2 import (
     KandinskyV22CombinedPipeline,
+    KandinskyV22ControlnetPipeline,
+    KandinskyV22InpaintPipeline,
     KandinskyV22Pipeline,
     KandinskyV22PriorPipeline,
 )
@@ -35,6 +37,7 @@ from transformers import (
 
 EMBEDDING = 48
 TOKENS = 77
+MOVQ_CHANNELS = (32, 32, 64, 64)  # four levels: a ControlNet's hint has 8 pixels a latent, so the pictures have too
 DDPM = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear", "prediction_type": "epsilon"}
 PUBLISHED = DDPM | {"variance_type": "learned_range", "thresholding": True, "sample_max_value": None}
 
@@ -44,6 +47,8 @@ class Parts:
     """diffusers' and transformers' modules of one checkpoint, in float32 and evaluation mode."""
 
     unet: UNet2DConditionModel
+    unet_controlnet: UNet2DConditionModel
+    unet_inpaint: UNet2DConditionModel
     movq: VQModel
     prior: PriorTransformer
     text_encoder: CLIPTextModelWithProjection
@@ -53,16 +58,24 @@ class Parts:
     scheduler: DDPMScheduler | DDIMScheduler
 
     def save(self, folder: Path, **options: Any) -> Path:
-        """Write `prior/` and `decoder/`, whose card names the prior; `options` go to `save_pretrained`."""
+        """Write `prior/`, and `decoder/`, `controlnet/` and `inpaint/`, whose cards name the prior.
+
+        `options` go to `save_pretrained`.
+        """
         self.prior_pipeline().save_pretrained(folder / "prior", **options)
         self.decoder_pipeline().save_pretrained(folder / "decoder", **options)
-        (folder / "decoder" / "README.md").write_text("---\nprior:\n- ../prior\n---\n# A tiny decoder\n")
+        self.controlnet_pipeline().save_pretrained(folder / "controlnet", **options)
+        self.inpaint_pipeline().save_pretrained(folder / "inpaint", **options)
+        for name in ("decoder", "controlnet", "inpaint"):
+            (folder / name / "README.md").write_text("---\nprior:\n- ../prior\n---\n# A tiny decoder\n")
         return folder
 
     def half(self) -> Parts:
         """The same with all networks in half precision."""
-        for module in (self.unet, self.movq, self.prior, self.text_encoder, self.image_encoder):
-            module.half()
+        for field in dataclasses.fields(self):
+            module = getattr(self, field.name)
+            if isinstance(module, torch.nn.Module):
+                module.half()
         return self
 
     def prior_pipeline(self) -> KandinskyV22PriorPipeline:
@@ -80,24 +93,36 @@ class Parts:
         """diffusers' own decoder pipeline over these modules."""
         return KandinskyV22Pipeline(unet=self.unet, scheduler=self.scheduler, movq=self.movq)
 
+    def controlnet_pipeline(self) -> KandinskyV22ControlnetPipeline:
+        """diffusers' own pipeline with a hint over these modules."""
+        return KandinskyV22ControlnetPipeline(unet=self.unet_controlnet, scheduler=self.scheduler, movq=self.movq)
+
+    def inpaint_pipeline(self) -> KandinskyV22InpaintPipeline:
+        """diffusers' own inpainting pipeline over these modules."""
+        return KandinskyV22InpaintPipeline(unet=self.unet_inpaint, scheduler=self.scheduler, movq=self.movq)
+
     def combined_pipeline(self) -> KandinskyV22CombinedPipeline:
         """diffusers' own pipeline of both."""
         prior = {f"prior_{name}": part for name, part in self.prior_pipeline().components.items()}
         return KandinskyV22CombinedPipeline(**self.decoder_pipeline().components, **prior)
 
 
-def parts(seed: int = 0, movq_channels: tuple[int, ...] = (32, 64), learned_variance: bool = True) -> Parts:
+def parts(seed: int = 0, movq_channels: tuple[int, ...] = MOVQ_CHANNELS, learned_variance: bool = True) -> Parts:
     """The modules, with every parameter random (norms and biases too, so that none is left out unseen)."""
     unet, movq = _unet(learned_variance), _movq(movq_channels)
+    unet_controlnet = _unet(learned_variance, in_channels=8, addition_embed_type="image_hint")
+    unet_inpaint = _unet(learned_variance, in_channels=9)
     prior = PriorTransformer(
         num_attention_heads=2, attention_head_dim=20, num_layers=2, embedding_dim=EMBEDDING, num_embeddings=TOKENS
     )
     text_encoder, image_encoder = _text_encoder(), _image_encoder()
     generator = torch.Generator().manual_seed(seed)
-    for module in (unet, movq, prior, text_encoder, image_encoder):
+    for module in (unet, movq, prior, text_encoder, image_encoder, unet_controlnet, unet_inpaint):
         randomise(module, generator)
     return Parts(
         unet=unet,
+        unet_controlnet=unet_controlnet,
+        unet_inpaint=unet_inpaint,
         movq=movq,
         prior=prior,
         text_encoder=text_encoder,
@@ -128,10 +153,10 @@ def tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
 
 
-def _unet(learned_variance: bool) -> UNet2DConditionModel:
+def _unet(learned_variance: bool, in_channels: int = 4, addition_embed_type: str = "image") -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=12,
-        in_channels=4,
+        in_channels=in_channels,
         out_channels=8 if learned_variance else 4,
         down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
         mid_block_type="UNetMidBlock2DSimpleCrossAttn",
@@ -143,7 +168,7 @@ def _unet(learned_variance: bool) -> UNet2DConditionModel:
         attention_head_dim=16,
         encoder_hid_dim=EMBEDDING,
         encoder_hid_dim_type="image_proj",
-        addition_embed_type="image",
+        addition_embed_type=addition_embed_type,
         resnet_time_scale_shift="scale_shift",
         act_fn="silu",
     )

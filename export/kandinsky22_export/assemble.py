@@ -21,17 +21,33 @@ from tokenizers import Tokenizer
 from kandinsky22 import bundle, schedulers
 from kandinsky22.bundle import Component, FileRecord, Manifest
 from kandinsky22.errors import CheckpointError, ExportError, InputError
-from kandinsky22_export import rewrites
+from kandinsky22_export import fit, rewrites
 from kandinsky22_export.checkpoints import Checkpoint, open_checkpoint
-from kandinsky22_export.graphs import DecoderStep, Graph, MovqDecoder, PriorStep, TextEncoder
+from kandinsky22_export.graphs import (
+    ControlnetStep,
+    DecoderStep,
+    Graph,
+    HintEncoder,
+    ImageEncoder,
+    InpaintStep,
+    MovqDecoder,
+    MovqEncoder,
+    PriorStep,
+    TextEncoder,
+)
 from kandinsky22_export.random_weights import ARCHITECTURES, random_checkpoint
 from kandinsky22_export.to_onnx import BOUNDS, OPSET, export_graph
 
 # Which network of the checkpoint each component is made of; the order is that of the export.
 NETWORKS = {
     "text_encoder": "text_encoder",
+    "image_encoder": "image_encoder",
     "prior_step": "prior",
     "decoder_step": "unet",
+    "hint_encoder": "unet_controlnet",
+    "decoder_step_controlnet": "unet_controlnet",
+    "decoder_step_inpaint": "unet_inpaint",
+    "movq_encoder": "movq",
     "movq_decoder": "movq",
 }
 # Texts of every kind that the tokenizer must turn into the same ids in the bundle as in transformers.
@@ -53,6 +69,8 @@ def export(
     destination: str | Path,
     *,
     prior: str | None = None,
+    controlnet: str | None = None,
+    inpaint: str | None = None,
     precision: str = "fp32",
     architecture: str = "kandinsky-2.2",
     random_weights: int | None = None,
@@ -65,10 +83,11 @@ def export(
 ) -> Manifest:
     """Export the checkpoint `source` (a folder or a Hub id) to the bundle `destination` and return its manifest.
 
-    With `random_weights` (a seed) there is no source: the weights of `architecture` are drawn. `precision` is "fp32" or
-    "fp16". `max_size` is the longest side in pixels that dynamic thresholding will be exact for. `components` picks
-    some of those there are. `force` replaces a bundle. `note(component, stage)` is told what is happening. Raises a
-    KandinskyError, after which nothing has been written and an old bundle is as it was.
+    `prior`, `controlnet` and `inpaint` are further folders or Hub ids, see `open_checkpoint`. With `random_weights` (a
+    seed) there is no source: the weights of `architecture` are drawn. `precision` is "fp32" or "fp16". `max_size` is
+    the longest side in pixels that dynamic thresholding will be exact for. `components` picks some of those there are.
+    `force` replaces a bundle. `note(component, stage)` is told what is happening. Raises a KandinskyError, after which
+    nothing has been written and an old bundle is as it was.
     """
     if precision not in BOUNDS:
         raise InputError(f"The precision is {precision!r}; it is one of {', '.join(BOUNDS)}.")
@@ -79,7 +98,7 @@ def export(
     if random_weights is None:
         if source is None:
             raise InputError("There is nothing to export: give a folder, a Hub id, or a seed for random weights.")
-        checkpoint = open_checkpoint(source, prior, revision, variant)
+        checkpoint = open_checkpoint(source, prior, controlnet, inpaint, revision, variant)
     else:
         if architecture not in ARCHITECTURES:
             raise InputError(f"There is no architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}.")
@@ -89,6 +108,7 @@ def export(
         for name in chosen:
             note(name, "fetching")
             checkpoint.networks[NETWORKS[name]].fetch()
+        _require_same_movqs(checkpoint, note)
         return _write(checkpoint, chosen, destination.name, precision, max_size, folder, note)
 
 
@@ -103,6 +123,13 @@ def _choose(checkpoint: Checkpoint, components: Sequence[str] | None) -> list[st
     return [name for name in available if components is None or name in components]
 
 
+def _require_same_movqs(checkpoint: Checkpoint, note: Note) -> None:
+    """Refuse decoders that came with another MoVQ than the bundle's, before the long work."""
+    for other, network in checkpoint.movqs.items():
+        note("movq", "comparing")
+        fit.require_same_weights(checkpoint.networks["movq"].load(), other, network.load())
+
+
 def _write(
     checkpoint: Checkpoint, chosen: list[str], name: str, precision: str, max_size: int, folder: Path, note: Note
 ) -> Manifest:
@@ -110,7 +137,7 @@ def _write(
     limits = _limits(checkpoint, max_size)
     text = _write_tokenizer(checkpoint, folder)
     note("constants", "computing the zero-image embedding")
-    constants = _zero_image(checkpoint)
+    constants = {} if "image_encoder" in chosen else _zero_image(checkpoint)
     components: dict[str, Component] = {}
     for component in chosen:
         components[component] = export_graph(
@@ -133,36 +160,52 @@ def _write(
         text=text,
         geometry=_geometry(checkpoint),
         limits=limits,
+        image_processor=checkpoint.image_processor,
     )
     (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
 
 def _graph(checkpoint: Checkpoint, component: str, limits: dict[str, Any], constants: Constants) -> Graph:
-    """The graph of a component. Loading the prior also gives the statistics of embeddings, for `constants`."""
+    """The graph of a component. Loading the prior and the image encoder also gives what belongs to `constants`."""
     network: Any = checkpoint.networks[NETWORKS[component]].load()
     match component:
         case "text_encoder":
             return TextEncoder(network)
+        case "image_encoder":
+            constants |= _embed_zeros(network)
+            return ImageEncoder(network)
         case "prior_step":
             constants["clip_mean"] = network.clip_mean.numpy().copy()
             constants["clip_std"] = network.clip_std.numpy().copy()
             return PriorStep(network)
         case "decoder_step":
             return DecoderStep(network, limits["ranks"])
+        case "hint_encoder":
+            return HintEncoder(network)
+        case "decoder_step_controlnet":
+            return ControlnetStep(network, limits["ranks"])
+        case "decoder_step_inpaint":
+            return InpaintStep(network, limits["ranks"])
+        case "movq_encoder":
+            return MovqEncoder(network)
         case _:
             rewrites.spatial_norm_before_upsampling(network)
             return MovqDecoder(network)
 
 
-@torch.no_grad()
 def _zero_image(checkpoint: Checkpoint) -> Constants:
-    """`zero_image_embeds` (1, E): what the image encoder makes of zeros, which is no black picture. Or nothing."""
+    """The constants that the image encoder gives, where its graph is not exported; none without a prior."""
     if checkpoint.zero_image is not None:
         return {"zero_image_embeds": checkpoint.zero_image.numpy()}
     if "image_encoder" not in checkpoint.networks:
         return {}
-    encoder: Any = checkpoint.networks["image_encoder"].load()
+    return _embed_zeros(checkpoint.networks["image_encoder"].load())
+
+
+@torch.no_grad()
+def _embed_zeros(encoder: Any) -> Constants:
+    """`zero_image_embeds` (1, E): what the image encoder makes of zeros, which is no black picture."""
     size = encoder.config.image_size
     return {"zero_image_embeds": encoder(torch.zeros(1, 3, size, size)).image_embeds.numpy()}
 
@@ -204,16 +247,21 @@ def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
 
 def _geometry(checkpoint: Checkpoint) -> dict[str, Any]:
     """What the runtime asks about shapes; None where the checkpoint has no such part."""
-    names = ("latent_channels", "downscale", "embedding_dim", "learned_variance", "default_size")
+    names = ("latent_channels", "downscale", "embedding_dim", "learned_variance", "default_size", "image_size")
     geometry: dict[str, Any] = dict.fromkeys(names)
-    if "prior" in checkpoint.networks:
-        geometry["embedding_dim"] = checkpoint.networks["prior"].config["embedding_dim"]
-    if "unet" in checkpoint.networks:
-        unet, movq = checkpoint.networks["unet"].config, checkpoint.networks["movq"].config
-        geometry["latent_channels"] = unet["in_channels"]
+    networks = checkpoint.networks
+    if "prior" in networks:
+        geometry["embedding_dim"] = networks["prior"].config["embedding_dim"]
+    if "image_encoder" in networks:
+        geometry["image_size"] = networks["image_encoder"].config["image_size"]
+    if "movq" in networks:
+        movq = networks["movq"].config
+        geometry["latent_channels"] = movq["latent_channels"]
         geometry["downscale"] = 2 ** (len(movq["block_out_channels"]) - 1)
+    unet = next((networks[name].config for name in fit.UNETS.values() if name in networks), None)
+    if unet is not None:  # the others are like it in this
         geometry["embedding_dim"] = unet["encoder_hid_dim"]
-        geometry["learned_variance"] = unet["out_channels"] == 2 * unet["in_channels"]
+        geometry["learned_variance"] = unet["out_channels"] == 2 * geometry["latent_channels"]
         geometry["default_size"] = _trained_size(unet.get("sample_size"), geometry["downscale"])
     return geometry
 
@@ -230,7 +278,8 @@ def _limits(checkpoint: Checkpoint, max_size: int) -> dict[str, Any]:
         return {"max_size": max_size, "ranks": None}
     side = math.ceil(max_size / geometry["downscale"] ** 2) * geometry["downscale"]
     values = geometry["latent_channels"] * side**2
-    ratio = checkpoint.schedulers["decoder"].get("dynamic_thresholding_ratio", 0.995)
+    samplers = [checkpoint.schedulers[role] for role in fit.UNETS if role in checkpoint.schedulers]
+    ratio = min(sampler.get("dynamic_thresholding_ratio", 0.995) for sampler in samplers)
     return {"max_size": max_size, "ranks": schedulers.ranks_needed(ratio, values)}
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +28,31 @@ from torch import nn
 
 from kandinsky22 import schedulers
 from kandinsky22.errors import CheckpointError, InputError
+from kandinsky22_export import fit
 
 PIPELINES = {
     "KandinskyV22Pipeline": ("decoder",),
     "KandinskyV22Img2ImgPipeline": ("decoder",),
+    "KandinskyV22ControlnetPipeline": ("decoder",),
+    "KandinskyV22ControlnetImg2ImgPipeline": ("decoder",),
+    "KandinskyV22InpaintPipeline": ("decoder",),
     "KandinskyV22PriorPipeline": ("prior",),
     "KandinskyV22PriorEmb2EmbPipeline": ("prior",),
     "KandinskyV22CombinedPipeline": ("decoder", "prior"),
     "KandinskyV22Img2ImgCombinedPipeline": ("decoder", "prior"),
+    "KandinskyV22InpaintCombinedPipeline": ("decoder", "prior"),
 }
-SCHEDULERS = {"decoder": ("DDPMScheduler", "DDIMScheduler"), "prior": ("UnCLIPScheduler",)}
+SCHEDULERS = {"decoder": ("DDPMScheduler", "DDIMScheduler"), "prior": ("UnCLIPScheduler",)}  # by half
 CONFIGS = ("model_index.json", "README.md", "*/*config.json", "*/*token*.json", "*/vocab.json", "*/merges.txt")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A network of the decoder's or the prior's pipeline: its class, what its files begin with, what its config has."""
+    """A network of the decoder's or the prior's pipeline, in the subfolder `name`.
+
+    `cls` is its class, `stem` what its files begin with, `needs` what its config has.
+    """
 
     name: str
     half: str
@@ -53,19 +61,29 @@ class Kind:
     needs: tuple[str, ...] = ()
 
 
-KINDS = (
-    Kind(
-        "unet",
-        "decoder",
-        diffusers.UNet2DConditionModel,
-        "diffusion_pytorch_model",
-        ("in_channels", "out_channels", "block_out_channels", "encoder_hid_dim"),
-    ),
-    Kind("movq", "decoder", diffusers.VQModel, "diffusion_pytorch_model", ("latent_channels", "block_out_channels")),
-    Kind("prior", "prior", diffusers.PriorTransformer, "diffusion_pytorch_model", ("embedding_dim", "num_embeddings")),
-    Kind("text_encoder", "prior", transformers.CLIPTextModelWithProjection, "model"),
-    Kind("image_encoder", "prior", transformers.CLIPVisionModelWithProjection, "model"),
+UNET = Kind(
+    "unet",
+    "decoder",
+    diffusers.UNet2DConditionModel,
+    "diffusion_pytorch_model",
+    ("in_channels", "out_channels", "block_out_channels", "encoder_hid_dim"),
 )
+MOVQ = Kind("movq", "decoder", diffusers.VQModel, "diffusion_pytorch_model", ("latent_channels", "block_out_channels"))
+PRIOR = Kind(
+    "prior", "prior", diffusers.PriorTransformer, "diffusion_pytorch_model", ("embedding_dim", "num_embeddings")
+)
+TEXT_ENCODER = Kind("text_encoder", "prior", transformers.CLIPTextModelWithProjection, "model")
+IMAGE_ENCODER = Kind("image_encoder", "prior", transformers.CLIPVisionModelWithProjection, "model")
+KINDS = {
+    "unet": UNET,
+    "movq": MOVQ,
+    "prior": PRIOR,
+    "text_encoder": TEXT_ENCODER,
+    "image_encoder": IMAGE_ENCODER,
+    "unet_controlnet": UNET,
+    "unet_inpaint": UNET,
+}
+"""What the networks of a checkpoint are, by their names. Random weights count on the order: new ones come last."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +100,12 @@ class Network:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was found: networks by the names of KINDS, schedulers' configs of `prior` and `decoder`, the tokenizer.
+    """What was found: networks by the names of KINDS, the tokenizer, and schedulers' configs.
 
-    `zero_image` (1, E) is set where no image encoder is there to make it.
+    The schedulers are those of `prior`, `decoder`, `controlnet` and `inpaint`, as far as they are there.
+    `image_processor` is the manifest's record of that name. `zero_image` (1, E) stands in where the image encoder is
+    not exported; without it the image encoder is loaded to make one. `movqs` are those of the other decoders, by the
+    names of their repositories: their weights must be those of the network `movq`.
     """
 
     source: dict[str, Any]
@@ -92,6 +113,8 @@ class Checkpoint:
     schedulers: dict[str, dict[str, Any]]
     tokenizer: Callable[[], transformers.CLIPTokenizer] | None
     zero_image: torch.Tensor | None = None
+    image_processor: dict[str, Any] | None = None
+    movqs: Mapping[str, Network] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,33 +137,77 @@ class Repository:
 
 
 def open_checkpoint(
-    source: str, prior: str | None = None, revision: str | None = None, variant: str | None = None
+    source: str,
+    prior: str | None = None,
+    controlnet: str | None = None,
+    inpaint: str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
 ) -> Checkpoint:
-    """Read the configs of `source` and of its prior.
+    """Read the configs of `source`, of its prior, and of decoders for other tasks.
 
-    `source` and `prior` are folders or Hub ids. Without `prior`, the model card's `prior:` field is followed where it
-    has one. `variant` is "fp16", "none", or None for the full weights where they are there and else fp16. Raises
-    CheckpointError.
+    All are folders or Hub ids. Without `prior`, the model card's `prior:` field is followed where `source` has one.
+    `source` may be a decoder of any task: its UNet says which. `variant` is "fp16", "none", or None for the full
+    weights where they are there and else fp16. Raises CheckpointError.
     """
     repository = _open(source, revision)
-    halves = dict.fromkeys(repository.halves, repository)
-    if prior is not None and "prior" in halves:
-        raise CheckpointError(f"{source} has a prior of its own: leave out --prior {prior}.")
-    if "prior" not in halves:
-        found = _open(prior, None) if prior is not None else _prior_of_card(repository)
-        if found is not None:
-            if "prior" not in found.halves:
-                raise CheckpointError(f"{found.name} was given as the prior, but it is a decoder.")
-            halves["prior"] = found
-    networks = {kind.name: _network(kind, halves[kind.half], variant) for kind in KINDS if kind.half in halves}
-    configs = {half: _scheduler(half, found) for half, found in halves.items()}
-    _require_fit({name: network.config for name, network in networks.items()}, configs)
+    decoders = _decoders(repository, {"controlnet": controlnet, "inpaint": inpaint})
+    priors = _prior(repository, prior)
+    homes = {fit.UNETS[role]: found for role, found in decoders.items()}
+    if decoders:
+        homes["movq"] = next(iter(decoders.values()))
+    for found in priors.values():
+        homes |= dict.fromkeys(("prior", "text_encoder", "image_encoder"), found)
+    networks = {name: _network(kind, homes[name], variant) for name, kind in KINDS.items() if name in homes}
+    roles = decoders | priors
+    samplers = {role: _scheduler(role, found) for role, found in roles.items()}
+    fit.require_fit({name: network.config for name, network in networks.items()}, samplers)
+    movqs = {found.name: _network(MOVQ, found, variant) for found in [*decoders.values()][1:]}
+    for name, movq in movqs.items():
+        fit.require_same_config(networks["movq"].config, name, movq.config)
     return Checkpoint(
-        source={half: found.record for half, found in halves.items()},
+        source={role: found.record for role, found in roles.items()},
         networks=networks,
-        schedulers=configs,
-        tokenizer=_tokenizer_loader(halves["prior"]) if "prior" in halves else None,
+        schedulers=samplers,
+        tokenizer=_tokenizer_loader(priors["prior"]) if priors else None,
+        image_processor=_image_processor(priors["prior"], networks["image_encoder"].config) if priors else None,
+        movqs=movqs,
     )
+
+
+def _decoders(repository: Repository, others: Mapping[str, str | None]) -> dict[str, Repository]:
+    """The decoders by what they are for: that of `repository` first, then the `others` that were given."""
+    decoders = {_role(repository): repository} if "decoder" in repository.halves else {}
+    for role, name in others.items():
+        if name is None:
+            continue
+        if role in decoders:
+            raise CheckpointError(f"The UNet of {repository.name} is one for {role} itself: leave out --{role} {name}.")
+        found = _open(name, None)
+        there = _role(found) if "decoder" in found.halves else None
+        if there != role:
+            what = f"its UNet is one for {there}" if there else "it is a prior"
+            raise CheckpointError(f"{name} was given as --{role}, but {what}.")
+        decoders[role] = found
+    return decoders
+
+
+def _role(repository: Repository) -> str:
+    return fit.unet_role(_config(UNET, repository, UNET.name), _config(MOVQ, repository, MOVQ.name))
+
+
+def _prior(repository: Repository, prior: str | None) -> dict[str, Repository]:
+    """The repository of the prior as `prior`: `repository` itself, the one that was given or that of the card."""
+    if "prior" in repository.halves:
+        if prior is not None:
+            raise CheckpointError(f"{repository.name} has a prior of its own: leave out --prior {prior}.")
+        return {"prior": repository}
+    found = _open(prior, None) if prior is not None else _prior_of_card(repository)
+    if found is None:
+        return {}
+    if "prior" not in found.halves:
+        raise CheckpointError(f"{found.name} was given as the prior, but it is a decoder.")
+    return {"prior": found}
 
 
 def _open(source: str, revision: str | None) -> Repository:
@@ -209,49 +276,27 @@ def _prior_of_card(repository: Repository) -> Repository | None:
     return _open(str(beside) if local else name, None)
 
 
-def _scheduler(half: str, repository: Repository) -> dict[str, Any]:
+def _scheduler(role: str, repository: Repository) -> dict[str, Any]:
     """The scheduler's config, of a class and with options that the runtime can solve."""
+    half = "prior" if role == "prior" else "decoder"
     config = _read_json(repository.folder / repository.part(half, "scheduler") / "scheduler_config.json")
     name = config.get("_class_name")
     if name not in SCHEDULERS[half]:
-        raise CheckpointError(f"The scheduler of the {half} is a {name}; expected {' or '.join(SCHEDULERS[half])}.")
+        raise CheckpointError(f"The scheduler of the {role} is a {name}; expected {' or '.join(SCHEDULERS[half])}.")
     try:
         schedulers.table(config, 2)  # any number of steps reads every option
     except InputError as error:
         raise CheckpointError(
-            f"The scheduler of the {half} in {repository.name} is not supported: {reason(error)}."
+            f"The scheduler of the {role} in {repository.name} is not supported: {reason(error)}."
         ) from error
     return config
 
 
-def _require_fit(configs: Mapping[str, Mapping[str, Any]], samplers: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse networks that are of the right classes and yet not those of text to image in Kandinsky 2.2."""
-    if "unet" in configs:
-        unet, movq = configs["unet"], configs["movq"]
-        _require("unet", unet, "addition_embed_type", "image")
-        _require("unet", unet, "encoder_hid_dim_type", "image_proj")
-        _require("unet", unet, "in_channels", movq["latent_channels"])
-        if unet["out_channels"] != 2 * unet["in_channels"]:
-            learned = str(samplers["decoder"].get("variance_type")).startswith("learned")
-            if learned or unet["out_channels"] != unet["in_channels"]:
-                raise CheckpointError(
-                    f"The unet's out_channels is {unet['out_channels']}; {unet['in_channels']} are needed here as they"
-                    f" go in, or {2 * unet['in_channels']} where the scheduler's variance is learned."
-                )
-        if movq.get("lookup_from_codebook"):
-            raise CheckpointError("The movq looks its latents up in its codebook; Kandinsky 2.2's does not.")
-    if "prior" in configs:
-        prior, text = configs["prior"], configs["text_encoder"]
-        embedding = prior["embedding_dim"]
-        _require("text_encoder", text, "hidden_size", embedding)
-        _require("text_encoder", text, "max_position_embeddings", prior["num_embeddings"])
-        if "unet" in configs:
-            _require("unet", configs["unet"], "encoder_hid_dim", embedding)
-
-
-def _require(part: str, config: Mapping[str, Any], key: str, expected: object) -> None:
-    if config.get(key) != expected:
-        raise CheckpointError(f"The {part}'s {key} is {config.get(key)!r}; {expected!r} is needed here.")
+def _image_processor(repository: Repository, encoder: Mapping[str, Any]) -> dict[str, Any]:
+    """How pictures are made ready for the image encoder: the manifest's record."""
+    folder = repository.folder / repository.part("prior", "image_processor")
+    found = _read_json(folder / "preprocessor_config.json")
+    return fit.image_processor(repository.name, found, encoder["image_size"])
 
 
 def _network(kind: Kind, repository: Repository, variant: str | None) -> Network:

@@ -61,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     add("source", nargs="?", metavar="SOURCE", help="a folder in diffusers' layout, or a Hub id (owner/name)")
     add("-o", "--output", metavar="FOLDER", help="the bundle to write (default: engines/NAME)")
     add("--prior", metavar="SOURCE", help="the prior's folder or Hub id (default: the one the model card names)")
+    add("--controlnet", metavar="SOURCE", help="a decoder with a depth hint, to add to the bundle")
+    add("--inpaint", metavar="SOURCE", help="an inpainting decoder, to add to the bundle")
     add("--precision", choices=("fp32", "fp16"), default="fp32", help="of the networks (default: fp32)")
     add("--architecture", metavar="NAME", help="with --random-weights: the sizes to draw (default: kandinsky-2.2)")
     add("--random-weights", type=int, metavar="SEED", help="published sizes with random weights, without a download")
@@ -84,17 +86,22 @@ def _export(options: argparse.Namespace, destination: Path) -> Manifest:
     # Imported here: torch and diffusers take seconds, and --help needs neither.
     from kandinsky22_export.assemble import export
 
-    names = options.components or ("text_encoder", "prior_step", "decoder_step", "movq_decoder")
-    with tqdm(total=STAGES * len(names), unit="stage", bar_format="{l_bar}{bar}| {elapsed}", file=sys.stderr) as bar:
+    components: set[str] = set()
+    with tqdm(total=0, unit="stage", bar_format="{l_bar}{bar}| {elapsed}", file=sys.stderr) as bar:
 
         def note(component: str, stage: str) -> None:
+            if stage == "fetching":  # the first that is heard of a component, of all before any is exported
+                components.add(component)
+                bar.total = STAGES * len(components)
             bar.set_description(f"{component}: {stage}")
-            bar.update(component in names)
+            bar.update(component in components)
 
         return export(
             options.source,
             destination,
             prior=options.prior,
+            controlnet=options.controlnet,
+            inpaint=options.inpaint,
             precision=options.precision,
             architecture=options.architecture or "kandinsky-2.2",
             random_weights=options.random_weights,
@@ -116,7 +123,7 @@ def _report(manifest: Manifest, destination: Path, seconds: float, as_json: bool
         size = sum(manifest.files[file].bytes for file in component.files)
         error = max(check["error"] for check in component.checks)
         print(
-            f"{name:<14} {component.precision}  {component.parameters / 1e6:8.1f} M parameters"
+            f"{name:<23} {component.precision}  {component.parameters / 1e6:8.1f} M parameters"
             f"  {size / 1e6:8.1f} MB  largest difference from torch {error:.1e}"
         )
     if "prior_step" not in manifest.components:

@@ -12,28 +12,30 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 
 from kandinsky22_export.checkpoints import KINDS, Checkpoint, Kind, Network
+from kandinsky22_export.fit import UNETS, image_processor
 
 EMBEDDING = 1280
 TOKENS = 77
 VOCABULARY = 49408
 
+UNET: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 8,
+    "down_block_types": ("ResnetDownsampleBlock2D",) + ("SimpleCrossAttnDownBlock2D",) * 3,
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": ("SimpleCrossAttnUpBlock2D",) * 3 + ("ResnetUpsampleBlock2D",),
+    "block_out_channels": (384, 768, 1152, 1536),
+    "layers_per_block": 3,
+    "attention_head_dim": 64,
+    "cross_attention_dim": 768,
+    "encoder_hid_dim": EMBEDDING,
+    "encoder_hid_dim_type": "image_proj",
+    "addition_embed_type": "image",
+    "resnet_time_scale_shift": "scale_shift",
+}
 ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
     "kandinsky-2.2": {
-        "unet": {
-            "in_channels": 4,
-            "out_channels": 8,
-            "down_block_types": ("ResnetDownsampleBlock2D",) + ("SimpleCrossAttnDownBlock2D",) * 3,
-            "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
-            "up_block_types": ("SimpleCrossAttnUpBlock2D",) * 3 + ("ResnetUpsampleBlock2D",),
-            "block_out_channels": (384, 768, 1152, 1536),
-            "layers_per_block": 3,
-            "attention_head_dim": 64,
-            "cross_attention_dim": 768,
-            "encoder_hid_dim": EMBEDDING,
-            "encoder_hid_dim_type": "image_proj",
-            "addition_embed_type": "image",
-            "resnet_time_scale_shift": "scale_shift",
-        },
+        "unet": UNET,
         "movq": {
             "block_out_channels": (128, 256, 256, 512),
             "down_block_types": ("DownEncoderBlock2D",) * 3 + ("AttnDownEncoderBlock2D",),
@@ -65,6 +67,21 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
             "pad_token_id": VOCABULARY - 1,
         },
     }
+}
+ARCHITECTURES["kandinsky-2.2-all"] = ARCHITECTURES["kandinsky-2.2"] | {
+    "image_encoder": {
+        "hidden_size": 1664,
+        "intermediate_size": 8192,
+        "projection_dim": EMBEDDING,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 16,
+        "num_channels": 3,
+        "image_size": 224,
+        "patch_size": 14,
+        "hidden_act": "gelu",
+    },
+    "unet_controlnet": UNET | {"in_channels": 8, "addition_embed_type": "image_hint"},
+    "unet_inpaint": UNET | {"in_channels": 9},
 }
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "prior": {
@@ -99,14 +116,19 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 def random_checkpoint(architecture: str, seed: int) -> Checkpoint:
     """The checkpoint of an architecture of ARCHITECTURES, with the same weights for the same seed.
 
-    There is no image encoder: the embedding of the zero image is random too.
+    Where the image encoder is not there or not exported, the embedding of the zero image is random too.
     """
     configs = ARCHITECTURES[architecture]
-    kinds = [kind for kind in KINDS if kind.name in configs]
-    networks = {kind.name: _network(kind, configs[kind.name], seed + i) for i, kind in enumerate(kinds)}
+    names = [name for name in KINDS if name in configs]
+    networks = {name: _network(KINDS[name], configs[name], seed + i) for i, name in enumerate(names)}
+    samplers = {role: SCHEDULERS["decoder"] for role, unet in UNETS.items() if unet in configs}
+    samplers["prior"] = SCHEDULERS["prior"]
+    processor = None
+    if "image_encoder" in configs:
+        processor = image_processor("random weights", {}, configs["image_encoder"]["image_size"])
     zero_image = torch.randn(1, EMBEDDING, generator=torch.Generator().manual_seed(seed))
     source = {"architecture": architecture, "random_weights": seed}
-    return Checkpoint(source, networks, SCHEDULERS, byte_tokenizer, zero_image)
+    return Checkpoint(source, networks, samplers, byte_tokenizer, zero_image, processor)
 
 
 def _network(kind: Kind, config: Mapping[str, Any], seed: int) -> Network:

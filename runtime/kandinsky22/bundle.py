@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,25 +24,38 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 CONSTANTS = "constants.npz"
-COMPONENTS = (
-    "text_encoder",
-    "image_encoder",
-    "prior_step",
-    "decoder_step",
-    "decoder_step_controlnet",
-    "decoder_step_inpaint",
-    "movq_encoder",
-    "movq_decoder",
-)
+STEP_SCHEDULERS = {
+    "prior_step": "prior",
+    "decoder_step": "decoder",
+    "decoder_step_controlnet": "controlnet",
+    "decoder_step_inpaint": "inpaint",
+}
+"""Whose scheduler of the manifest's `schedulers` each step component is run by."""
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output of a graph: `dtype` is NumPy's name, `shape` has numbers and symbolic dimensions."""
+    """An input or output of a graph: `dtype` is NumPy's name, `shape` has numbers and symbolic dimensions.
+
+    A symbolic dimension is a name, or a product such as "8*h".
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+
+    def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape in numbers, where `sizes` has those of the names. Raises BundleError for a name that it lacks."""
+        return tuple(d if isinstance(d, int) else self._product(d, sizes) for d in self.shape)
+
+    def _product(self, dimension: str, sizes: Mapping[str, int]) -> int:
+        factors = [factor.strip() for factor in dimension.split("*")]
+        if any(not factor.isdecimal() and factor not in sizes for factor in factors):
+            raise BundleError(
+                f"{self.name} has a dimension {dimension!r}, of which only {', '.join(sizes)} are known here; "
+                f"export the bundle again with this version."
+            )
+        return math.prod(int(factor) if factor.isdecimal() else sizes[factor] for factor in factors)
 
 
 @dataclass(frozen=True)
@@ -72,10 +87,12 @@ class FileRecord:
 class Manifest:
     """Everything that a bundle says about itself.
 
-    `source` names checkpoints, revisions and versions. `schedulers` holds diffusers' configs of `prior` and `decoder`
-    (with `_class_name`). `text` has `max_length` and `pad_token_id`. `geometry` has `latent_channels`, `downscale`,
-    `embedding_dim`, `learned_variance` and `default_size` (pixels a side that the UNet was trained at). `limits` has
-    `max_size` (pixels a side) and `ranks`.
+    `source` names checkpoints, revisions and versions. `schedulers` holds diffusers' configs (with `_class_name`) of
+    `prior`, `decoder`, `controlnet` and `inpaint`, as far as they are there. `text` has `max_length` and
+    `pad_token_id`. `geometry` has `latent_channels`, `downscale`, `embedding_dim`, `learned_variance`, `default_size`
+    (pixels a side that the UNet was trained at) and, in bundles that know of it, `image_size` (pixels a side that the
+    image encoder sees). `limits` has `max_size` (pixels a side) and `ranks`. `image_processor` says how pictures are
+    made ready for the image encoder, see docs/bundle.md; None without one.
     """
 
     name: str
@@ -88,6 +105,7 @@ class Manifest:
     text: dict[str, Any]
     geometry: dict[str, Any]
     limits: dict[str, Any]
+    image_processor: dict[str, Any] | None = None
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -225,7 +243,10 @@ def _require_complete(manifest: Manifest) -> None:
     needed += [(manifest.limits, key) for key in ("max_size", "ranks")]
     if "text_encoder" in manifest.components:
         needed += [(manifest.text, key) for key in ("max_length", "pad_token_id")]
-    needed += [(manifest.schedulers, half) for half in ("prior", "decoder") if f"{half}_step" in manifest.components]
+    needed += [(manifest.schedulers, name) for step, name in STEP_SCHEDULERS.items() if step in manifest.components]
+    if "image_encoder" in manifest.components:
+        needed += [(manifest.geometry, "image_size")]
+        needed += [(manifest.image_processor or {}, key) for key in ("size", "crop", "mean", "std", "resample")]
     for part, key in needed:
         part[key]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from kandinsky22.bundle import Bundle, Component, TensorSpec
 from kandinsky22.decoder import PIXELS_AT_ONCE
-from kandinsky22.errors import BundleError, InputError
+from kandinsky22.errors import InputError
 from kandinsky22.plan_builder import Range, Report
 from kandinsky22.trt import Device
 
@@ -76,7 +76,7 @@ class Profile:
             {"B": batch, "G": branch, "h": side, "w": side}
             for batch, branch, side in zip(batches, branches, latent, strict=True)
         ]
-        smallest, tuned, largest = (tuple(_dimension(d, spec, each) for d in spec.shape) for each in values)
+        smallest, tuned, largest = (spec.resolve(each) for each in values)
         return smallest, tuned, largest
 
     def _batch(self, component: Component) -> int:
@@ -106,21 +106,6 @@ def default_profile(bundle: Bundle) -> Profile:
 def downscale(bundle: Bundle) -> int:
     """Pixels a latent, a side. A bundle without a decoder has none, and nothing that depends on them: then 8."""
     return int(bundle.manifest.geometry["downscale"] or 8)
-
-
-def _dimension(dimension: int | str, spec: TensorSpec, values: Mapping[str, int]) -> int:
-    """The value of a number, a symbol, or a product such as "8*h"."""
-    if isinstance(dimension, int):
-        return dimension
-    result = 1
-    for factor in dimension.split("*"):
-        name = factor.strip()
-        if not name.isdecimal() and name not in values:
-            raise BundleError(
-                f"The input {spec.name} has a dimension {dimension!r} that no profile knows (only {', '.join(values)})."
-            )
-        result *= int(name) if name.isdecimal() else values[name]
-    return result
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,15 @@ def tiny_parts() -> tiny.Parts:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_parts: tiny.Parts) -> Path:
-    """A folder with `prior/` and `decoder/`. Tests that alter it work on a copy."""
+    """A folder with `prior/`, `decoder/`, `controlnet/` and `inpaint/`. Tests that alter it work on a copy."""
     return tiny_parts.save(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
     path = tmp_path_factory.mktemp("engines") / "tiny"
-    export(str(tiny_checkpoint / "decoder"), path)
+    others = {name: str(tiny_checkpoint / name) for name in ("controlnet", "inpaint")}
+    export(str(tiny_checkpoint / "decoder"), path, **others)
     return path
 
 

@@ -14,7 +14,9 @@ import onnxruntime
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from diffusers.pipelines.kandinsky2_2.pipeline_kandinsky2_2_inpainting import prepare_mask
 from tokenizers import Tokenizer
+from torch.nn import functional
 from transformers import CLIPTokenizer
 
 from kandinsky22 import schedulers
@@ -36,35 +38,33 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(("batch", "height", "width", "scale"), [(1, 8, 2, 4.0), (4, 2, 6, None)])
-def test_the_decoders_files_are_diffusers_pipeline(
-    tiny_bundle: Path, tiny_parts: tiny.Parts, batch: int, height: int, width: int, scale: float | None
-) -> None:
-    """Three steps of the pipeline's loop and its post-processing, at sizes that were neither traced nor checked."""
-    embeds, negative = torch.randn(2, batch, tiny.EMBEDDING).unbind()
-    start = torch.randn(batch, 4, height, width)
-    pipeline = tiny_parts.decoder_pipeline()
-    pipeline.set_progress_bar_config(disable=True)
-    expected = pipeline(
-        embeds,
-        negative,
-        height=height * 2,
-        width=width * 2,
-        num_inference_steps=3,
-        guidance_scale=scale or 1.0,
-        latents=start,
-        generator=torch.Generator().manual_seed(1),
-        output_type="np",
-    ).images
-    table = schedulers.table({**pipeline.scheduler.config, "_class_name": "DDPMScheduler"}, 3)
-    ranks, weight = table.limits.ranks(4 * height * width)
+SIZES = pytest.mark.parametrize(("batch", "height", "width", "scale"), [(1, 8, 16, 4.0), (4, 16, 8, None)])
+"""Latent sizes that were neither traced nor checked."""
+
+
+def denoise(
+    bundle: Path,
+    component: str,
+    scheduler: Any,
+    conditioning: list[torch.Tensor],
+    start: torch.Tensor,
+    scale: float | None,
+    constants: dict[str, torch.Tensor] | None = None,
+    per_step: Callable[[int], dict[str, torch.Tensor]] = lambda i: {},
+) -> np.ndarray[Any, Any]:
+    """Three steps through a bundle's files and the post-processing, with noise of the seed 1: pictures.
+
+    `conditioning` is the negative embeddings and the embeddings.
+    """
+    table = schedulers.table({**scheduler.config, "_class_name": "DDPMScheduler"}, 3)
+    ranks, weight = table.limits.ranks(start[0].numel())
     generator = torch.Generator().manual_seed(1)
     state = {"latents": start, "x0_before": torch.zeros_like(start)}
     for i, timestep in enumerate(table.timesteps):
         noise = torch.randn(start.shape, generator=generator) if table.noisy[i] else torch.zeros(start.shape)
         following, clean = run(
-            tiny_bundle,
-            "decoder_step",
+            bundle,
+            component,
             **state,
             timestep=torch.tensor([float(timestep)]),
             row=torch.from_numpy(table.rows[i].copy()),
@@ -73,12 +73,91 @@ def test_the_decoders_files_are_diffusers_pipeline(
             limits=torch.from_numpy(table.limits.array),
             ranks=torch.from_numpy(ranks),
             rank_weight=torch.from_numpy(weight),
-            image_embeds=embeds[None] if scale is None else torch.stack([negative, embeds]),
+            image_embeds=torch.stack(conditioning[-1:] if scale is None else conditioning),
+            **(constants or {}),
+            **per_step(i),
         )
         state = {"latents": following, "x0_before": clean}
-    (image,) = run(tiny_bundle, "movq_decoder", latents=state["latents"])
-    assert image.shape == (batch, 2 * height, 2 * width, 3)
-    torch.testing.assert_close(image.numpy(), expected, rtol=1e-3, atol=1e-3)
+    (image,) = run(bundle, "movq_decoder", latents=state["latents"])
+    assert image.shape == (len(start), 8 * start.shape[2], 8 * start.shape[3], 3)
+    return image.numpy()
+
+
+def diffusers_pictures(
+    pipeline: Any, conditioning: list[torch.Tensor], start: torch.Tensor, scale: float | None, **inputs: Any
+) -> np.ndarray[Any, Any]:
+    """The same three steps by one of diffusers' decoder pipelines."""
+    pipeline.set_progress_bar_config(disable=True)
+    negative, embeds = conditioning
+    images: np.ndarray[Any, Any] = pipeline(
+        image_embeds=embeds,
+        negative_image_embeds=negative,
+        height=8 * start.shape[2],
+        width=8 * start.shape[3],
+        num_inference_steps=3,
+        guidance_scale=scale or 1.0,
+        latents=start,
+        generator=torch.Generator().manual_seed(1),
+        output_type="np",
+        **inputs,
+    ).images
+    return images
+
+
+@SIZES
+def test_the_decoders_files_are_diffusers_pipeline(
+    tiny_bundle: Path, tiny_parts: tiny.Parts, batch: int, height: int, width: int, scale: float | None
+) -> None:
+    conditioning, start = [*torch.randn(2, batch, tiny.EMBEDDING)], torch.randn(batch, 4, height, width)
+    expected = diffusers_pictures(tiny_parts.decoder_pipeline(), conditioning, start, scale)
+    result = denoise(tiny_bundle, "decoder_step", tiny_parts.scheduler, conditioning, start, scale)
+    np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-3)
+
+
+@SIZES
+def test_the_controlnets_files_are_diffusers_pipeline(
+    tiny_bundle: Path, tiny_parts: tiny.Parts, batch: int, height: int, width: int, scale: float | None
+) -> None:
+    conditioning, start = [*torch.randn(2, batch, tiny.EMBEDDING)], torch.randn(batch, 4, height, width)
+    hint = torch.rand(batch, 3, 8 * height, 8 * width)
+    expected = diffusers_pictures(tiny_parts.controlnet_pipeline(), conditioning, start, scale, hint=hint)
+    (hint_latents,) = run(tiny_bundle, "hint_encoder", hint=hint.permute(0, 2, 3, 1).contiguous())
+    constants = {"hint_latents": hint_latents}
+    result = denoise(
+        tiny_bundle, "decoder_step_controlnet", tiny_parts.scheduler, conditioning, start, scale, constants
+    )
+    np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-3)
+
+
+@SIZES
+def test_the_inpainting_files_are_diffusers_pipeline(
+    tiny_bundle: Path, tiny_parts: tiny.Parts, batch: int, height: int, width: int, scale: float | None
+) -> None:
+    conditioning, start = [*torch.randn(2, batch, tiny.EMBEDDING)], torch.randn(batch, 4, height, width)
+    image = torch.rand(1, 3, 8 * height, 8 * width).repeat(batch, 1, 1, 1)
+    repaint = (torch.arange(8 * width) < 4 * width).float().repeat(batch, 1, 8 * height, 1)
+    scheduler = tiny_parts.scheduler
+    expected = diffusers_pictures(
+        tiny_parts.inpaint_pipeline(), conditioning, start, scale, image=image * 2 - 1, mask_image=repaint.clone()
+    )
+    (known,) = run(tiny_bundle, "movq_encoder", image=image.permute(0, 2, 3, 1).contiguous())
+    mask = prepare_mask(functional.interpolate(1 - repaint, known.shape[-2:]))
+    assert 0 < mask.mean() < 0.5
+    following = [*scheduler.timesteps[1:], None]
+
+    def per_step(i: int) -> dict[str, torch.Tensor]:
+        kept = torch.tensor(1.0) if following[i] is None else scheduler.alphas_cumprod[following[i]]
+        return {"known_scales": torch.stack([kept, 1 - kept]).sqrt()}
+
+    constants = {"mask": mask, "known": known, "known_noise": start}
+    result = denoise(tiny_bundle, "decoder_step_inpaint", scheduler, conditioning, start, scale, constants, per_step)
+    np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_pictures_are_embedded_as_in_diffusers(tiny_bundle: Path, tiny_parts: tiny.Parts) -> None:
+    pixels = torch.randn(4, 3, 32, 32)
+    (embeds,) = run(tiny_bundle, "image_encoder", pixel_values=pixels)
+    torch.testing.assert_close(embeds, tiny_parts.image_encoder(pixels).image_embeds, rtol=1e-5, atol=1e-5)
 
 
 def test_text_becomes_what_diffusers_makes_of_it(tiny_bundle: Path, tiny_parts: tiny.Parts) -> None:
@@ -109,7 +188,8 @@ def test_constants_are_diffusers_own(tiny_bundle: Path, tiny_parts: tiny.Parts) 
 
 def test_the_manifest(tiny_bundle: Path, tiny_manifest: Manifest, tiny_parts: tiny.Parts) -> None:
     assert (tiny_manifest.name, tiny_manifest.precision, tiny_manifest.opset) == ("tiny", "fp32", 23)
-    assert list(tiny_manifest.components) == ["text_encoder", "prior_step", "decoder_step", "movq_decoder"]
+    assert list(tiny_manifest.components) == list(assemble.NETWORKS)
+    assert tiny_manifest.schedulers.keys() == {"prior", "decoder", "controlnet", "inpaint"}
     assert tiny_manifest.schedulers["decoder"]["_class_name"] == "DDPMScheduler"
     assert tiny_manifest.schedulers["prior"]["_class_name"] == "UnCLIPScheduler"
     assert tiny_manifest.text == {
@@ -119,14 +199,24 @@ def test_the_manifest(tiny_bundle: Path, tiny_manifest: Manifest, tiny_parts: ti
     }
     assert tiny_manifest.geometry == {
         "latent_channels": 4,
-        "downscale": 2,
+        "downscale": 8,
         "embedding_dim": tiny.EMBEDDING,
         "learned_variance": True,
-        "default_size": 24,
+        "default_size": 96,
+        "image_size": 32,
     }
-    assert tiny_manifest.limits == {"max_size": 2048, "ranks": schedulers.ranks_needed(0.995, 4 * 1024**2)}
+    assert tiny_manifest.image_processor == {
+        "size": 32,
+        "crop": 32,
+        "mean": [0.48145466, 0.4578275, 0.40821073],
+        "std": [0.26862954, 0.26130258, 0.27577711],
+        "resample": "bicubic",
+    }
+    assert tiny_manifest.limits == {"max_size": 2048, "ranks": 1312}
     assert tiny_manifest.source["versions"]["torch"] == torch.__version__
     assert tiny_manifest.components["prior_step"].parameters == tiny_parts.prior.num_parameters()
+    counts = [tiny_manifest.components[name].parameters for name in ("hint_encoder", "decoder_step_controlnet")]
+    assert sum(counts) == tiny_parts.unet_controlnet.num_parameters()
     for component in tiny_manifest.components.values():
         assert len(component.checks) == 2
         assert all(0 < check["error"] <= check["bound"] == 1e-4 for check in component.checks)
@@ -155,20 +245,22 @@ class TestWhole:
         shutil.copytree(tiny_checkpoint / "decoder", tmp_path / "decoder")
         (tmp_path / "decoder" / "README.md").unlink()
         manifest = export(str(tmp_path / "decoder"), tmp_path / "out")
-        assert list(manifest.components) == ["decoder_step", "movq_decoder"]
+        assert list(manifest.components) == ["decoder_step", "movq_encoder", "movq_decoder"]
         assert manifest.text == {}
+        assert manifest.image_processor is None
         assert manifest.geometry["embedding_dim"] == tiny.EMBEDDING
         assert {"tokenizer.json", "constants.npz"}.isdisjoint(files(tmp_path / "out"))
 
     def test_a_prior_alone(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
         manifest = export(str(tiny_checkpoint / "prior"), tmp_path / "out")
-        assert list(manifest.components) == ["text_encoder", "prior_step"]
+        assert list(manifest.components) == ["text_encoder", "image_encoder", "prior_step"]
         assert manifest.geometry == {
             "latent_channels": None,
             "downscale": None,
             "embedding_dim": tiny.EMBEDDING,
             "learned_variance": None,
             "default_size": None,
+            "image_size": 32,
         }
         assert manifest.limits["ranks"] is None
         assert {"tokenizer.json", "constants.npz"} < set(files(tmp_path / "out"))
@@ -183,7 +275,7 @@ class TestWhole:
         with pytest.raises(KandinskyError, match=r"constants\.npz"):
             Bundle(tmp_path / "out").constants()
 
-    @pytest.mark.parametrize(("size", "ranks"), [(64, 22), (1024, 5244), (2048, 20973)])
+    @pytest.mark.parametrize(("size", "ranks"), [(64, 3), (1024, 329), (2048, 1312)])
     def test_the_largest_size_fixes_the_ranks(
         self, tmp_path: Path, tiny_checkpoint: Path, size: int, ranks: int
     ) -> None:
@@ -227,7 +319,7 @@ class TestWhole:
         assert not list(tmp_path.iterdir())
 
     def test_a_component_that_the_checkpoint_has_not(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
-        with pytest.raises(InputError, match="no network for movq_decoder; it has those of text_encoder, prior_step"):
+        with pytest.raises(InputError, match="no network for movq_decoder; it has those of text_encoder, im"):
             export(str(tiny_checkpoint / "prior"), tmp_path / "out", components=["movq_decoder"])
 
     def test_an_existing_bundle_is_kept_unless_forced(self, tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,7 +11,18 @@ from diffusers import DDIMScheduler, DDPMScheduler, UnCLIPScheduler
 from torch import Tensor
 
 from kandinsky22 import schedulers
-from kandinsky22_export.graphs import DecoderStep, Feeds, MovqDecoder, PriorStep, TextEncoder
+from kandinsky22_export.graphs import (
+    ControlnetStep,
+    DecoderStep,
+    Feeds,
+    HintEncoder,
+    ImageEncoder,
+    InpaintStep,
+    MovqDecoder,
+    MovqEncoder,
+    PriorStep,
+    TextEncoder,
+)
 from tests import tiny
 
 BATCHES = [1, 3]
@@ -105,13 +117,7 @@ def test_decoder_step_is_a_step_of_diffusers(
     output = tiny_parts.unet(
         torch.cat([latents] * branches), scheduler.timesteps[i], None, added_cond_kwargs={"image_embeds": embeds}
     ).sample
-    noise_prediction, variance = output.split(4, dim=1)
-    noise_prediction = guided(noise_prediction, scale)
-    if scheduler.config.get("variance_type") == "learned_range":
-        noise_prediction = torch.cat([noise_prediction, variance[-batch:]], dim=1)  # the conditional half's
-    expected = scheduler.step(
-        noise_prediction, scheduler.timesteps[i], latents, generator=torch.Generator().manual_seed(5)
-    )
+    expected = stepped(scheduler, output, i, latents, scale)
     following, clean = DecoderStep(tiny_parts.unet, ranks=40)(
         latents=latents,
         noise=torch.randn(latents.shape, generator=torch.Generator().manual_seed(5)),
@@ -121,6 +127,78 @@ def test_decoder_step_is_a_step_of_diffusers(
     )
     torch.testing.assert_close(clean, expected.pred_original_sample, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(following, expected.prev_sample, rtol=1e-4, atol=1e-4)
+
+
+def stepped(scheduler: Any, output: Tensor, i: int, latents: Tensor, scale: float | None) -> Any:
+    """Guidance and the scheduler's step over a UNet's output, as in diffusers' decoder pipelines."""
+    noise_prediction, variance = output.split(4, dim=1)
+    noise_prediction = guided(noise_prediction, scale)
+    if scheduler.config.get("variance_type") == "learned_range":
+        noise_prediction = torch.cat([noise_prediction, variance[-len(latents) :]], dim=1)  # the conditional half's
+    return scheduler.step(noise_prediction, scheduler.timesteps[i], latents, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("scale", [None, 3.0])
+@pytest.mark.parametrize("scheduler", [SCHEDULERS[0], SCHEDULERS[-2]], ids=lambda s: type(s).__name__)
+def test_hint_encoder_and_controlnet_step_are_a_step_of_diffusers(
+    tiny_parts: tiny.Parts, scheduler: Any, scale: float | None, batch: int
+) -> None:
+    scheduler.set_timesteps(STEPS)
+    branches = 1 if scale is None else 2
+    latents, hint = 2 * torch.randn(batch, 4, 6, 10), torch.rand(batch, 3, 48, 80)
+    embeds = torch.randn(branches * batch, tiny.EMBEDDING)
+    i = 3
+    unet = copy.deepcopy(tiny_parts.unet_controlnet)
+    conditioning = {"image_embeds": embeds, "hint": torch.cat([hint] * branches)}
+    output = unet(torch.cat([latents] * branches), scheduler.timesteps[i], None, added_cond_kwargs=conditioning).sample
+    expected = stepped(scheduler, output, i, latents, scale)
+    hint_latents = HintEncoder(unet)(hint.permute(0, 2, 3, 1))
+    following, clean = ControlnetStep(unet, ranks=40)(
+        latents=latents,
+        noise=torch.randn(latents.shape, generator=torch.Generator().manual_seed(5)),
+        guidance=weights(scale),
+        image_embeds=embeds.unflatten(0, (branches, batch)),
+        hint_latents=hint_latents,
+        **table_feeds({**scheduler.config, "_class_name": type(scheduler).__name__}, i, latents.shape),
+    )
+    torch.testing.assert_close(clean, expected.pred_original_sample, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(following, expected.prev_sample, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("scale", [None, 3.0])
+@pytest.mark.parametrize("scheduler", [SCHEDULERS[0], SCHEDULERS[-2]], ids=lambda s: type(s).__name__)
+def test_inpaint_step_is_a_step_of_diffusers(
+    tiny_parts: tiny.Parts, scheduler: Any, scale: float | None, batch: int
+) -> None:
+    scheduler.set_timesteps(STEPS)
+    branches = 1 if scale is None else 2
+    latents, known, known_noise = (2 * torch.randn(3, batch, 4, 6, 10)).unbind()
+    mask = (torch.rand(batch, 1, 6, 10) < 0.5).float()
+    embeds = torch.randn(branches * batch, tiny.EMBEDDING)
+    i = 3
+    seen = torch.cat([torch.cat([each] * branches) for each in (latents, known * mask, mask)], dim=1)
+    output = tiny_parts.unet_inpaint(
+        seen, scheduler.timesteps[i], None, added_cond_kwargs={"image_embeds": embeds}
+    ).sample
+    expected = stepped(scheduler, output, i, latents, scale)
+    noised = scheduler.add_noise(known, known_noise, scheduler.timesteps[i + 1].reshape(1))
+    kept = scheduler.alphas_cumprod[scheduler.timesteps[i + 1]]
+    following, clean = InpaintStep(tiny_parts.unet_inpaint, ranks=40)(
+        latents=latents,
+        noise=torch.randn(latents.shape, generator=torch.Generator().manual_seed(5)),
+        guidance=weights(scale),
+        image_embeds=embeds.unflatten(0, (branches, batch)),
+        mask=mask,
+        known=known,
+        known_noise=known_noise,
+        known_scales=torch.stack([kept, 1 - kept]).sqrt(),
+        **table_feeds({**scheduler.config, "_class_name": type(scheduler).__name__}, i, latents.shape),
+    )
+    torch.testing.assert_close(clean, expected.pred_original_sample, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(following, mask * noised + (1 - mask) * expected.prev_sample, rtol=1e-4, atol=1e-4)
+    assert torch.equal(following[mask.expand_as(following) == 1], noised[mask.expand_as(noised) == 1])
 
 
 def test_a_network_without_learned_variance_has_none() -> None:
@@ -156,6 +234,26 @@ def test_movq_decoder_is_the_pipelines_post_processing(channels: tuple[int, ...]
     torch.testing.assert_close(result, expected)
 
 
+@pytest.mark.parametrize("sizes", [{"B": 1, "h": 5, "w": 3}, {"B": 2, "h": 4, "w": 8}])
+@pytest.mark.parametrize("channels", [(32, 64), (32, 32, 64, 64)])
+def test_movq_encoder_is_what_image_to_image_starts_from(channels: tuple[int, ...], sizes: dict[str, int]) -> None:
+    parts = tiny.parts(movq_channels=channels)
+    scale = 2 ** (len(channels) - 1)
+    image = torch.rand(sizes["B"], scale * sizes["h"], scale * sizes["w"], 3)
+    expected = parts.movq.encode(image.permute(0, 3, 1, 2) * 2 - 1)["latents"]
+    graph = MovqEncoder(parts.movq)
+    result = graph(image)
+    assert result.shape == (sizes["B"], 4, sizes["h"], sizes["w"])
+    assert graph.inputs[0].shape == ("B", f"{scale}*h", f"{scale}*w", 3)
+    torch.testing.assert_close(result, expected)
+
+
+def test_image_encoder_gives_what_the_prior_pipeline_mixes(tiny_parts: tiny.Parts) -> None:
+    pixels = torch.randn(3, 3, 32, 32)
+    expected = tiny_parts.image_encoder(pixels)["image_embeds"]
+    torch.testing.assert_close(ImageEncoder(tiny_parts.image_encoder)(pixels), expected)
+
+
 def test_text_encoder_gives_what_the_prior_pipeline_reads(tiny_parts: tiny.Parts) -> None:
     ids = tiny_parts.tokenizer(["a red circle", ""], padding="max_length", return_tensors="pt").input_ids
     expected = tiny_parts.text_encoder(ids)
@@ -165,12 +263,23 @@ def test_text_encoder_gives_what_the_prior_pipeline_reads(tiny_parts: tiny.Parts
 
 
 def test_feeds_are_repeatable_and_of_the_declared_shapes(tiny_parts: tiny.Parts) -> None:
-    for graph in (TextEncoder(tiny_parts.text_encoder), PriorStep(tiny_parts.prior), DecoderStep(tiny_parts.unet, 9)):
+    unet = copy.deepcopy(tiny_parts.unet_controlnet)
+    graphs = (
+        TextEncoder(tiny_parts.text_encoder),
+        ImageEncoder(tiny_parts.image_encoder),
+        PriorStep(tiny_parts.prior),
+        DecoderStep(tiny_parts.unet, 9),
+        HintEncoder(unet),
+        ControlnetStep(unet, 9),
+        InpaintStep(tiny_parts.unet_inpaint, 9),
+        MovqEncoder(copy.deepcopy(tiny_parts.movq)),
+    )
+    for graph in graphs:
         for sizes in (graph.example, *graph.checks):
             feeds, again = graph.feeds(sizes, seed=1), graph.feeds(sizes, seed=1)
+            values = {**sizes, **{f"8*{side}": 8 * sizes[side] for side in ("h", "w") if side in sizes}}
             for spec in graph.inputs:
-                shape = tuple(sizes[d] if isinstance(d, str) else d for d in spec.shape)
-                assert feeds[spec.name].shape == shape
+                assert feeds[spec.name].shape == tuple(values[d] if isinstance(d, str) else d for d in spec.shape)
                 assert str(feeds[spec.name].dtype) == f"torch.{spec.dtype}"
                 assert torch.equal(feeds[spec.name], again[spec.name])
         assert all(sizes["B"] != graph.example["B"] for sizes in graph.checks)
