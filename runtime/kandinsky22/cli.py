@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn, Protocol
 
 import kandinsky22
-from kandinsky22.commands import build, doctor, generate, show, verify
+from kandinsky22.commands import build, doctor, generate, mix, show, variations, verify
 from kandinsky22.errors import KandinskyError
 
 INTERRUPTED = 130
@@ -31,7 +31,15 @@ class Command(Protocol):
         """Do it; the exit code."""
 
 
-COMMANDS: dict[str, Command] = {"generate": generate, "build": build, "verify": verify, "show": show, "doctor": doctor}
+COMMANDS: dict[str, Command] = {
+    "generate": generate,
+    "mix": mix,
+    "variations": variations,
+    "build": build,
+    "verify": verify,
+    "show": show,
+    "doctor": doctor,
+}
 
 
 class Parser(argparse.ArgumentParser):

@@ -14,7 +14,7 @@ from kandinsky22.stages import Stages
 
 def encode(stages: Stages, pictures: Sequence[PIL.Image.Image]) -> Floats:
     """Image embeddings (n, E) float32 of n RGB pictures, one at a time: they are few, and the encoder is large."""
-    record = stages.bundle.manifest.image_processor
+    record = stages.bundle.manifest.image_processor or {}  # complete where there is an image encoder
     with stages.use("image_encoder") as image_encoder:
         embeds = [
             image_encoder.run({"pixel_values": pixel_values(picture, record)[None]})["image_embeds"]

@@ -110,7 +110,7 @@ def floats(name: str, value: object, expected: str, shape: tuple[int, ...] | Non
     """A finite array of floats, of `shape` where it is given; `expected` is for the message."""
     array = np.asarray(value)
     if not np.issubdtype(array.dtype, np.floating) or shape not in (None, array.shape):
-        raise InputError(f"{name} has shape {array.shape} and type {array.dtype}; expected floats, {expected}.")
+        raise InputError(f"{name} has shape {array.shape} and type {array.dtype}; expected floats {expected}.")
     if not np.isfinite(array).all():
         raise InputError(f"{name} has values that are not finite.")
     return array.astype(np.float32)

@@ -353,7 +353,7 @@ class Pipeline:
         """The caller's `latents`, checked."""
         if asked["latents"] is None:
             return None
-        return inputs.floats("latents", asked["latents"], f"noise of shape {shape}", shape)
+        return inputs.floats("latents", asked["latents"], f"{shape}, noise", shape)
 
     def _on_step(self, callback: Callback | None, timesteps: NDArray[np.int64]) -> OnStep | None:
         """Dress a user's callback for a backend's loop."""

@@ -193,7 +193,7 @@ class Sources:
         if asked["prior_latents"] is None:
             return None
         shape = (rows, self._width)
-        return inputs.floats("prior_latents", asked["prior_latents"], f"noise of shape {shape}", shape)
+        return inputs.floats("prior_latents", asked["prior_latents"], f"{shape}, noise", shape)
 
     def _embeds_or_pictures(self, image: Any) -> Floats | list[PIL.Image.Image]:
         """Pictures, or their embeddings (n, E), which diffusers takes too."""

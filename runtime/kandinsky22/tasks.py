@@ -137,7 +137,7 @@ def conditions(
 def _images(value: Any) -> list[PIL.Image.Image] | Floats:
     """Pictures, or clean latents (n, C, h, w) as diffusers takes them too."""
     if isinstance(value, np.ndarray) and value.ndim == 4:
-        return inputs.floats("image", value, "clean latents (n, C, h, w)")
+        return inputs.floats("image", value, "(n, C, h, w), clean latents")
     return inputs.several("image", value, inputs.picture)
 
 
