@@ -15,6 +15,7 @@ BUNDLE     ?= engines/shapes
 BIN    := $(VENV)/bin
 READY  := $(VENV)/installed
 SHAPES := engines/shapes/manifest.json
+DECODERS := $(if $(CONTROLNET),--controlnet "$(CONTROLNET)") $(if $(INPAINT),--inpaint "$(INPAINT)")
 SIZES  := $(if $(STATIC),--static $(STATIC),$(if $(MIN),--min $(MIN)) $(if $(OPT),--opt $(OPT)) $(if $(MAX),--max $(MAX)))
 
 .PHONY: help demo engines test test-slow test-gpu scores lint format clean
@@ -26,10 +27,11 @@ demo: $(SHAPES)  ## From nothing to a picture: export checkpoints/shapes, then m
 	@mkdir -p out
 	$(BIN)/kandinsky22 generate engines/shapes "$(PROMPT)" --seed $(SEED) -o out/demo.png --force
 
+# Further decoders: CONTROLNET=… INPAINT=… (folders or Hub ids).
 # The sizes of plans: MIN=384 OPT=1024 MAX=2048, or STATIC=1024; BATCH=4 pictures at once; FLAVOUR=tensorrt|tensorrt-rtx.
 engines: $(READY)  ## TensorRT plans of CHECKPOINT=… (a folder or a Hub id) in engines/NAME, exported first where it is new.
 	test -f "engines/$(NAME)/manifest.json" || \
-		$(BIN)/kandinsky22-export "$(CHECKPOINT)" -o "engines/$(NAME)" --precision $(PRECISION)
+		$(BIN)/kandinsky22-export "$(CHECKPOINT)" $(DECODERS) -o "engines/$(NAME)" --precision $(PRECISION)
 	$(BIN)/kandinsky22 build "engines/$(NAME)" --flavour $(FLAVOUR) --batch $(BATCH) $(SIZES)
 
 test: $(READY)  ## Run the tests that need no GPU and no patience.

@@ -136,8 +136,10 @@ def _write(
     (folder / "onnx").mkdir()
     limits = _limits(checkpoint, max_size)
     text = _write_tokenizer(checkpoint, folder)
-    note("constants", "computing the zero-image embedding")
-    constants = {} if "image_encoder" in chosen else _zero_image(checkpoint)
+    constants: Constants = {}
+    if "image_encoder" not in chosen:
+        note("constants", "computing the zero-image embedding")
+        constants = _zero_image(checkpoint)
     components: dict[str, Component] = {}
     for component in chosen:
         components[component] = export_graph(

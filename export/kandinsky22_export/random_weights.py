@@ -125,7 +125,8 @@ def random_checkpoint(architecture: str, seed: int) -> Checkpoint:
     samplers["prior"] = SCHEDULERS["prior"]
     processor = None
     if "image_encoder" in configs:
-        processor = image_processor("random weights", {}, configs["image_encoder"]["image_size"])
+        side = configs["image_encoder"]["image_size"]
+        processor = image_processor("random weights", {"size": side, "crop_size": side}, side)
     zero_image = torch.randn(1, EMBEDDING, generator=torch.Generator().manual_seed(seed))
     source = {"architecture": architecture, "random_weights": seed}
     return Checkpoint(source, networks, samplers, byte_tokenizer, zero_image, processor)

@@ -82,8 +82,9 @@ class Profile:
     def _batch(self, component: Component) -> int:
         """Rows of a component at once.
 
-        What works on text alone sees a prompt and a negative prompt of every picture. What turns whole pictures
-        into latents or back is never given more than PIXELS_AT_ONCE; a larger bound would cost memory for nothing.
+        What works on text alone, or on small pictures of one size, sees two of them for every picture: a prompt and a
+        negative prompt. What turns whole pictures into latents or back is never given more than PIXELS_AT_ONCE; a
+        larger bound would cost memory for nothing.
         """
         dimensions = {d for spec in (*component.inputs, *component.outputs) for d in spec.shape if isinstance(d, str)}
         if dimensions <= {"B", "G"}:

@@ -18,17 +18,20 @@ from kandinsky22 import schedulers
 from kandinsky22.arrays import Array
 from kandinsky22.backends import Backend, LoadedComponent, Settings
 from kandinsky22.backends.onnxruntime import CPU
-from kandinsky22.bundle import Bundle, Component, TensorSpec
+from kandinsky22.bundle import STEP_SCHEDULERS, Bundle, Component, TensorSpec
 from kandinsky22.errors import BackendError, InputError
 from kandinsky22.plan_builder import Range
-from kandinsky22.plan_records import Profile, default_profile
+from kandinsky22.plan_records import Profile, default_profile, downscale
 from kandinsky22.prior import guidance_weights
 
 PLACES = ("min", "opt", "max")
 """The shapes that are compared: the corners of a profile and what it is tuned for."""
 
-STEPS = {"prior_step": ("prior", 25), "decoder_step": ("decoder", 50)}
-"""The scheduler of each step graph, and the steps of the run whose middle one is compared."""
+STEPS = {"prior": 25, "decoder": 50, "controlnet": 50, "inpaint": 50}
+"""The steps of the run whose middle one is compared, by the scheduler's name in the manifest."""
+
+PICTURES = ("image", "hint")
+"""Inputs that are pictures: numbers from 0 to 1."""
 
 GUIDANCE = 4.0
 
@@ -155,7 +158,7 @@ def table(checks: Sequence[Check]) -> str:
 def feeds(bundle: Bundle, name: str, shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Array]:
     """Inputs of a component like those of a real run, the same for the same seed."""
     draw = np.random.default_rng(seed)
-    given = _step_feeds(bundle, name, shapes) if name in STEPS else {}
+    given = _step_feeds(bundle, name, shapes) if name in STEP_SCHEDULERS else {}
     return {
         spec.name: given.get(spec.name, _random(bundle, spec, shapes[spec.name], draw))
         for spec in bundle.component(name).inputs
@@ -164,9 +167,9 @@ def feeds(bundle: Bundle, name: str, shapes: Mapping[str, tuple[int, ...]], seed
 
 def _step_feeds(bundle: Bundle, name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
     """What a scheduler and guidance give, in the middle of a run."""
-    config, steps = STEPS[name]
-    table = schedulers.table(bundle.manifest.schedulers[config], steps)
-    middle = steps // 2
+    scheduler = STEP_SCHEDULERS[name]
+    table = schedulers.table(bundle.manifest.schedulers[scheduler], STEPS[scheduler])
+    middle = STEPS[scheduler] // 2
     ranks, rank_weight = table.limits.ranks(int(np.prod(shapes["latents"][1:])))
     return {
         "timestep": table.timesteps[middle : middle + 1].astype(np.float32),
@@ -175,11 +178,17 @@ def _step_feeds(bundle: Bundle, name: str, shapes: Mapping[str, tuple[int, ...]]
         "ranks": ranks,
         "rank_weight": rank_weight,
         "guidance": guidance_weights(GUIDANCE if shapes["guidance"] == (2,) else 1.0),
+        "known_scales": np.array([0.8, 0.6], np.float32),  # signal and noise, of which the squares make 1
     }
 
 
 def _random(bundle: Bundle, spec: TensorSpec, shape: tuple[int, ...], draw: np.random.Generator) -> Array:
-    """Gaussian numbers; tokens that end with the vocabulary's last, the end token in CLIP; a mask of as many words."""
+    """Gaussian numbers; pictures of noise; a mask of pixels, 0 or 1; tokens that end with the vocabulary's last, the
+    end token in CLIP; a mask of as many words."""
+    if spec.name in PICTURES:
+        return draw.random(shape, np.float32)
+    if spec.name == "mask":
+        return draw.integers(0, 2, shape).astype(np.float32)
     if spec.dtype == "float32":
         return draw.standard_normal(shape).astype(np.float32)
     words = np.arange(shape[-1]) < draw.integers(1, shape[-1], (*shape[:-1], 1))
@@ -211,8 +220,7 @@ def _results(
 def _ranges(bundle: Bundle, component: Component, loaded: LoadedComponent, profile: Profile) -> Mapping[str, Range]:
     """Those of the plan, where there is one."""
     built: Mapping[str, Range] | None = getattr(loaded, "ranges", None)
-    downscale = bundle.manifest.geometry["downscale"]
-    return built or {spec.name: profile.shapes(spec, component, downscale) for spec in component.inputs}
+    return built or {spec.name: profile.shapes(spec, component, downscale(bundle)) for spec in component.inputs}
 
 
 def _shapes(ranges: Mapping[str, Range], place: str) -> dict[str, tuple[int, ...]]:

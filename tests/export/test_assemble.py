@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from diffusers.pipelines.kandinsky2_2.pipeline_kandinsky2_2_inpainting import prepare_mask
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch.nn import functional
 from transformers import CLIPTokenizer
@@ -36,6 +39,16 @@ def run(bundle: Path, component: str, **feeds: torch.Tensor) -> list[torch.Tenso
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@contextlib.contextmanager
+def altered_movq(source: Path, destination: Path) -> Iterator[dict[str, torch.Tensor]]:
+    """Copy a repository, and write the weights of its MoVQ as they are altered."""
+    shutil.copytree(source, destination)
+    path = destination / "movq" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    yield weights
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 SIZES = pytest.mark.parametrize(("batch", "height", "width", "scale"), [(1, 8, 16, 4.0), (4, 16, 8, None)])
@@ -250,6 +263,42 @@ class TestWhole:
         assert manifest.image_processor is None
         assert manifest.geometry["embedding_dim"] == tiny.EMBEDDING
         assert {"tokenizer.json", "constants.npz"}.isdisjoint(files(tmp_path / "out"))
+
+    @pytest.mark.parametrize(
+        ("role", "steps"),
+        [("controlnet", ["hint_encoder", "decoder_step_controlnet"]), ("inpaint", ["decoder_step_inpaint"])],
+    )
+    def test_a_decoder_of_another_task_alone(
+        self, tmp_path: Path, tiny_checkpoint: Path, role: str, steps: list[str]
+    ) -> None:
+        manifest = export(str(tiny_checkpoint / role), tmp_path / "out")
+        prior = ["text_encoder", "image_encoder", "prior_step"]
+        assert list(manifest.components) == [*prior, *steps, "movq_encoder", "movq_decoder"]
+        assert manifest.schedulers.keys() == manifest.source.keys() - {"versions"} == {role, "prior"}
+        assert manifest.geometry["latent_channels"] == 4
+        assert manifest.geometry["learned_variance"] is True
+        assert manifest.limits["ranks"] == 1312
+        Bundle(tmp_path / "out")
+
+    def test_the_decoder_with_the_lowest_quantile_fixes_the_ranks(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
+        shutil.copytree(tiny_checkpoint / "inpaint", tmp_path / "inpaint")
+        config = tmp_path / "inpaint" / "scheduler" / "scheduler_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"dynamic_thresholding_ratio": 0.9}))
+        manifest = export(str(tiny_checkpoint / "decoder"), tmp_path / "out", inpaint=str(tmp_path / "inpaint"))
+        assert manifest.limits["ranks"] == schedulers.ranks_needed(0.9, 4 * 256**2) > 1312
+
+    def test_a_decoder_with_another_movq_is_refused(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
+        with altered_movq(tiny_checkpoint / "inpaint", tmp_path / "inpaint") as weights:
+            weights["encoder.conv_in.weight"][0, 0, 0, 0] += 0.1
+        with pytest.raises(CheckpointError, match=r"inpaint has other weights .*\(encoder\.conv_in\.weight differs\)"):
+            export(str(tiny_checkpoint / "decoder"), tmp_path / "out", inpaint=str(tmp_path / "inpaint"))
+        assert not (tmp_path / "out").exists()
+
+    def test_a_movq_that_was_rounded_is_no_other(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
+        with altered_movq(tiny_checkpoint / "inpaint", tmp_path / "inpaint") as weights:
+            weights.update({key: value.half() for key, value in weights.items()})
+        manifest = export(str(tiny_checkpoint / "decoder"), tmp_path / "out", inpaint=str(tmp_path / "inpaint"))
+        assert "decoder_step_inpaint" in manifest.components
 
     def test_a_prior_alone(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
         manifest = export(str(tiny_checkpoint / "prior"), tmp_path / "out")

@@ -28,6 +28,7 @@ from kandinsky22_export.checkpoints import open_checkpoint
 from tests import tiny
 
 DECODER = {"unet", "movq"}
+OTHERS = {"controlnet": "unet_controlnet", "inpaint": "unet_inpaint"}
 PRIOR = {"prior", "text_encoder", "image_encoder"}
 
 
@@ -106,6 +107,66 @@ def test_a_prior_alone(tiny_checkpoint: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_checkpoint / "prior"))
     assert checkpoint.networks.keys() == PRIOR
     assert checkpoint.schedulers.keys() == {"prior"}
+
+
+def test_decoders_of_other_tasks_join_the_first(tiny_checkpoint: Path, tiny_parts: tiny.Parts) -> None:
+    others = {role: str(tiny_checkpoint / role) for role in OTHERS}
+    checkpoint = open_checkpoint(str(tiny_checkpoint / "decoder"), **others)
+    assert checkpoint.networks.keys() == DECODER | PRIOR | set(OTHERS.values())
+    assert checkpoint.source.keys() == checkpoint.schedulers.keys() == {"decoder", "prior", *OTHERS}
+    assert checkpoint.source["inpaint"] == {"folder": "inpaint"}
+    assert checkpoint.movqs.keys() == set(others.values())
+    for name in OTHERS.values():
+        same(checkpoint.networks[name], getattr(tiny_parts, name))
+
+
+@pytest.mark.parametrize("role", OTHERS)
+def test_a_decoder_of_another_task_is_a_source_itself(tiny_checkpoint: Path, tiny_parts: tiny.Parts, role: str) -> None:
+    checkpoint = open_checkpoint(str(tiny_checkpoint / role))
+    assert checkpoint.networks.keys() == {OTHERS[role], "movq"} | PRIOR
+    assert checkpoint.schedulers.keys() == {role, "prior"}
+    assert checkpoint.movqs == {}
+    same(checkpoint.networks[OTHERS[role]], getattr(tiny_parts, OTHERS[role]))
+
+
+def test_a_decoder_given_as_another_is_refused(tiny_checkpoint: Path) -> None:
+    decoder, controlnet, inpaint, prior = (
+        str(tiny_checkpoint / name) for name in ("decoder", "controlnet", "inpaint", "prior")
+    )
+    assert "--controlnet, but its UNet is one for decoder" in refusal(decoder, controlnet=decoder)
+    assert "--controlnet, but its UNet is one for inpaint" in refusal(decoder, controlnet=inpaint)
+    assert "--inpaint, but it is a prior" in refusal(decoder, inpaint=prior)
+    assert f"is one for controlnet itself: leave out --controlnet {controlnet}." in refusal(
+        controlnet, controlnet=controlnet
+    )
+
+
+def test_a_hint_needs_eight_pixels_a_latent(tmp_path: Path) -> None:
+    tiny.parts(movq_channels=(32, 64)).save(tmp_path)
+    assert "one latent of 2 pixels a side; a ControlNet's hint needs 8" in refusal(tmp_path / "controlnet")
+
+
+DIFFERENT: dict[str, tuple[str, dict[str, Any], str]] = {
+    "movq": ("inpaint/movq/config.json", {"norm_type": "group"}, r"another one .*norm_type is 'group', not 'spatial'"),
+    "embedding": ("inpaint/unet/config.json", {"encoder_hid_dim": 50}, "inpaint unet's encoder_hid_dim is 50; 48 is"),
+    "scheduler": (
+        "inpaint/scheduler/scheduler_config.json",
+        {"_class_name": "Euler"},
+        "scheduler of the inpaint is a E",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DIFFERENT)
+def test_decoders_that_do_not_belong_together(copy: Path, case: str) -> None:
+    file, changes, message = DIFFERENT[case]
+    edit(copy / file, **changes)
+    assert re.search(message, refusal(copy / "decoder", inpaint=str(copy / "inpaint")))
+
+
+def test_a_config_that_leaves_out_what_is_usual_is_the_same(copy: Path) -> None:
+    edit(copy / "inpaint" / "movq" / "config.json", act_fn=None, norm_num_groups=None, sample_size=7)
+    assert open_checkpoint(str(copy / "decoder"), inpaint=str(copy / "inpaint")).movqs.keys() == {str(copy / "inpaint")}
 
 
 def test_a_combined_checkpoint(tiny_parts: tiny.Parts, tmp_path: Path) -> None:
@@ -194,17 +255,37 @@ def test_what_is_no_checkpoint(tiny_checkpoint: Path, message: str) -> None:
 
 BROKEN: dict[str, tuple[str, dict[str, Any], str]] = {
     "pipeline": ("decoder/model_index.json", {"_class_name": "StableDiffusionPipeline"}, "holds a StableDiffusionPip"),
-    "inpainting": ("decoder/model_index.json", {"_class_name": "KandinskyV22InpaintPipeline"}, "cannot be exported"),
+    "2.1": ("decoder/model_index.json", {"_class_name": "KandinskyInpaintPipeline"}, "cannot be exported"),
     "unet class": ("decoder/unet/config.json", {"_class_name": "UNet2DModel"}, "expected a UNet2DConditionModel"),
     "text class": ("prior/text_encoder/config.json", {"architectures": ["CLIPModel"]}, "is a CLIPModel; expected"),
-    "hint": ("decoder/unet/config.json", {"addition_embed_type": "image_hint"}, "unet's addition_embed_type is"),
-    "in_channels": ("decoder/unet/config.json", {"in_channels": 9}, "unet's in_channels is 9; 4 is needed"),
+    "text unet": ("decoder/unet/config.json", {"addition_embed_type": "text"}, "unet's addition_embed_type is 'text'"),
+    "hint": (
+        "decoder/unet/config.json",
+        {"addition_embed_type": "image_hint"},
+        "controlnet unet's in_channels is 4; 8",
+    ),
+    "in_channels": ("decoder/unet/config.json", {"in_channels": 10}, "unet's in_channels is 10; 4 is needed"),
+    "inpainting": ("decoder/unet/config.json", {"in_channels": 9}, "could not be loaded: .*conv_in"),
     "out_channels": ("decoder/unet/config.json", {"out_channels": 4}, "out_channels is 4"),
     "no out_channels": ("decoder/unet/config.json", {"out_channels": None}, "unet in .* has no out_channels"),
     "codebook": ("decoder/movq/config.json", {"lookup_from_codebook": True}, "codebook"),
     "text size": ("prior/prior/config.json", {"embedding_dim": 64}, "hidden_size is 48; 64 is needed"),
     "scheduler": ("decoder/scheduler/scheduler_config.json", {"_class_name": "PNDMScheduler"}, "is a PNDMScheduler"),
     "option": ("decoder/scheduler/scheduler_config.json", {"beta_schedule": "cosine9"}, "not supported: .*cosine9"),
+    "image size": ("prior/image_encoder/config.json", {"projection_dim": 64}, "projection_dim is 64; 48 is needed"),
+    "crop": ("prior/image_processor/preprocessor_config.json", {"crop_size": 64}, "crops to 64; 32 pixels a side"),
+    "resize": ("prior/image_processor/preprocessor_config.json", {"size": {"height": 32}}, "resizes to .* of no fewer"),
+    "resample": ("prior/image_processor/preprocessor_config.json", {"resample": 2}, "has resample 2; 3 is needed"),
+    "rescale": (
+        "prior/image_processor/preprocessor_config.json",
+        {"rescale_factor": 1},
+        "has rescale_factor 1; 0.0039",
+    ),
+    "normalize": (
+        "prior/image_processor/preprocessor_config.json",
+        {"do_normalize": False},
+        "do_normalize False; True",
+    ),
     "unclip": ("prior/scheduler/scheduler_config.json", {"prediction_type": "v"}, "scheduler of the prior"),
 }
 
@@ -216,7 +297,9 @@ def test_checkpoints_that_are_something_else(copy: Path, case: str) -> None:
     assert re.search(message, refusal(copy / "decoder"))
 
 
-@pytest.mark.parametrize("part", ["decoder/movq", "prior/text_encoder", "decoder/scheduler", "prior/tokenizer"])
+@pytest.mark.parametrize(
+    "part", ["decoder/movq", "prior/text_encoder", "decoder/scheduler", "prior/tokenizer", "prior/image_processor"]
+)
 def test_a_missing_component(copy: Path, part: str) -> None:
     shutil.rmtree(copy / part)
     assert str(copy / part) in refusal(copy / "decoder")

@@ -35,7 +35,8 @@ class TestMain:
     def test_a_table_and_the_path(
         self, tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert cli.main([str(tiny_checkpoint / "decoder"), "-o", str(tmp_path / "out")]) == 0
+        others = [f"--{name}={tiny_checkpoint / name}" for name in ("controlnet", "inpaint")]
+        assert cli.main([str(tiny_checkpoint / "decoder"), *others, "-o", str(tmp_path / "out")]) == 0
         captured = capsys.readouterr()
         lines = captured.out.splitlines()
         assert lines[-1] == str(tmp_path / "out")
@@ -58,7 +59,7 @@ class TestMain:
         assert cli.main([decoder, "-o", str(tmp_path / "out"), *arguments]) == 0
         manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
         assert list(manifest["components"]) == ["decoder_step", "movq_decoder"]
-        assert manifest["limits"] == {"max_size": 64, "ranks": 22}
+        assert manifest["limits"] == {"max_size": 64, "ranks": 3}
         assert "There is no prior in this bundle" in capsys.readouterr().err
         assert cli.main([decoder, "-o", str(tmp_path / "out")]) == 1
         assert cli.main([decoder, "-o", str(tmp_path / "out"), "--force"]) == 0

@@ -11,17 +11,30 @@ from transformers import PreTrainedModel
 
 from kandinsky22_export import random_weights
 from kandinsky22_export.checkpoints import KINDS
+from kandinsky22_export.fit import require_fit
 from tests import tiny
 
-PUBLISHED = random_weights.ARCHITECTURES["kandinsky-2.2"]
-COUNTS = {"unet": 1_253_057_288, "movq": 67_832_495, "prior": 1_026_225_920, "text_encoder": 694_659_840}
+PUBLISHED = random_weights.ARCHITECTURES["kandinsky-2.2-all"]
+UNET = 1_253_057_288
+HINT = 358_100  # eight convolutions
+COUNTS = {
+    "unet": UNET,
+    "movq": 67_832_495,
+    "prior": 1_026_225_920,
+    "text_encoder": 694_659_840,
+    # 48 layers of attention, MLP and two norms; patches, class, places, two norms, projection
+    "image_encoder": 48 * (4 * (1664**2 + 1664) + (2 * 1664 * 8192 + 8192 + 1664) + 4 * 1664)
+    + (3 * 14**2 + 1 + 257 + 4 + 1280) * 1664,
+    "unet_controlnet": UNET + HINT + 4 * 384 * 9,
+    "unet_inpaint": UNET + 5 * 384 * 9,
+}
 
 
 @pytest.fixture
 def small_architecture(monkeypatch: pytest.MonkeyPatch, tiny_parts: tiny.Parts) -> str:
-    names = ("unet", "movq", "prior", "text_encoder")
+    names = tuple(PUBLISHED)
     configs: dict[str, Any] = {name: getattr(tiny_parts, name).config for name in names}
-    configs["text_encoder"] = configs["text_encoder"].to_dict()
+    configs |= {name: configs[name].to_dict() for name in ("text_encoder", "image_encoder")}
     small = {
         name: {key: value for key, value in config.items() if not key.startswith("_")}
         for name, config in configs.items()
@@ -30,13 +43,13 @@ def small_architecture(monkeypatch: pytest.MonkeyPatch, tiny_parts: tiny.Parts) 
     return "small"
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.name in PUBLISHED], ids=lambda kind: kind.name)
-def test_published_sizes_have_the_published_numbers_of_parameters(kind: Any) -> None:
-    config = PUBLISHED[kind.name]
+@pytest.mark.parametrize("name", KINDS)
+def test_published_sizes_have_the_published_numbers_of_parameters(name: str) -> None:
+    kind, config = KINDS[name], PUBLISHED[name]
     with init_empty_weights():
         is_clip = issubclass(kind.cls, PreTrainedModel)
         network = kind.cls(kind.cls.config_class(**config)) if is_clip else kind.cls(**config)
-    assert sum(parameter.numel() for parameter in network.parameters()) == COUNTS[kind.name]
+    assert sum(parameter.numel() for parameter in network.parameters()) == COUNTS[name]
 
 
 def test_a_seed_gives_the_same_weights_and_another_gives_others(small_architecture: str) -> None:
@@ -48,6 +61,25 @@ def test_a_seed_gives_the_same_weights_and_another_gives_others(small_architectu
         assert network.load().training is False
     assert first.zero_image is not None
     assert first.zero_image.shape == (1, random_weights.EMBEDDING)
+
+
+def test_text_to_image_alone_has_the_same_weights_as_with_the_other_tasks() -> None:
+    alone, together = (random_weights.random_checkpoint(f"kandinsky-2.2{which}", 0) for which in ("", "-all"))
+    assert alone.networks.keys() == {"unet", "movq", "prior", "text_encoder"}
+    assert together.networks.keys() == set(KINDS)
+    assert alone.schedulers.keys() == {"decoder", "prior"}
+    assert together.schedulers.keys() == {"decoder", "controlnet", "inpaint", "prior"}
+    assert alone.image_processor is None
+    assert together.image_processor is not None
+    assert (together.image_processor["size"], together.image_processor["crop"]) == (224, 224)
+    movqs = [checkpoint.networks["movq"].load().state_dict() for checkpoint in (alone, together)]
+    assert all(torch.equal(value, movqs[1][key]) for key, value in movqs[0].items())
+
+
+def test_random_weights_fit_as_those_of_repositories_must(small_architecture: str) -> None:
+    for architecture in ("kandinsky-2.2-all", small_architecture):
+        checkpoint = random_weights.random_checkpoint(architecture, 0)
+        require_fit({name: network.config for name, network in checkpoint.networks.items()}, checkpoint.schedulers)
 
 
 def test_activations_stay_in_reach_of_half_precision(small_architecture: str) -> None:

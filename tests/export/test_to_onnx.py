@@ -77,6 +77,41 @@ def test_the_file_is_opset_23_with_named_dimensions_and_no_traces_of_this_machin
     assert str(Path(__file__).parents[2]).encode() not in (tmp_path / "small.onnx").read_bytes()
 
 
+class Halved(Graph):
+    """x (B, 2n, 3) -> y (B, n, 5) by a convolution: a shape that the tracer cannot know to be n."""
+
+    name = "halved"
+
+    def __init__(self, length: str = "n") -> None:
+        super().__init__(
+            nn.Conv1d(3, 5, 3, stride=2, padding=1),
+            inputs=(TensorSpec("x", "float32", ("B", "2*n", 3)),),
+            outputs=(TensorSpec("y", "float32", ("B", length, 5)),),
+            example={"B": 2, "n": 6},
+            checks=({"B": 1, "n": 4}, {"B": 3, "n": 7}),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.network(x.permute(0, 2, 1)).permute(0, 2, 1)
+        return output
+
+
+def test_dimensions_that_are_products_are_named_as_in_the_manifest(tmp_path: Path) -> None:
+    to_onnx.export_graph(Halved, tmp_path, "fp32", lambda _: None)
+    model = onnx.load(tmp_path / "halved.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    shapes = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    assert shapes == {"x": ["B", "2*n", 3], "y": ["B", "n", 5]}
+
+
+def test_an_output_of_another_shape_than_the_manifests_fails(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="halved differs from torch: y at B=1, n=4 is off by inf"):
+        to_onnx.export_graph(lambda: Halved("2*n"), tmp_path, "fp32", lambda _: None)
+
+
 def test_weights_are_freed_before_onnx_runtime_loads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights: list[weakref.ref[Any]] = []
     held: list[object] = []

@@ -13,7 +13,7 @@ import pytest
 
 from kandinsky22 import BackendError, BundleError
 from kandinsky22.backends import Settings, get
-from kandinsky22.bundle import Bundle, Manifest, sha256
+from kandinsky22.bundle import Bundle, Manifest, TensorSpec, sha256
 
 Data = dict[str, Any]
 
@@ -50,6 +50,39 @@ def test_a_manifest_is_what_it_was_written_from(shapes_bundle: Path) -> None:
     manifest = Manifest.from_json(text)
     assert manifest.to_json() == text
     assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_a_manifest_from_before_there_were_image_encoders_is_read(bundle_copy: Path) -> None:
+    def age(data: Data) -> None:
+        del data["image_processor"], data["geometry"]["image_size"], data["components"]["image_encoder"]
+
+    edit(bundle_copy, age)
+    bundle = Bundle(bundle_copy)
+    assert bundle.manifest.image_processor is None
+    assert bundle.graph("decoder_step").is_file()
+
+
+@pytest.mark.parametrize("key", ["size", "crop", "mean", "std", "resample", None])
+def test_an_image_encoder_needs_to_know_how_pictures_are_prepared(key: str | None, bundle_copy: Path) -> None:
+    def forget(data: Data) -> None:
+        del (data if key is None else data["image_processor"])[key or "image_processor"]
+
+    edit(bundle_copy, forget)
+    with pytest.raises(BundleError, match=r"manifest\.json is not a manifest"):
+        Bundle(bundle_copy)
+
+
+@pytest.mark.parametrize(
+    ("shape", "numbers"),
+    [((), ()), ((3, "B"), (3, 2)), (("8*h", "h * 8", "h*w", 1), (40, 40, 35, 1)), (("2*3*w",), (42,))],
+)
+def test_a_shape_in_numbers(shape: tuple[int | str, ...], numbers: tuple[int, ...]) -> None:
+    assert TensorSpec("x", "float32", shape).resolve({"B": 2, "h": 5, "w": 7}) == numbers
+
+
+def test_a_dimension_of_another_version_is_named() -> None:
+    with pytest.raises(BundleError, match=r"x has a dimension '8\*z', of which only B, h are known here; export"):
+        TensorSpec("x", "float32", ("B", "8*z")).resolve({"B": 1, "h": 1})
 
 
 @pytest.mark.parametrize("component", ["text_encoder", "prior_step", "decoder_step", "movq_decoder"])

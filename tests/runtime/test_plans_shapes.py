@@ -25,8 +25,8 @@ def test_every_component_of_the_trained_checkpoint_becomes_a_plan(bundle_copy: P
         assert set(record.shapes) == {spec.name for spec in bundle.component(record.component).inputs}
         assert set(record.report.products) == {"Float"}
         assert record.warnings == ()
-    assert {record.component: record.report.attention > 0 for record in records} == dict.fromkeys(
-        bundle.manifest.components, True
+    assert {record.component for record in records if record.report.attention} == (
+        set(bundle.manifest.components) - {"hint_encoder"}  # which is convolutions alone
     )
 
 

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 SUMMARY = "tell what this machine can run, and check a bundle"
 TASKS = {
     "text to image": ("text_encoder", "prior_step", "decoder_step", "movq_decoder"),
+    "image to image": ("text_encoder", "prior_step", "decoder_step", "movq_encoder", "movq_decoder"),
+    "inpainting": ("text_encoder", "prior_step", "decoder_step_inpaint", "movq_encoder", "movq_decoder"),
+    "depth to image": ("text_encoder", "prior_step", "hint_encoder", "decoder_step_controlnet", "movq_decoder"),
+    "mixing": ("text_encoder", "image_encoder", "prior_step", "decoder_step", "movq_decoder"),
+    "variations": ("image_encoder", "decoder_step", "movq_decoder"),
     "text to embedding": ("text_encoder", "prior_step"),
     "embedding to image": ("decoder_step", "movq_decoder"),
 }

@@ -1,0 +1,73 @@
+"""What is exported can be used: verified, and built into plans, from the manifest alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kandinsky22 import backends, plans, verify
+from kandinsky22.bundle import Bundle
+from kandinsky22_export.assemble import NETWORKS
+from tests.runtime.plan_bundles import GPU
+
+PICTURES = ("image_encoder", "hint_encoder", "decoder_step_controlnet", "decoder_step_inpaint", "movq_encoder")
+SMALL = plans.Profile(64, 64, 128, 2)
+
+
+def test_openvino_computes_what_onnxruntime_does(tiny_bundle: Path) -> None:
+    checks = verify.verify(
+        Bundle(tiny_bundle),
+        backends.get("openvino"),
+        settings=backends.Settings("fp32"),
+        profile=SMALL,
+        components=PICTURES,
+        places=("min", "max"),
+    )
+    assert {check.component for check in checks} == set(PICTURES)
+    assert all(check.good for check in checks), verify.table(checks)
+    shapes = {(check.component, check.place): check.shapes for check in checks}
+    assert shapes["movq_encoder", "min"] == {"image": (1, 64, 64, 3)}
+    assert shapes["hint_encoder", "max"] == {"hint": (2, 128, 128, 3)}
+    assert shapes["image_encoder", "max"] == {"pixel_values": (4, 3, 32, 32)}
+    assert shapes["decoder_step_controlnet", "max"]["hint_latents"] == (2, 4, 16, 16)
+    assert shapes["decoder_step_inpaint", "max"]["mask"] == (2, 1, 16, 16)
+
+
+def test_the_inputs_are_in_their_ranges(tiny_bundle: Path) -> None:
+    bundle = Bundle(tiny_bundle)
+    shapes = {
+        spec.name: spec.resolve({"B": 2, "G": 2, "h": 8, "w": 8})
+        for name in PICTURES
+        for spec in bundle.component(name).inputs
+    }
+    drawn = {name: verify.feeds(bundle, name, shapes, 0) for name in PICTURES}
+    for name, key in (("movq_encoder", "image"), ("hint_encoder", "hint")):
+        picture = drawn[name][key]
+        assert picture.dtype == "float32"
+        assert 0 <= picture.min() < 0.1
+        assert 0.9 < picture.max() <= 1
+    inpaint = drawn["decoder_step_inpaint"]
+    assert set(inpaint["mask"].flat) == {0, 1}
+    assert (inpaint["known_scales"] ** 2).sum() == pytest.approx(1)
+    for name, feeds in drawn.items():
+        for spec in bundle.component(name).inputs:
+            assert (feeds[spec.name].shape, feeds[spec.name].dtype) == (shapes[spec.name], spec.dtype)
+
+
+@pytest.mark.parametrize("profile", [SMALL, plans.Profile(128, 128, 128)], ids=str)
+def test_every_component_becomes_a_plan(tiny_bundle: Path, profile: plans.Profile, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed: no plan is built for real")
+    shutil.copytree(tiny_bundle, tmp_path / "bundle", copy_function=os.link)
+    bundle, rtx = Bundle(tmp_path / "bundle"), plans.flavour("tensorrt-rtx")
+    records = {record.component: record for record in plans.build(bundle, rtx, profile, progress=False)}
+    assert list(records) == list(NETWORKS)
+    for name, record in records.items():
+        assert plans.verified_plan(bundle, name, rtx, GPU)[1] == record
+        assert set(record.report.products) == {"Float"}
+        assert record.warnings == ()
+    smallest, _, largest = records["movq_encoder"].shapes["image"]
+    assert (smallest[1:], largest[1:]) == ((profile.minimum, profile.minimum, 3), (profile.maximum, profile.maximum, 3))
+    assert records["hint_encoder"].shapes["hint"] == records["movq_encoder"].shapes["image"]
