@@ -60,6 +60,18 @@ def text(name: str, value: object) -> str:
     return _unicode(name, [value])[0]
 
 
+def interval(name: str, value: object) -> tuple[float, float]:
+    """Two shares 0 <= from <= to <= 1."""
+    if (
+        not isinstance(value, tuple | list)
+        or len(value) != 2
+        or not all(isinstance(end, Real) and not isinstance(end, bool) for end in value)
+        or not 0 <= value[0] <= value[1] <= 1
+    ):
+        raise InputError(f"{name} is {_short(value)}; expected two numbers, 0 <= from <= to <= 1.")
+    return float(value[0]), float(value[1])
+
+
 def prompts(value: object) -> list[str]:
     """One prompt or several, as a list that is not empty."""
     values = [value] if isinstance(value, str) else value

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kandinsky22.arrays import Floats
+from kandinsky22.arrays import Array, Floats
 from kandinsky22.backends import OnStep
 from kandinsky22.bundle import Manifest
 from kandinsky22.errors import InputError
@@ -67,13 +67,14 @@ def sample(
     shape: tuple[int, int, int],
     *,
     guidance_scale: float,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
     conditions: Conditions = Conditions(),
     on_step: OnStep | None = None,
 ) -> Floats:
     """Latents (n, C, h, w) of n pictures, where `shape` is (C, h, w), as diffusers' Kandinsky 2.2 decoders do it.
 
-    Picture i draws its noise from `generators[i]` alone. Guidance is off at a scale of 1 or below. Raises InputError as
-    `quantile_ranks` does.
+    Picture i draws its noise from `generators[i]` alone. Guidance is off at a scale of 1 or below, and outside of
+    `guidance_interval`, a share of the steps (arXiv:2404.07724). Raises InputError as `quantile_ranks` does.
     """
     ranks, rank_weight = quantile_ranks(stages.bundle.manifest, table, shape)
 
@@ -85,30 +86,45 @@ def sample(
     if conditions.start is not None:
         latents = conditions.start[0] * conditions.known + conditions.start[1] * noise
     nothing = np.zeros_like(latents)
-    branches = (
-        [embeddings.negative_image_embeds, embeddings.image_embeds] if guidance_scale > 1 else [embeddings.image_embeds]
-    )
-    pasted = {} if conditions.paste is None else {"known_scales": conditions.paste}
+    per_step: dict[str, Sequence[Array]] = {
+        "timestep": list(table.timesteps.astype(np.float32)[:, None]),
+        "row": list(table.rows),
+        "noise": [draw() if noisy else nothing for noisy in table.noisy],
+    }
+    if conditions.paste is not None:
+        per_step["known_scales"] = list(conditions.paste)
+    state: dict[str, Array] = {"latents": latents, "x0_before": nothing}
     with stages.use(conditions.component) as decoder_step:
-        state = decoder_step.loop(
-            {"latents": latents, "x0_before": nothing},
-            {
-                "timestep": table.timesteps.astype(np.float32)[:, None],
-                "row": table.rows,
-                "noise": [draw() if noisy else nothing for noisy in table.noisy],
-                **pasted,
-            },
-            {
-                **conditions.feeds(noise),
-                "image_embeds": np.stack(branches),
-                "guidance": guidance_weights(guidance_scale),
-                "limits": table.limits.array,
-                "ranks": ranks,
-                "rank_weight": rank_weight,
-            },
-            on_step,
-        )
+        for part, guided in guided_parts(len(table.rows), guidance_scale, guidance_interval):
+            towards, away = embeddings.image_embeds, embeddings.negative_image_embeds
+            state = decoder_step.loop(
+                state,
+                {name: rows[part] for name, rows in per_step.items()},
+                {
+                    **conditions.feeds(noise),
+                    "image_embeds": np.stack([away, towards] if guided else [towards]),
+                    "guidance": guidance_weights(guidance_scale if guided else 1.0),
+                    "limits": table.limits.array,
+                    "ranks": ranks,
+                    "rank_weight": rank_weight,
+                },
+                counted_from(part.start, on_step),
+            )
     return state["latents"]
+
+
+def guided_parts(steps: int, scale: float, interval: tuple[float, float]) -> list[tuple[slice, bool]]:
+    """The runs of steps that are guided or not, in order: step i is where interval[0] <= i / steps < interval[1]."""
+    guided = [scale > 1 and interval[0] <= step / steps < interval[1] for step in range(steps)]
+    starts = [step for step in range(steps) if step == 0 or guided[step] != guided[step - 1]]
+    return [(slice(a, b), guided[a]) for a, b in zip(starts, [*starts[1:], steps], strict=True)]
+
+
+def counted_from(start: int, on_step: OnStep | None) -> OnStep | None:
+    """`on_step` for a part of a run: its steps are counted from `start`."""
+    if on_step is None or start == 0:
+        return on_step
+    return lambda step, state: on_step(start + step, state)
 
 
 def quantile_ranks(

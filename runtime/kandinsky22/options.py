@@ -24,6 +24,7 @@ class PriorOptions(TypedDict, total=False):
     prior_guidance_scale: 4.0: strength of guidance; none at 1 or below.
     prior_latents: noise (n, E) that the prior begins with, one row a picture, in place of the seeds' own. Where there
         are negative prompts, (2n, E): theirs are the second half.
+    batch_size: pictures that are denoised at once; None: all.
     seed: picture i depends on seed + i alone; a list gives each picture its own; None draws one at random.
     prior_callback_on_step_end: called after each step of the prior, see `Options`.
     """
@@ -32,6 +33,7 @@ class PriorOptions(TypedDict, total=False):
     prior_num_inference_steps: int
     prior_guidance_scale: float
     prior_latents: Array | None
+    batch_size: int | None
     seed: int | Sequence[int] | None
     prior_callback_on_step_end: Callback | None
 
@@ -43,14 +45,16 @@ class Options(PriorOptions, total=False):
         size that the checkpoint was trained at (512 for the published one).
     num_inference_steps: 50: denoising steps of the decoder.
     guidance_scale: 4.0: strength of guidance; none at 1 or below.
-    scheduler: of the decoder: None for the checkpoint's own, "DDPM", "DDIM", or a diffusers config.
+    guidance_interval: (0.0, 1.0): share of the decoder's steps that are guided, from and to, 0..1; a step without
+        guidance takes half the time (arXiv:2404.07724).
+    scheduler: of the decoder: None for the checkpoint's own, "DDPM", "DDIM", "DPM++" (DPM-Solver++ 2M, for 20 steps),
+        or a diffusers config.
     eta: 0.0: DDIM's share of fresh noise, 0..1 (arXiv:2010.02502).
     image_embeds: precomputed embeddings, from `embed`, `emb2emb`, `interpolate`, or (n, E); `seed` then begins at the
         decoder's noise.
     negative_image_embeds: (n, E) beside an array `image_embeds`; None takes the all-zero image's.
     latents: noise (n, C, h, w) that the decoder begins with, in place of the seeds' own.
     output_type: "pil", "np" or "latent", see `Output`.
-    batch_size: pictures that the decoder denoises at once; None: all.
     callback_on_step_end, prior_callback_on_step_end: called after each step as `callback(pipeline, step, timestep,
         tensors)` with `latents` and the predicted clean `x0`; may return `{"latents": …}` to replace them. To stop,
         raise `kandinsky22.Cancelled` in it: the exception reaches the caller.
@@ -60,13 +64,13 @@ class Options(PriorOptions, total=False):
     width: int | None
     num_inference_steps: int
     guidance_scale: float
+    guidance_interval: tuple[float, float]
     scheduler: str | Mapping[str, Any] | None
     eta: float
     image_embeds: Embeddings | Array | None
     negative_image_embeds: Array | None
     latents: Array | None
     output_type: OutputType
-    batch_size: int | None
     callback_on_step_end: Callback | None
 
 
@@ -81,6 +85,7 @@ DEFAULTS: Options = {
     "width": None,
     "num_inference_steps": 50,
     "guidance_scale": 4.0,
+    "guidance_interval": (0.0, 1.0),
     "scheduler": None,
     "eta": 0.0,
     "image_embeds": None,

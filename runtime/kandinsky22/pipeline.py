@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from kandinsky22 import arguments, backends, decoder, inputs, memory, schedulers, tasks
+from kandinsky22 import arguments, backends, decoder, inputs, memory, prior, schedulers, tasks
 from kandinsky22.arrays import Array, Floats
 from kandinsky22.backends import OnStep, Settings
 from kandinsky22.bundle import Bundle
@@ -292,17 +292,17 @@ class Pipeline:
             self.bundle.component(name)  # its lack should not show after the work
         shape = self._latent_shape(asked)
         scale = arguments.scale("guidance_scale", asked["guidance_scale"])
-        config = self._decoder_config(task, asked["scheduler"])
-        table = task.shortened(self._decoder_table(config, asked))
+        interval = arguments.interval("guidance_interval", asked["guidance_interval"])
+        table = task.shortened(self._decoder_table(task, asked))
         decoder.quantile_ranks(self.bundle.manifest, table, shape)  # nor should a size that is too large for them
         pictures = len(source.generators)
         noise = self._given_noise(task, asked, (pictures, *shape))
         task.check(pictures // asked["num_images_per_prompt"], shape)
-        batches = _parts(pictures, asked["batch_size"])
-        memory.check(self._stages, components, shape, batches[0].stop, guided=scale > 1)
+        batches = prior.parts(pictures, asked["batch_size"])
+        memory.check(self._stages, components, shape, min(pictures, batches[0].stop), guided=scale > 1)
 
         embeddings = source.embed()
-        conditions = tasks.conditions(self._stages, task, config, table, shape, pictures, noise)
+        conditions = tasks.conditions(self._stages, task, table, shape, pictures, noise)
         latents = np.concatenate(
             [
                 decoder.sample(
@@ -312,6 +312,7 @@ class Pipeline:
                     source.generators[part],
                     shape,
                     guidance_scale=scale,
+                    guidance_interval=interval,
                     conditions=conditions.part(part),
                     on_step=self._on_step(asked["callback_on_step_end"], table.timesteps),
                 )
@@ -321,15 +322,13 @@ class Pipeline:
         images = self._images(latents, asked["output_type"])
         return Output(images, source.seeds, {**self._stages.timings, "total": time.perf_counter() - started})
 
-    def _decoder_config(self, task: Task, scheduler: str | Mapping[str, Any] | None) -> schedulers.Config:
-        """The config of the decoder's scheduler: the bundle's for this task, changed as was asked for."""
-        config = self.bundle.manifest.schedulers[task.scheduler]
-        if isinstance(scheduler, str):
-            return schedulers.switch(config, scheduler)
-        return config if scheduler is None else dict(scheduler)
-
-    def _decoder_table(self, config: schedulers.Config, asked: Options) -> schedulers.Table:
+    def _decoder_table(self, task: Task, asked: Options) -> schedulers.Table:
         """The decoder's coefficients. Raises InputError where the UNet has no variance that the scheduler needs."""
+        config, scheduler = self.bundle.manifest.schedulers[task.scheduler], asked["scheduler"]
+        if isinstance(scheduler, str):
+            config = schedulers.switch(config, scheduler)
+        elif scheduler is not None:
+            config = dict(scheduler)
         steps = arguments.whole("num_inference_steps", asked["num_inference_steps"], 1, arguments.MAX_STEPS)
         table = schedulers.table(config, steps, eta=asked["eta"])
         if table.learned and not self.bundle.manifest.geometry["learned_variance"]:
@@ -377,11 +376,6 @@ class Pipeline:
             return latents
         pixels = decoder.to_pixels(self._stages, latents)
         return to_pil(pixels) if output_type == "pil" else pixels
-
-
-def _parts(count: int, size: int | None) -> list[slice]:
-    step = count if size is None else arguments.whole("batch_size", size, 1, arguments.MAX_PICTURES)
-    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 def _no_prompt(image: Picture) -> Picture:

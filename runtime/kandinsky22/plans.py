@@ -260,14 +260,17 @@ def _require_disk(folder: Path, weights: int) -> None:
 
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Make a folder of plans, keep other builds out of its bundle, and clear away what killed builds left in it."""
+    """Make a folder of plans, keep other builds out of its bundle, and clear away what stopped builds left in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder.parent / LOCK) as alone:
             if not alone:
                 raise BundleError(f"Another build runs in {folder.parent}; wait for it to end.")
             _sweep(folder)
-            yield
+            try:
+                yield
+            finally:
+                _sweep(folder)
     except OSError as error:
         raise BundleError(f"{folder} cannot be written ({error}); mend that, and build again.") from error
 

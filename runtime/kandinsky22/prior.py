@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,32 +27,35 @@ class Embeddings:
 class Beginning:
     """Where a run of the prior begins: with `noise`, or with embeddings `embeds` (n, E) of pictures that are noised.
 
-    `noise` (n, E), or (2n, E) with negative prompts, replaces what would be drawn. With `embeds`, `scales` (2,) say how
-    much of them and of the noise there is, as in KandinskyV22PriorEmb2EmbPipeline.
+    `noise` (copies, n, E) replaces what would be drawn; with negative prompts there are two copies of each picture.
+    With `embeds`, `scales` (2,) say how much of them and of the noise there is, as in KandinskyV22PriorEmb2EmbPipeline.
     """
 
     noise: Floats | None = None
     embeds: Floats | None = None
     scales: Floats | None = None
 
-    def latents(self, draw: Callable[[], Floats], copies: int) -> Floats:
-        """The first latents (copies · n, E); with negative prompts there are two copies of each picture."""
-        noise = draw() if self.noise is None else self.noise
+    def latents(self, part: slice, copies: int, drawn: Iterator[Floats]) -> Floats:
+        """The first latents (copies · pictures, E) of a part of the pictures."""
+        noise = next(drawn) if self.noise is None else np.concatenate(self.noise[:, part])
         if self.embeds is None or self.scales is None:
             return noise
-        latents: Floats = self.scales[0] * np.concatenate([self.embeds] * copies) + self.scales[1] * noise
+        latents: Floats = self.scales[0] * np.concatenate([self.embeds[part]] * copies) + self.scales[1] * noise
         return latents
 
 
-def encode_text(stages: Stages, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, dict[str, Array]]:
-    """Encode every different text once.
+def encode_text(
+    stages: Stages, tokenizer: Tokenizer, texts: Sequence[str], at_once: int | None = None
+) -> dict[str, dict[str, Array]]:
+    """Encode every different text once, `at_once` of them in one run (None: all).
 
     Returns by text what `prior_step` is conditioned on: `text_embeds` (E,), `text_hidden` (T, H) and `text_mask` (T,).
     """
     different = list(dict.fromkeys(texts))
     ids, mask = tokenizer(different)
     with stages.use("text_encoder") as text_encoder:
-        outputs = text_encoder.run({"input_ids": ids})
+        runs = [text_encoder.run({"input_ids": ids[part]}) for part in parts(len(ids), at_once)]
+    outputs = {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
     outputs["text_mask"] = mask
     return {text: {name: rows[i] for name, rows in outputs.items()} for i, text in enumerate(different)}
 
@@ -66,7 +69,8 @@ def embed(
     generators: Sequence[Generator],
     *,
     guidance_scale: float,
-    beginning: Beginning | None = None,
+    at_once: int | None = None,
+    beginning: Beginning = Beginning(),
     on_step: OnStep | None = None,
 ) -> Embeddings:
     """The image embeddings of `prompts`, one a picture, as KandinskyV22PriorPipeline computes them.
@@ -75,48 +79,61 @@ def embed(
     prompts themselves, and both halves are guided away from the negative prompt. With None the negative embedding is
     that of the all-zero image, a constant of the checkpoint, and guidance leads away from the empty prompt.
 
-    `beginning` says where the run begins, if not with the noise of `generators`.
-
-    Picture i draws its noise from `generators[i]` alone. Guidance is off at a scale of 1 or below.
+    Picture i draws its noise from `generators[i]` alone. Guidance is off at a scale of 1 or below. `at_once` pictures
+    are denoised in one run (None: all). `beginning` says where the run begins, if not with the noise of `generators`.
     """
-    rows = [*prompts, *(negative_prompts or ())]
-    away_from = [*negative_prompts, *negative_prompts] if negative_prompts is not None else [""] * len(rows)
     guided = guidance_scale > 1
-    branches = [away_from, rows] if guided else [rows]
-    texts = encode_text(stages, tokenizer, [text for branch in branches for text in branch])
-    conditioning = {
+    away_from = negative_prompts if negative_prompts is not None else [""] * len(prompts)
+    texts = encode_text(stages, tokenizer, [*prompts, *(away_from if guided else negative_prompts or ())], at_once)
+    embeds = []
+    with stages.use("prior_step") as prior_step:
+        for part in parts(len(prompts), at_once):
+            rows = [*prompts[part], *(negative_prompts[part] if negative_prompts is not None else ())]
+            copies = len(rows) // len(prompts[part])
+            branches = [[*away_from[part]] * copies, rows] if guided else [rows]
+            noise = _noise(generators[part], copies, stages.bundle.manifest.geometry["embedding_dim"])
+            latents = beginning.latents(part, copies, noise)
+            nothing = np.zeros_like(latents)
+            state = prior_step.loop(
+                {"latents": latents, "x0_before": nothing},
+                {
+                    "timestep": table.timesteps.astype(np.float32)[:, None],
+                    "row": table.rows,
+                    "noise": [next(noise) if noisy else nothing for noisy in table.noisy],
+                },
+                {
+                    **_stacked(texts, branches),
+                    "guidance": guidance_weights(guidance_scale),
+                    "limits": table.limits.array,
+                },
+                on_step,
+            )
+            embeds.append(np.stack(np.split(state["latents"], copies)))
+    constants = stages.bundle.constants()
+    results: Floats = np.concatenate(embeds, axis=1) * constants["clip_std"] + constants["clip_mean"]
+    if negative_prompts is None:
+        return Embeddings(results[0], np.repeat(constants["zero_image_embeds"], len(prompts), axis=0))
+    return Embeddings(results[0], results[1])
+
+
+def parts(count: int, at_once: int | None) -> list[slice]:
+    """Consecutive parts of `count` things, each of at most `at_once` (None: all)."""
+    size = at_once or count
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+
+def _noise(generators: Sequence[Generator], copies: int, width: int) -> Iterator[Floats]:
+    """Noise (copies · pictures, E) without end. A picture's copies are one draw, as in a call for it alone."""
+    while True:
+        yield np.concatenate(list(np.stack([each.randn((copies, width)) for each in generators], axis=1)))
+
+
+def _stacked(texts: Mapping[str, Mapping[str, Array]], branches: Sequence[Sequence[str]]) -> dict[str, Array]:
+    """What `prior_step` is conditioned on by the texts of its branches (G, B)."""
+    return {
         name: np.stack([np.stack([texts[text][name] for text in branch]) for branch in branches])
         for name in ("text_embeds", "text_hidden", "text_mask")
     }
-    width = stages.bundle.manifest.geometry["embedding_dim"]
-    copies = len(rows) // len(prompts)
-
-    def draw() -> Floats:
-        """Noise (rows, E). A picture's prompt and negative prompt are one draw, as in a call for it alone."""
-        return np.concatenate(list(np.stack([g.randn((copies, width)) for g in generators], axis=1)))
-
-    latents = draw() if beginning is None else beginning.latents(draw, copies)
-    nothing = np.zeros_like(latents)
-    with stages.use("prior_step") as prior_step:
-        state = prior_step.loop(
-            {"latents": latents, "x0_before": nothing},
-            {
-                "timestep": table.timesteps.astype(np.float32)[:, None],
-                "row": table.rows,
-                "noise": [draw() if noisy else nothing for noisy in table.noisy],
-            },
-            {
-                **conditioning,
-                "guidance": guidance_weights(guidance_scale),
-                "limits": table.limits.array,
-            },
-            on_step,
-        )
-    constants = stages.bundle.constants()
-    embeds: Floats = state["latents"] * constants["clip_std"] + constants["clip_mean"]
-    if negative_prompts is None:
-        return Embeddings(embeds, np.repeat(constants["zero_image_embeds"], len(embeds), axis=0))
-    return Embeddings(*np.split(embeds, 2))
 
 
 def pass_over(table: Table, generators: Sequence[Generator], width: int, *, first: bool) -> None:

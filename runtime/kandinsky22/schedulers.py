@@ -14,11 +14,16 @@ It differs from diffusers 0.42.1 where that cannot mean what it does:
   Kandinsky pipeline then fails. Here the variance channels are dropped, as with every other DDIM config.
 - Zero-SNR DDIM with an eta of 1 can take the root of a number that rounding has put below 0 (at 10 or 75 steps, say),
   and diffusers' picture is then NaN. Here it is the root of 0.
+- A DPM-Solver++ config made from one with a learned variance makes diffusers drop a latent channel, and fail. Here, as
+  with DDIM, the variance channels are dropped.
+- A DPM-Solver++ run whose first two σ (Karras', say) round to one timestep makes diffusers begin at the second and fail
+  at the end. Here it begins at the first.
 - Zero-SNR schedules agree to 1e-6 in ᾱ, not exactly: torch's root of many numbers depends on the machine.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -35,7 +40,7 @@ __all__ = [
     "Table",
     "ddim",
     "ddpm",
-    "noise_scales",
+    "dpm_solver",
     "ranks_needed",
     "reference_step",
     "switch",
@@ -49,6 +54,7 @@ Floats = NDArray[np.float32]
 _LARGEST = float(np.finfo(np.float32).max)
 _SMALLEST_VARIANCE = 1e-20  # diffusers' floor, so that a variance of 0 has a logarithm
 _ONE = np.float32(1)
+_B_0, _B_H = 2, 5  # columns of a row
 
 
 # What comes out
@@ -106,7 +112,7 @@ def ranks_needed(ratio: float | None, values: int) -> int:
 
 @dataclass(frozen=True)
 class Table:
-    """A sampler's whole run. Slicing all three arrays alike gives the run's remaining steps."""
+    """A sampler's whole run; `remaining` gives its end alone."""
 
     timesteps: NDArray[np.int64]
     """(n,): timesteps in the order they are run."""
@@ -118,9 +124,31 @@ class Table:
     """How x0 is bounded, the same in every step."""
     learned: bool
     """Whether the network must predict a variance (twice the channels), which the rows interpolate by."""
+    scales: NDArray[np.float32]
+    """(n, 2): how much picture and how much noise there is at each timestep, as standard deviations.
+
+    diffusers' `add_noise` is scales[i, 0] · x0 + scales[i, 1] · noise.
+    """
+
+    def remaining(self, start: int) -> Table:
+        """The run from step `start` (0..n-1) on, as it is when it begins there: with no x0 of a step before.
+
+        A second-order step is then one of first order: b_0 and b_h of DPM-Solver++ add up to the first order's b_0.
+        """
+        rows = self.rows[start:].copy()
+        rows[:1, _B_0] += rows[:1, _B_H]
+        rows[:1, _B_H] = 0
+        rows.flags.writeable = False
+        return dataclasses.replace(
+            self,
+            timesteps=self.timesteps[start:],
+            rows=rows,
+            noisy=self.noisy[start:],
+            scales=self.scales[start:],
+        )
 
     def last_part(self, strength: float) -> Table:
-        """Keep the last int(n · strength) of its n steps: those of image to image (arXiv:2108.01073), as in diffusers.
+        """The last int(n · strength) of the n steps: those of image to image (arXiv:2108.01073), as in diffusers.
 
         Args:
             strength: 0..1: how much of the run is left.
@@ -134,8 +162,7 @@ class Table:
             raise InputError(
                 f"strength {strength:g} leaves none of {steps} steps; ask for more steps or a larger strength."
             )
-        part = slice(steps - kept, None)
-        return Table(self.timesteps[part], self.rows[part], self.noisy[part], self.limits, self.learned)
+        return self.remaining(steps - kept)
 
 
 # The samplers
@@ -160,7 +187,8 @@ def table(config: Config, steps: SupportsIndex, *, eta: float = 0.0) -> Table:
         return ddim(config, steps, eta)
     if _checked_eta(eta) != 0:
         raise InputError(f"eta is an option of DDIM: leave it at 0 with {name}.")
-    return ddpm(config, steps) if name == "DDPMScheduler" else unclip(config, steps)
+    samplers = {"DDPMScheduler": ddpm, "DPMSolverMultistepScheduler": dpm_solver, "UnCLIPScheduler": unclip}
+    return samplers[name](config, steps)
 
 
 @np.errstate(all="ignore")  # _finished refuses what is not finite
@@ -249,7 +277,7 @@ def ddim(config: Config, steps: SupportsIndex, eta: float = 0.0) -> Table:
     return _finished(
         options,
         times,
-        now,
+        _roots(now),
         b_0=np.sqrt(before),
         b_x=direction * e_x,
         b_m=direction * e_m,
@@ -259,21 +287,48 @@ def ddim(config: Config, steps: SupportsIndex, eta: float = 0.0) -> Table:
     )
 
 
-def noise_scales(config: Config, timesteps: NDArray[np.int64]) -> Floats:
-    """How much picture and how much noise there is at `timesteps`: diffusers' `add_noise` with them is s_0·x0 + s_1·ε.
+@np.errstate(all="ignore")  # _finished refuses what is not finite
+def dpm_solver(config: Config, steps: SupportsIndex) -> Table:
+    """DPM-Solver++ (arXiv:2211.01095, Algorithm 2), deterministic or as an SDE, of first or second order.
+
+    The second order takes the x0 of the step before into account: b_0 and b_h of a row. The first step has none and is
+    of first order, and so is the last one where it ends without noise (its step in log-SNR is infinite).
 
     Args:
-        config: The content of a `scheduler_config.json`, with its `_class_name`.
-        timesteps: int64 (n,), each from 0 to num_train_timesteps - 1.
+        config: Options of diffusers' DPMSolverMultistepScheduler; solver_order 3 and the first DPM-Solver are refused.
+        steps: Denoising steps, 1..num_train_timesteps ("leading": one less).
 
     Returns:
-        float32 (n, 2): √ᾱ and √(1 - ᾱ).
+        One row a step.
 
     Raises:
-        InputError: The class or an option is not supported.
+        InputError: An option or the number of steps is not supported.
     """
-    _, bars = _schedule(_read(_class_name(config), config))
-    return np.stack(_roots(bars[timesteps]), axis=1)
+    options = _read("DPMSolverMultistepScheduler", config)
+    times, sigmas = _levels(options, _checked_steps(steps, options))
+    signal = 1 / np.sqrt(np.square(sigmas) + 1)
+    noise = sigmas * signal
+    lambdas = np.log(signal) - np.log(noise)
+    h = np.diff(lambdas)
+    stochastic = options.algorithm_type == "sde-dpmsolver++"
+    power = -2 * h if stochastic else -h
+    first = -signal[1:] * (np.exp(power) - 1)
+    heun = np.where(h > 0, signal[1:] * (1 - (np.exp(power) - 1) / power), 0)
+    second = first / 2 if options.solver_type == "midpoint" else heun
+    slope = np.where(_of_second_order(options, len(times)), second * h / np.append(_ONE, h[:-1]), 0)
+    sigma = noise[1:] * np.sqrt(1 - np.exp(-2 * h)) if stochastic else np.zeros_like(h)
+    log = np.where(sigma > 0, 2 * np.log(sigma), 0)
+    return _finished(
+        options,
+        times,
+        (signal[:-1], noise[:-1]),
+        b_0=first + slope,
+        b_x=noise[1:] / noise[:-1] * (np.exp(-h) if stochastic else _ONE),
+        b_h=-slope,
+        logs=(log, log),
+        gate=sigma > 0,
+        noisy=np.full(times.shape, stochastic),
+    )
 
 
 def _ancestral(
@@ -290,10 +345,9 @@ def _ancestral(
     return _finished(
         options,
         times,
-        now,
+        _roots(now),
         b_0=np.sqrt(before) * beta / (1 - now),
         b_x=np.sqrt(alpha) * (1 - before) / (1 - now),
-        b_m=np.zeros_like(now),
         logs=(np.where(noisy, logs[0], 0), np.where(noisy, logs[1], 0)),
         gate=noisy,
         noisy=noisy,
@@ -303,18 +357,24 @@ def _ancestral(
 def _finished(
     options: _Options,
     times: NDArray[np.int64],
-    now: Floats,
+    roots: tuple[Floats, Floats],
     *,
     b_0: Floats,
     b_x: Floats,
-    b_m: Floats,
+    b_m: Floats | None = None,
+    b_h: Floats | None = None,
     logs: tuple[Floats, Floats],
     gate: NDArray[np.bool_],
     noisy: NDArray[np.bool_],
 ) -> Table:
-    """Join a sampler's columns, each (n,), with those of its prediction type; refuse what is not finite."""
-    a_x, a_m = _x0_of(options, now)
-    rows = np.stack([a_x, a_m, b_0, b_x, b_m, np.zeros_like(now), *logs, gate.astype(np.float32)], axis=1)
+    """Join a sampler's columns, each (n,), with those of its prediction type; refuse what is not finite.
+
+    `roots` are how much picture and how much noise x holds; a column that is not given is 0.
+    """
+    a_x, a_m = _x0_of(options, *roots)
+    nothing = np.zeros_like(b_0)
+    b_m, b_h = nothing if b_m is None else b_m, nothing if b_h is None else b_h
+    rows = np.stack([a_x, a_m, b_0, b_x, b_m, b_h, *logs, gate.astype(np.float32)], axis=1)
     bad = ~np.isfinite(rows).all(axis=1)
     if bad.any():
         raise InputError(
@@ -322,18 +382,18 @@ def _finished(
             f"{options.prediction_type!r} it divides by zero there, as when nothing is left of the picture "
             "(rescale_betas_zero_snr needs v_prediction or sample, or a timestep_spacing that leaves the last out)."
         )
-    for column in (times, rows, noisy):
+    scales = np.stack(roots, axis=1)
+    for column in (times, rows, noisy, scales):
         column.flags.writeable = False
-    return Table(times, rows, noisy, _limits(options), options.variance_type == "learned_range")
+    return Table(times, rows, noisy, _limits(options), options.variance_type == "learned_range", scales)
 
 
-def _x0_of(options: _Options, now: Floats) -> tuple[Floats, Floats]:
-    """x0 as weights (n,) of x and of the network's output, with ᾱ = now (v: arXiv:2202.00512, appendix D)."""
-    signal, noise = _roots(now)
+def _x0_of(options: _Options, signal: Floats, noise: Floats) -> tuple[Floats, Floats]:
+    """x0 as weights (n,) of x and of the network's output (v: arXiv:2202.00512, appendix D)."""
     if options.prediction_type == "epsilon":
         return np.reciprocal(signal), -np.divide(noise, signal)
     if options.prediction_type == "sample":
-        return np.zeros_like(now), np.ones_like(now)
+        return np.zeros_like(signal), np.ones_like(signal)
     return signal, -noise
 
 
@@ -361,6 +421,83 @@ def _limits(options: _Options) -> Limits:
 
 
 # The schedules
+
+
+def _levels(options: _Options, steps: int) -> tuple[NDArray[np.int64], Floats]:
+    """Timesteps (n,) of DPM-Solver++ and σ = noise / signal at each, (n + 1,): the last is where the run ends.
+
+    σ falls evenly in its seventh roots (Karras: arXiv:2206.00364, equation 5), in its logarithm (Lu: arXiv:2206.00927,
+    section 3.3; exponential), or as the timesteps say.
+    """
+    _, bars = _schedule(options)
+    if options.rescale_betas_zero_snr:
+        bars[-1] = 2.0**-24  # diffusers' stand-in for 0, which has no logarithm
+    all_sigmas = np.sqrt((1 - bars) / bars)
+    if options.use_karras_sigmas:
+        sigmas = _ramp(float(all_sigmas[-1]) ** (1 / 7), float(all_sigmas[0]) ** (1 / 7), steps) ** 7
+    elif options.use_lu_lambdas:
+        logs = np.log(all_sigmas)
+        sigmas = np.exp(_ramp(float(logs[-1]), float(logs[0]), steps))
+    elif options.use_exponential_sigmas:
+        sigmas = np.exp(np.linspace(math.log(all_sigmas[-1]), math.log(all_sigmas[0]), steps))
+    else:
+        times = _spaced_for_multistep(options, steps, bars)
+        sigmas = np.interp(times, np.arange(len(all_sigmas)), all_sigmas)
+        return times, _ended(options, sigmas, all_sigmas)
+    exact = _times_of(sigmas, np.log(all_sigmas))
+    # diffusers rounds those of Karras and Lu to whole timesteps, but for the cosine schedule, and cuts the others off.
+    rounded = options.beta_schedule != "squaredcos_cap_v2" and not options.use_exponential_sigmas
+    return (exact.round() if rounded else exact).astype(np.int64), _ended(options, sigmas, all_sigmas)
+
+
+def _ended(options: _Options, sigmas: NDArray[np.float64], all_sigmas: Floats) -> Floats:
+    """The σ (n,) of a run with the one that it ends at: none, or the smallest of training."""
+    last = 0.0 if options.final_sigmas_type == "zero" else all_sigmas[0]
+    return np.append(sigmas, last).astype(np.float32)
+
+
+def _ramp(start: float, end: float, count: int) -> NDArray[np.float64]:
+    """Evenly spaced numbers, rounded as diffusers rounds them: a timestep that is cut to a whole one depends on it."""
+    return start + np.linspace(0, 1, count) * (end - start)
+
+
+def _times_of(sigmas: NDArray[np.float64], logs: Floats) -> NDArray[np.float64]:
+    """Timesteps, between whole ones, at which training has these σ; `logs` (T,) are the logarithms of training's."""
+    wanted = np.log(np.maximum(sigmas, 1e-10))
+    low = np.clip(np.searchsorted(logs, wanted, side="right") - 1, 0, len(logs) - 2)
+    share = np.clip((logs[low] - wanted) / (logs[low] - logs[low + 1]), 0, 1)
+    times: NDArray[np.float64] = (1 - share) * low + share * (low + 1)
+    return times
+
+
+def _spaced_for_multistep(options: _Options, steps: int, bars: Floats) -> NDArray[np.int64]:
+    """As `_spaced`, with the differences of diffusers' multistep schedulers: one step more is counted, and left out.
+
+    Timesteps with a log-SNR below `lambda_min_clipped` are never begun at.
+    """
+    lambdas = np.log(np.sqrt(bars)) - np.log(np.sqrt(1 - bars))
+    times: NDArray[np.floating | np.integer]
+    last = int((lambdas >= options.lambda_min_clipped).sum())
+    if options.timestep_spacing == "linspace":
+        times = np.linspace(0, last - 1, steps + 1).round()[:0:-1]
+    elif options.timestep_spacing == "trailing":
+        times = np.arange(last, 0, -options.num_train_timesteps / steps)[:steps].round() - 1
+    else:
+        ratio = last // (steps + 1)
+        if ratio == 0:
+            raise InputError(f"{steps} steps are too many for leading timesteps of DPM-Solver++; ask for fewer.")
+        times = np.arange(steps, 0, -1) * ratio + options.steps_offset
+    return times.astype(np.int64)
+
+
+def _of_second_order(options: _Options, steps: int) -> NDArray[np.bool_]:
+    """Which steps (steps,) of DPM-Solver++ may look at the x0 of the step before."""
+    second = np.full(steps, options.solver_order == 2)
+    second[0] = False
+    few = options.lower_order_final and steps < 15
+    if options.euler_at_final or few or options.final_sigmas_type == "zero":
+        second[-1] = False
+    return second
 
 
 def _spaced(options: _Options, steps: int) -> NDArray[np.int64]:
@@ -445,7 +582,7 @@ class _Options:
     num_train_timesteps: int
     beta_schedule: str
     variance_type: str = "fixed_small"
-    clip_sample: bool = True
+    clip_sample: bool = False
     clip_sample_range: float = 1.0
     prediction_type: str = "epsilon"
     beta_start: float = 0.0001
@@ -458,6 +595,16 @@ class _Options:
     steps_offset: int = 0
     rescale_betas_zero_snr: bool = False
     set_alpha_to_one: bool = True
+    solver_order: int = 2
+    algorithm_type: str = "dpmsolver++"
+    solver_type: str = "midpoint"
+    lower_order_final: bool = True
+    euler_at_final: bool = False
+    final_sigmas_type: str = "zero"
+    lambda_min_clipped: float = -math.inf
+    use_karras_sigmas: bool = False
+    use_lu_lambdas: bool = False
+    use_exponential_sigmas: bool = False
 
 
 _Check = Callable[[Any], str | None]  # says what was expected, where the value is not it
@@ -471,6 +618,10 @@ def _whole(least: int) -> _Check:
     most = 10**6  # keeps a damaged config from asking for all memory
     good = range(least, most + 1)
     return lambda value: None if type(value) is int and value in good else f"a whole number from {least} to {most}"
+
+
+def _one_of_numbers(*numbers: int) -> _Check:
+    return lambda value: None if type(value) is int and value in numbers else " or ".join(map(str, numbers))
 
 
 def _number(expected: str, good: Callable[[float], bool]) -> _Check:
@@ -487,6 +638,14 @@ def _or_null(check: _Check) -> _Check:
 
 def _flag(value: Any) -> str | None:
     return None if isinstance(value, bool) else "true or false"
+
+
+def _off(value: Any) -> str | None:
+    return None if value is False else "false"
+
+
+def _lower_bound(value: Any) -> str | None:
+    return None if value == -math.inf or _is_number(value) else "a number, or minus infinity"
 
 
 def _numbers(value: Any) -> str | None:
@@ -538,6 +697,22 @@ _CLASSES: dict[str, dict[str, tuple[Any, _Check]]] = {
         "beta_schedule": ("linear", _one_of("linear", "scaled_linear", "squaredcos_cap_v2")),
         "set_alpha_to_one": (True, _flag),
     },
+    "DPMSolverMultistepScheduler": {
+        **{key: rule for key, rule in _SHARED.items() if key not in ("clip_sample", "clip_sample_range")},
+        "beta_schedule": ("linear", _one_of("linear", "scaled_linear", "squaredcos_cap_v2")),
+        "timestep_spacing": ("linspace", _one_of("leading", "linspace", "trailing")),
+        "solver_order": (2, _one_of_numbers(1, 2)),
+        "algorithm_type": ("dpmsolver++", _one_of("dpmsolver++", "sde-dpmsolver++")),
+        "solver_type": ("midpoint", _one_of("midpoint", "heun")),
+        "lower_order_final": (True, _flag),
+        "euler_at_final": (False, _flag),
+        "final_sigmas_type": ("zero", _one_of("zero", "sigma_min")),
+        "lambda_min_clipped": (-math.inf, _lower_bound),
+        "use_karras_sigmas": (False, _or_null(_flag)),
+        "use_lu_lambdas": (False, _or_null(_flag)),
+        "use_exponential_sigmas": (False, _or_null(_flag)),
+        **{key: (False, _or_null(_off)) for key in ("use_beta_sigmas", "use_flow_sigmas", "use_dynamic_shifting")},
+    },
     "UnCLIPScheduler": {
         "num_train_timesteps": (1000, _whole(1)),
         "variance_type": ("fixed_small_log", _one_of("fixed_small_log", "learned_range")),
@@ -548,14 +723,32 @@ _CLASSES: dict[str, dict[str, tuple[Any, _Check]]] = {
     },
 }
 
-# diffusers writes these and other schedulers' options into a DDPM or DDIM config that was converted, and ignores them.
+# diffusers writes these and other schedulers' options into a config that was converted, and ignores them.
 _FOREIGN = {
-    *("algorithm_type", "disable_corrector", "euler_at_final", "final_sigmas_type", "flow_shift", "interpolation_type"),
+    *(
+        "clip_sample",
+        "clip_sample_range",
+        "algorithm_type",
+        "disable_corrector",
+        "euler_at_final",
+        "final_sigmas_type",
+        "flow_shift",
+        "interpolation_type",
+    ),
     *("lambda_min_clipped", "lower_order_final", "predict_x0", "rho", "set_alpha_to_one", "shift_terminal"),
     *("sigma_data", "sigma_max", "sigma_min", "sigma_schedule", "skip_prk_steps", "solver_order", "solver_p"),
     *("solver_type", "time_shift_type", "timestep_type", "use_beta_sigmas", "use_dynamic_shifting"),
     *("use_exponential_sigmas", "use_flow_sigmas", "use_karras_sigmas", "use_lu_lambdas", "variance_type"),
 }
+
+
+_NAMES = {
+    "ddpm": "DDPMScheduler",
+    "ddim": "DDIMScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "dpmsolvermultistep": "DPMSolverMultistepScheduler",
+}
+"""Classes of schedulers for the decoder by the names, in small letters, that `switch` knows them by."""
 
 
 def switch(config: Config, name: str) -> dict[str, Any]:
@@ -565,8 +758,8 @@ def switch(config: Config, name: str) -> dict[str, Any]:
     default, unless diffusers stored it in the config from an earlier conversion.
 
     Args:
-        config: A DDPM or DDIM config with its `_class_name`.
-        name: "DDPM" or "DDIM", in any case, with or without "Scheduler".
+        config: A DDPM, DDIM or DPM-Solver++ config with its `_class_name`.
+        name: "DDPM", "DDIM" or "DPM++" (diffusers' "DPMSolverMultistep"), in any case, with or without "Scheduler".
 
     Returns:
         Every option of the new class, and its `_class_name`.
@@ -574,13 +767,12 @@ def switch(config: Config, name: str) -> dict[str, Any]:
     Raises:
         InputError: The name or the config is not supported.
     """
-    choices = {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler"}
-    wanted = choices.get(name.lower().removesuffix("scheduler")) if isinstance(name, str) else None
+    wanted = _NAMES.get(name.lower().removesuffix("scheduler")) if isinstance(name, str) else None
     if wanted is None:
-        raise InputError(f"The scheduler must be DDPM or DDIM, not {name!r}.")
+        raise InputError(f"The scheduler must be DDPM, DDIM or DPM++, not {name!r}.")
     current = _class_name(config)
-    if current not in choices.values():
-        raise InputError(f"A {current} config cannot be switched to {wanted}: only DDPM and DDIM share their options.")
+    if current not in _NAMES.values():
+        raise InputError(f"A {current} config cannot be switched to {wanted}: they share no options.")
     _read(current, config)
     options = {key: default for key, (default, _) in _CLASSES[wanted].items()}
     kept = {key: value for key, value in config.items() if key in options}
@@ -605,7 +797,9 @@ def _read(name: str, config: Config) -> _Options:
             f"The {name} config has {len(betas)} trained_betas, fewer than its {values['num_train_timesteps']} "
             "num_train_timesteps."
         )
-    return _Options(**values)
+    if values.get("use_karras_sigmas") and values.get("use_exponential_sigmas"):
+        raise InputError(f"The {name} config has use_karras_sigmas and use_exponential_sigmas; expected one of them.")
+    return _Options(**{key: value for key, value in values.items() if key in _Options.__dataclass_fields__})
 
 
 def _class_name(config: Config) -> str:

@@ -57,11 +57,10 @@ class Sources:
         seeds, generators = _seeds(asked, len(prompts))
         self._require(_PRIOR)
         table = self._table(asked)
-        noise = self._prior_noise(asked, len(seeds) * (1 if negatives is None else 2))
+        noise = self._prior_noise(asked, len(seeds), negatives)
 
         def embed() -> Embeddings:
-            beginning = None if noise is None else Beginning(noise)
-            return self._run(prompts, negatives, generators, table, asked, beginning)
+            return self._run(prompts, negatives, generators, table, asked, Beginning(noise))
 
         return Source(seeds, generators, _PRIOR, embed)
 
@@ -77,12 +76,11 @@ class Sources:
                 f"image has {len(given)} pictures for {len(prompts)} prompts; expected one for all, or one a prompt."
             )
         table = self._table(asked).last_part(arguments.share("strength", strength))
-        scales = schedulers.noise_scales(self._bundle.manifest.schedulers["prior"], table.timesteps[:1])[0]
-        noise = self._prior_noise(asked, len(seeds) * (1 if negatives is None else 2))
+        noise = self._prior_noise(asked, len(seeds), negatives)
 
         def embed() -> Embeddings:
             embeds = clip_image.encode(self._stages, given) if isinstance(given, list) else given
-            beginning = Beginning(noise, np.repeat(embeds, len(seeds) // len(embeds), axis=0), scales)
+            beginning = Beginning(noise, np.repeat(embeds, len(seeds) // len(embeds), axis=0), table.scales[0])
             return self._run(prompts, negatives, generators, table, asked, beginning)
 
         return Source(seeds, generators, (*encoder, *_PRIOR), embed)
@@ -114,10 +112,10 @@ class Sources:
         components = (*encoder, *(_PRIOR if runs_prior else ()))
         self._require(components)
         table = self._table(asked)
-        noise = self._prior_noise(asked, len(seeds) * (1 if negatives is None else 2))
+        noise = self._prior_noise(asked, len(seeds), negatives)
 
         def of_text(text: str) -> Embeddings:
-            return self._run([text], negatives, generators, table, asked, None if noise is None else Beginning(noise))
+            return self._run([text], negatives, generators, table, asked, Beginning(noise))
 
         def of_part(part: str | PIL.Image.Image) -> Floats:
             if isinstance(part, str):
@@ -163,7 +161,7 @@ class Sources:
         generators: Sequence[Generator],
         table: Table,
         asked: Options,
-        beginning: Beginning | None,
+        beginning: Beginning,
     ) -> Embeddings:
         """One run of the prior, with as many pictures a prompt as there are generators for."""
         times = len(generators) // len(prompts)
@@ -175,6 +173,7 @@ class Sources:
             None if negatives is None else _repeat(negatives, times),
             generators,
             guidance_scale=arguments.scale("prior_guidance_scale", asked["prior_guidance_scale"]),
+            at_once=asked["batch_size"],
             beginning=beginning,
             on_step=self._on_step(asked["prior_callback_on_step_end"], table.timesteps),
         )
@@ -189,11 +188,14 @@ class Sources:
         for name in components:
             self._bundle.component(name)
 
-    def _prior_noise(self, asked: Options, rows: int) -> Floats | None:
+    def _prior_noise(self, asked: Options, pictures: int, negatives: Sequence[str] | None) -> Floats | None:
+        """The caller's noise (copies, n, E), checked."""
         if asked["prior_latents"] is None:
             return None
-        shape = (rows, self._width)
-        return inputs.floats("prior_latents", asked["prior_latents"], f"{shape}, noise", shape)
+        copies = 1 if negatives is None else 2
+        shape = (copies * pictures, self._width)
+        noise = inputs.floats("prior_latents", asked["prior_latents"], f"{shape}, noise", shape)
+        return noise.reshape(copies, pictures, self._width)
 
     def _embeds_or_pictures(self, image: Any) -> Floats | list[PIL.Image.Image]:
         """Pictures, or their embeddings (n, E), which diffusers takes too."""
@@ -226,6 +228,8 @@ def _prompts(prompt: object, negative_prompt: object) -> tuple[list[str], list[s
 
 def _seeds(asked: Options, prompts: int) -> tuple[list[int], list[Generator]]:
     """One seed and one generator a picture."""
+    if asked["batch_size"] is not None:
+        arguments.whole("batch_size", asked["batch_size"], 1, arguments.MAX_PICTURES)
     times = arguments.whole("num_images_per_prompt", asked["num_images_per_prompt"], 1, arguments.MAX_PICTURES)
     seeds = arguments.seeds(asked["seed"], prompts * times)
     return seeds, [Generator(each) for each in seeds]

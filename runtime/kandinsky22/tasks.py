@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from kandinsky22 import arguments, decoder, inputs, masks, schedulers
+from kandinsky22 import arguments, decoder, inputs, masks
 from kandinsky22.arrays import Array, Floats
 from kandinsky22.bundle import Manifest
 from kandinsky22.decoder import Conditions
@@ -101,7 +101,6 @@ def controlled(hint: Any, image: Any, strength: object) -> Task:
 def conditions(
     stages: Stages,
     task: Task,
-    config: schedulers.Config,
     table: Table,
     shape: Shape,
     pictures: int,
@@ -109,8 +108,8 @@ def conditions(
 ) -> Conditions:
     """Encode a task's inputs at the latents' `shape` (C, h, w), repeated to one a picture.
 
-    `table` has the steps that are run, and `config` is of the scheduler that made it; `noise` (pictures, C, h, w) is
-    the caller's. Raises InputError where a mask has nothing to repaint at this size.
+    `table` has the steps that are run; `noise` (pictures, C, h, w) is the caller's. Raises InputError where a mask has
+    nothing to repaint at this size.
     """
     size = _pixels(stages.bundle.manifest, shape)
     found = Conditions(component=task.component, noise=noise)
@@ -121,12 +120,13 @@ def conditions(
             known = decoder.to_latents(stages, pixels)
         found = dataclasses.replace(found, known=_spread(known, pictures))
     if task.strength is not None:
-        found = dataclasses.replace(found, start=schedulers.noise_scales(config, table.timesteps[:1])[0])
+        found = dataclasses.replace(found, start=table.scales[0])
     if task.masks is not None:
         found = dataclasses.replace(
             found,
             mask=_spread(_latent_masks(stages.bundle.manifest, task.masks, size), pictures),
-            paste=_paste_scales(config, table),
+            # to the next timestep, and not at all after the last
+            paste=np.concatenate([table.scales[1:], np.array([[1, 0]], np.float32)]),
         )
     if task.hints is not None:
         hints = np.stack([inputs.resized_depth(hint, *size) for hint in task.hints])
@@ -156,11 +156,6 @@ def _latent_masks(manifest: Manifest, found: Sequence[PIL.Image.Image], size: tu
             f"{downscale} pixels that are repainted together; paint it larger."
         )
     return masks.prepare_mask(latent)
-
-
-def _paste_scales(config: schedulers.Config, table: Table) -> Floats:
-    """How the known region is noised after each step (n, 2): to the next timestep, and not at all after the last."""
-    return np.concatenate([schedulers.noise_scales(config, table.timesteps[1:]), np.array([[1, 0]], np.float32)])
 
 
 def _spread(values: Array, pictures: int) -> Floats:

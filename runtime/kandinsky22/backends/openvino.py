@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ class OpenVinoComponent:
     def __init__(self, graph: Path, component: Component, settings: Settings) -> None:
         import openvino as ov
 
-        core = ov.Core()
+        core = _core()
         precision = _precision(core, settings.precision)
         config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
         if settings.threads is not None:
@@ -68,7 +69,7 @@ class OpenVinoBackend:
         try:
             import openvino as ov
 
-            core = ov.Core()
+            core = _core()
             name = core.get_property(DEVICE, "FULL_DEVICE_NAME").strip()
             precision = _precision(core, "auto")
         except ImportError as error:
@@ -80,6 +81,19 @@ class OpenVinoBackend:
     def load(self, bundle: Bundle, name: str, settings: Settings) -> LoadedComponent:
         """See `Backend.load`."""
         return OpenVinoComponent(bundle.graph(name), bundle.component(name), settings)
+
+
+@functools.cache
+def _core() -> Any:
+    """OpenVINO, started once and never stopped.
+
+    Its CPU plugin gives the thread that starts it an alternate stack for signals, and puts the one before back when it
+    stops. Where two of them overlap, the second puts back the memory that the first has freed, and the next signal
+    (Ctrl-C, since Python handles signals on that stack) ends the process with a segmentation fault.
+    """
+    import openvino as ov
+
+    return ov.Core()
 
 
 def _precision(core: Any, asked: str) -> str:
