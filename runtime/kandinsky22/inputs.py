@@ -31,9 +31,9 @@ Picture = str | Path | PIL.Image.Image | Array
 LARGEST = 178_956_970
 """Pixels of a file: Pillow's own limit against pictures that are small on disk and fill the memory."""
 
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 _EXPECTED = "expected one picture as PNG, JPEG, WebP, BMP, GIF, TIFF or AVIF"
-_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, struct.error)
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 """What Pillow raises over damaged files."""
 _DEEP = ("I", "F")
 """PIL's modes of one channel with more than 8 bits; "I;16" and its kin begin with I as well."""
@@ -141,7 +141,7 @@ def _opened(name: str, path: str | Path) -> PIL.Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's about large pictures and damaged EXIF
-            with PIL.Image.open(path, formats=_FORMATS) as file:
+            with PIL.Image.open(path, formats=_formats()) as file:
                 _refuse_several(f"{name} {path}", file)
                 file.load()
                 return _upright(file)
@@ -157,6 +157,12 @@ def _opened(name: str, path: str | Path) -> PIL.Image.Image:
         raise InputError(f"{name} {path} cannot be read ({_reason(error)}); {_EXPECTED}.") from error
 
 
+def _formats() -> list[str]:
+    """Of the formats that are read, those that this Pillow has: AVIF came late, and is left out of some builds."""
+    PIL.Image.init()
+    return [name for name in _FORMATS if name in PIL.Image.OPEN]
+
+
 def _refuse_several(name: str, file: PIL.Image.Image) -> None:
     """Refuse animations and pages: nobody can know which one is meant. An MPO's others are previews."""
     count = getattr(file, "n_frames", 1)
@@ -168,7 +174,7 @@ def _upright(source: PIL.Image.Image) -> PIL.Image.Image:
     """Turned as EXIF says. Damaged EXIF says nothing: the picture itself was read."""
     try:
         return PIL.ImageOps.exif_transpose(source)
-    except _DAMAGE:
+    except (*_DAMAGE, KeyError, TypeError):
         return source.copy()
 
 
