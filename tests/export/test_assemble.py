@@ -241,8 +241,12 @@ def test_the_manifest(tiny_bundle: Path, tiny_manifest: Manifest, tiny_parts: ti
 
 def test_half_precision(tmp_path: Path, tiny_checkpoint: Path) -> None:
     manifest = export(
-        str(tiny_checkpoint / "prior"), tmp_path / "half", precision="fp16", components=["text_encoder", "prior_step"]
+        str(tiny_checkpoint / "controlnet"),
+        tmp_path / "half",
+        precision="fp16",
+        components=["text_encoder", "image_encoder", "prior_step", "hint_encoder"],
     )
+    assert len(manifest.components) == 4
     for component in manifest.components.values():
         assert component.precision == "fp16"
         assert all(1e-5 < check["error"] <= check["bound"] for check in component.checks)

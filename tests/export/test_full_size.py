@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COUNTS = {"text_encoder": 0.69e9, "prior_step": 1.026e9, "decoder_step": 1.253e9, "movq_decoder": 0.040e9}
+COUNTS = {
+    "text_encoder": 0.69e9,
+    "prior_step": 1.026e9,
+    "decoder_step": 1.253e9,
+    "movq_encoder": 0.0274e9,
+    "movq_decoder": 0.040e9,
+}
 LARGEST = 9.0  # GiB
 
 
@@ -25,6 +31,26 @@ def test_the_published_sizes_are_exported_and_run_within_nine_gigabytes(tmp_path
     quick = ["--size", "512x512", "--steps", "2", "--prior-steps", "2", "--seed", "0"]
     _run("kandinsky22", "generate", bundle, "a fox", *quick, "--backend", "openvino", "--low-memory", "-o", picture)
     assert picture.stat().st_size > 1000
+
+
+TASKS = {
+    "image_encoder": 1.84e9,
+    "hint_encoder": 0.36e6,
+    "decoder_step_controlnet": 1.253e9,
+    "decoder_step_inpaint": 1.253e9,
+    "movq_encoder": 0.0274e9,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("component", TASKS)
+def test_the_components_of_the_other_tasks_are_exported_within_nine_gigabytes(tmp_path: Path, component: str) -> None:
+    arguments = ["--architecture", "kandinsky-2.2-all", "--random-weights", "0", "--precision", "fp16", "--json"]
+    out = _run("kandinsky22_export.cli", *arguments, "--components", component, "-o", tmp_path / "bundle")
+    components = json.loads(out)["manifest"]["components"]
+    assert {name: each["parameters"] for name, each in components.items()} == {
+        component: pytest.approx(TASKS[component], rel=0.01)
+    }
 
 
 def _run(module: str, *arguments: object) -> str:
