@@ -263,7 +263,6 @@ def everything() -> list[TaskCase]:
                     masks = ("middle", "border", "corner", "all", "speckled", "colours")
                     cases += [TaskCase("inpaint", mask=mask, **plain) for mask in masks]
                     cases += [TaskCase("controlnet", **plain), TaskCase("mix", **plain)]
-                    if size[0] == size[1]:  # diffusers' own takes hint and picture in different orders
-                        cases += [TaskCase("controlnet_img2img", strength=s, **plain) for s in (0.3, 0.9)]
+                    cases += [TaskCase("controlnet_img2img", strength=s, **plain) for s in (0.3, 0.9)]
                 cases.append(TaskCase("variations", **shared))
     return cases
