@@ -1,17 +1,21 @@
 """How much memory a task will take, before it starts: a model, not a promise.
 
-A component takes its weights and, while it runs, activations. Weights are `parameters` times the bytes that a backend
-holds for each at its peak, while it loads. Activations grow with the pixels, the pictures at once, guidance's branches,
-and the network's width, which is taken from its parameters: the published UNet has 384 channels at 1.25 billion, the
-published MoVQ 128 at 68 million, and parameters grow with the square of the width. Only one component runs at a time,
-so that a task's peak is the weights that are held and the largest activations.
+A component takes its weights and, while it runs, activations. Weights are its parameters times the bytes that a backend
+holds for each at its peak, while it loads. Activations grow with the pixels, with the pictures at once and guidance's
+branches, and with the network's width, which is taken from its parameters: they grow with the square of it. Where a
+backend writes attention's scores out, those grow with the square of the pixels. One component runs at a time, so that
+a task's peak is the weights that are held and the largest activations.
 
-The figures below were measured on CPUs, see docs/bundle.md; the backends on a GPU are not modelled, and not checked.
+`COSTS` was measured on CPUs: MoVQ at its published size (ONNX Runtime 1.31.1 at 512 and 1024 pixels a side, OpenVINO
+2026.4.1 in bf16 at 1024 and 2048), the UNet's weights at the published size (OpenVINO) and its activations on the tiny
+one (ONNX Runtime at 512, 1024 and 1536, OpenVINO in fp32 at 512 and 1024), from which they are scaled by the width.
+What runs on a GPU is not modelled, and not checked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from kandinsky22 import arguments
@@ -23,14 +27,45 @@ GIB = 1 << 30
 
 BASE = 0.5 * GIB
 """Of the process, with NumPy, Pillow and a backend."""
-WEIGHT_BYTES = {"fp32": 8.0, "bf16": 6.0}
-"""A parameter at the peak of loading, by the precision that is computed in."""
-UNET_CHANNELS, UNET_PARAMETERS = 384, 1.253e9
-UNET_BYTES = {"fp32": 60.0, "bf16": 40.0}
-"""For each latent pixel, channel of the first level and branch."""
-MOVQ_CHANNELS, MOVQ_PARAMETERS = 128, 67.8e6
-MOVQ_BYTES = {"fp32": 45.0, "bf16": 22.0}
-"""For each pixel of a picture and channel of the first level."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes that a backend takes in a precision.
+
+    `weight`: for a parameter, at the peak of loading. `unet`: for a latent pixel, a branch and a channel of the UNet's
+    first level. `movq`: for a pixel of a picture and a channel of MoVQ's first level. `score`: for each of attention's.
+    """
+
+    weight: float
+    unet: float
+    movq: float
+    score: float
+
+
+COSTS = {
+    ("onnxruntime", "fp32"): Cost(weight=8, unet=60, movq=45, score=4),
+    ("openvino", "fp32"): Cost(weight=8, unet=100, movq=45, score=0),
+    ("openvino", "bf16"): Cost(weight=6, unet=60, movq=20, score=0),
+}
+
+
+@dataclass(frozen=True)
+class Width:
+    """Of a published network: channels of its first level, and parameters."""
+
+    channels: int
+    parameters: float
+
+    def of(self, parameters: float) -> float:
+        """Channels of a network of the same build with so many parameters."""
+        return float(self.channels * (parameters / self.parameters) ** 0.5)
+
+
+UNET = Width(384, 1.253e9)
+MOVQ = {"movq_encoder": Width(128, 27.4e6), "movq_decoder": Width(128, 40.4e6)}
+CHANNELS_A_HEAD = 32
+"""Channels of the UNet's first level for each head of its second, the first with attention: 12 heads at 384."""
 
 
 def estimate(
@@ -40,7 +75,7 @@ def estimate(
     pictures: int,
     *,
     guided: bool,
-    precision: str,
+    cost: Cost,
     low_memory: bool,
 ) -> float:
     """Bytes at the peak of a run on a CPU.
@@ -51,26 +86,26 @@ def estimate(
         latent_pixels: Height times width of a picture's latents.
         pictures: How many the decoder denoises at once.
         guided: Whether each is denoised twice a step.
-        precision: What the backend computes in, "fp32" or "bf16".
+        cost: Of the backend and the precision.
         low_memory: Whether only one component is held at a time.
     """
-    weights: dict[str, float] = {}
-    activations: dict[str, float] = {}
-    for name in components:
-        parameters = manifest.components[name].parameters
-        weights[name] = parameters * WEIGHT_BYTES[precision]
-        if name.startswith("decoder_step"):
-            channels = UNET_CHANNELS * (parameters / UNET_PARAMETERS) ** 0.5
-            rows = latent_pixels * pictures * (2 if guided else 1)
-            activations[name] = rows * channels * UNET_BYTES[precision]
-        elif name.startswith("movq"):
-            channels = MOVQ_CHANNELS * (parameters / MOVQ_PARAMETERS) ** 0.5
-            pixels = latent_pixels * int(manifest.geometry["downscale"]) ** 2
-            activations[name] = pixels * channels * MOVQ_BYTES[precision]  # large pictures go one by one
-        else:
-            activations[name] = 0.0
+    rows = pictures * (2 if guided else 1)
+    downscale = int(manifest.geometry["downscale"])
+    parameters = {name: manifest.components[name].parameters for name in components}
+    weights = {name: count * cost.weight for name, count in parameters.items()}
     held = 0.0 if low_memory else sum(weights.values())
-    return BASE + max((weights[name] if low_memory else held) + activations[name] for name in components)
+    peaks = []
+    for name, count in parameters.items():
+        activations = 0.0  # of the others they are small beside the weights
+        if name.startswith("decoder_step"):
+            width = UNET.of(count)
+            scores = width / CHANNELS_A_HEAD * (latent_pixels / 4) ** 2
+            activations = rows * (latent_pixels * width * cost.unet + scores * cost.score)
+        elif name in MOVQ:  # large pictures go through it one by one; its attention has one head
+            pixels = latent_pixels * downscale**2
+            activations = pixels * MOVQ[name].of(count) * cost.movq + latent_pixels**2 * cost.score
+        peaks.append((weights[name] if low_memory else held) + activations)
+    return BASE + max(peaks)
 
 
 def check(
@@ -78,7 +113,8 @@ def check(
 ) -> None:
     """Raise InputError where `estimate` is more than `stages.memory_limit`, in bytes; None checks nothing."""
     most = stages.memory_limit
-    if most is None or stages.precision not in WEIGHT_BYTES:
+    cost = COSTS.get((stages.backend_name, stages.precision))
+    if most is None or cost is None:
         return
     needed = estimate(
         stages.bundle.manifest,
@@ -86,7 +122,7 @@ def check(
         shape[1] * shape[2],
         pictures,
         guided=guided,
-        precision=stages.precision,
+        cost=cost,
         low_memory=stages.low_memory,
     )
     if needed > most:

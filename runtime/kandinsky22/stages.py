@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kandinsky22.backends import Backend, LoadedComponent, Settings
+from kandinsky22.backends import Availability, Backend, LoadedComponent, Settings
 from kandinsky22.bundle import Bundle
 
 
@@ -52,12 +52,19 @@ class Stages:
             if self.low_memory:
                 self._loaded.pop(name).close()
 
-    @functools.cached_property
+    @property
     def precision(self) -> str:
         """What graphs are computed in: "fp32" or "bf16", or "bundle" where a GPU takes what was exported."""
-        if self._settings.precision != "auto":
-            return self._settings.precision
-        return self._backend.availability(self.bundle).precision
+        return self._settings.precision if self._settings.precision != "auto" else self._availability.precision
+
+    @property
+    def backend_name(self) -> str:
+        """The backend's name, or "" where it runs on a GPU."""
+        return "" if self._availability.gpu else self._availability.name
+
+    @functools.cached_property
+    def _availability(self) -> Availability:
+        return self._backend.availability(self.bundle)
 
     def close(self) -> None:
         """Free every component."""
