@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn, Protocol
 
 import kandinsky22
-from kandinsky22.commands import build, doctor, generate, mix, show, variations, verify
+from kandinsky22.commands import bench, build, doctor, generate, mix, show, variations, verify
 from kandinsky22.errors import KandinskyError
 
 INTERRUPTED = 130
@@ -37,6 +37,7 @@ COMMANDS: dict[str, Command] = {
     "variations": variations,
     "build": build,
     "verify": verify,
+    "bench": bench,
     "show": show,
     "doctor": doctor,
 }

@@ -30,7 +30,7 @@ class OpenVinoComponent:
         if settings.threads is not None:
             config["INFERENCE_NUM_THREADS"] = settings.threads
         try:
-            model = core.compile_model(graph, DEVICE, config)
+            model = core.compile_model(_in_float32(core.read_model(graph)), DEVICE, config)
         except RuntimeError as error:
             raise BackendError(f"OpenVINO {ov.__version__} cannot load {graph}: {_last_line(error)}") from error
         self._request: Any = model.create_infer_request()
@@ -81,6 +81,33 @@ class OpenVinoBackend:
     def load(self, bundle: Bundle, name: str, settings: Settings) -> LoadedComponent:
         """See `Backend.load`."""
         return OpenVinoComponent(bundle.graph(name), bundle.component(name), settings)
+
+
+def _in_float32(model: Any) -> Any:
+    """A graph in half precision as one in float32 over the same weights; any other as it is.
+
+    Given a graph in half precision, OpenVINO makes a float32 copy of all weights before it packs them for the
+    processor. Given a graph in float32 that converts its half-precision weights, it takes them from the file, mapped
+    into memory, one by one: the form of its own compressed models, whose conversions carry the same mark. Loading the
+    published UNet then peaks at 4.9 GiB instead of 7.5, of which 2.4 are the file's.
+    """
+    from openvino import Type, opset13
+
+    for node in model.get_ordered_ops():
+        if node.get_output_size() != 1 or node.get_output_element_type(0) != Type.f16:
+            continue
+        kind, users = node.get_type_name(), node.output(0).get_target_inputs()
+        if kind == "Constant":
+            widened = opset13.convert(node, "f32")
+            widened.get_rt_info()["decompression_0"] = ""
+        elif kind == "Convert":
+            widened = opset13.convert(node.input_value(0), "f32")
+        else:
+            continue  # it takes the type of its inputs
+        for user in users:
+            user.replace_source_output(widened.output(0))
+    model.validate_nodes_and_infer_types()
+    return model
 
 
 @functools.cache
