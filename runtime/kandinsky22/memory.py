@@ -6,11 +6,11 @@ branches, and with the network's width, which is taken from its parameters: they
 backend writes attention's scores out, those grow with the square of the pixels. One component runs at a time, so that
 a task's peak is the weights that are held and the largest activations.
 
-OpenVINO maps the weights of an fp16 bundle and copies those of an fp32 one: 4.9 and 8.1 GiB for the published UNet in
-bf16, between which the model stands. `COSTS` was measured on CPUs: MoVQ at its published size (ONNX Runtime 1.31.1 at 512 and 1024 pixels a side, OpenVINO
+`COSTS` was measured on CPUs: MoVQ at its published size (ONNX Runtime 1.31.1 at 512 and 1024 pixels a side, OpenVINO
 2026.4.1 in bf16 at 1024 and 2048), the UNet's weights at the published size (OpenVINO) and its activations on the tiny
 one (ONNX Runtime at 512, 1024 and 1536, OpenVINO in fp32 at 512 and 1024), from which they are scaled by the width.
-What runs on a GPU is not modelled, and not checked.
+OpenVINO maps the weights of an fp16 bundle and copies those of an fp32 one: 4.9 and 8.1 GiB for the published UNet in
+bf16, between which the model stands. What runs on a GPU is not modelled, and not checked.
 """
 
 from __future__ import annotations
