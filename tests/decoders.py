@@ -41,6 +41,9 @@ def _make(decoder: Path, name: str, destination: Path) -> None:
     with torch.no_grad():
         unet.conv_in.weight.normal_(0, EXTRA / old[0, 0].numel() ** 0.5, generator=generator)
         unet.conv_in.weight[:, : old.shape[1]] = old
+        if controlled:
+            for parameter in unet.add_embedding.input_hint_block.parameters():  # as drawn, its output is almost nothing
+                parameter.normal_(0, (2 / parameter[0].numel()) ** 0.5, generator=generator)
     cls = KandinskyV22ControlnetPipeline if controlled else KandinskyV22InpaintPipeline
     movq = VQModel.from_pretrained(decoder / "movq")
     scheduler = DDPMScheduler.from_pretrained(decoder / "scheduler")
