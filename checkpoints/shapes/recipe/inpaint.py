@@ -15,7 +15,7 @@ from recipe import drawing, loop
 from recipe.dataset import PART, PARTS, Dataset, encoded
 from recipe.unet import conditions, denoising_loss, widened
 
-STEPS, BATCH, PEAK_RATE = 3500, 32, 6e-4
+STEPS, BATCH, PEAK_RATE = 2800, 32, 6e-4
 CELLS = 16
 # Drawings of the first parts are asked for in place of another picture; those of the rest are repainted as they were.
 OTHER_PARTS = PARTS // 2

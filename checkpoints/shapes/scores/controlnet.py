@@ -49,7 +49,7 @@ def painted_figures(pictures: Tensor, scenes: Tensor) -> Tensor:
     """Figures in pictures (n, 3, H, W) in -1..1, bool (n, H, W): nearer to the figure's asked colour than the ground's.
 
     The boundary is half way between the two palette colours, which is where a clean edge covers half a pixel. The two
-    nearest colours of the palette are 75 apart (of 255) and wobble by 12 at most, so flat areas are never in doubt.
+    nearest colours of the palette are 79 apart (of 255) and wobble by 12 at most, so flat areas are never in doubt.
     Colours that were not asked for count against the picture.
     """
     figure, ground = (drawing.RGB[scenes[:, i]][:, :, None, None] / 127.5 - 1 for i in (1, 2))
