@@ -41,7 +41,7 @@ class Task:
 
     prompts: list[str]
     paint: Callable[[Painter, slice, str, int], Pictures]
-    score: Callable[[Tensor], dict[str, float]]
+    score: Callable[[Tensor], text2img.Rows]
     shown: list[list[Image.Image]]
     layout: tuple[int, int]
     sheet: str
@@ -138,7 +138,7 @@ def main() -> None:
     print(json.dumps(tables, indent=2) if options.json else "\n\n".join(map(as_markdown, tables.values())))
 
 
-def score(task: Task, painters: dict[str, Painter], sheets: Path | None) -> dict[str, dict[str, float]]:
+def score(task: Task, painters: dict[str, Painter], sheets: Path | None) -> text2img.Rows:
     """The scores of every run of every painter."""
     table = {}
     for scheduler, steps in RUNS:
@@ -148,11 +148,13 @@ def score(task: Task, painters: dict[str, Painter], sheets: Path | None) -> dict
             seconds = round((time.perf_counter() - started) / len(task.prompts), 3)
             if sheets and not table:
                 show(task, pictures, sheets)
-            table[f"{name} {scheduler} {steps}"] = task.score(pictures) | {"seconds a picture": seconds}
+            for group, row in task.score(pictures).items():
+                label = f"{name} {scheduler} {steps}" + ("" if group == "all" else f", {group}")
+                table[label] = row | {"seconds a picture": seconds}
     return table
 
 
-def as_markdown(table: dict[str, dict[str, float]]) -> str:
+def as_markdown(table: text2img.Rows) -> str:
     """A table of scores in Markdown; every run has the same columns."""
     columns = list(next(iter(table.values())))
     lines = ["| | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]

@@ -3,7 +3,7 @@
     python checkpoints/shapes/train.py
 
 Each stage keeps its state in `work/` (ignored by git), saves it once a minute, and is passed over once it is done.
-About an hour and a half on two cores that do nothing else. To train anew, remove `work/`.
+About two and a half hours on two cores that do nothing else. To train anew, remove `work/`.
 """
 
 import argparse

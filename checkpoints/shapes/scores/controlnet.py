@@ -8,7 +8,7 @@ from torch import Tensor
 
 from recipe import classifier, drawing, loop
 from scores.painters import to_images
-from scores.text2img import describe, percent
+from scores.text2img import Rows, describe, percent
 
 CASES, CONTRARY_CASES, HELD_OUT_CASES = 200, 100, 40
 
@@ -56,17 +56,20 @@ def painted_figures(pictures: Tensor, scenes: Tensor) -> Tensor:
     return (pictures - figure).square().sum(1) < (pictures - ground).square().sum(1)
 
 
-def score(judge: classifier.Classifier, pictures: Tensor, cases: Cases) -> dict[str, float]:
-    """Mean intersection over union of painted and hinted figures, and percent of pictures in the prompt's colours."""
+def score(judge: classifier.Classifier, pictures: Tensor, cases: Cases) -> Rows:
+    """Intersection over union of painted and hinted figures, and percent of pictures in the prompt's colours."""
     painted = painted_figures(pictures, cases.scenes)
     overlap = (painted & cases.figures).sum((1, 2)) / (painted | cases.figures).sum((1, 2))
     right = (classifier.classify(judge, pictures) == cases.scenes)[:, 1:3]
+    contrary = torch.arange(CASES) < CONTRARY_CASES
+    rows = {"all": contrary | ~contrary, "prompt agrees": ~contrary, "prompt disagrees": contrary}
     return {
-        "IoU": round(overlap.mean().item(), 3),
-        "IoU, prompt agrees": round(overlap[CONTRARY_CASES:].mean().item(), 3),
-        "IoU, prompt disagrees": round(overlap[:CONTRARY_CASES].mean().item(), 3),
-        "worst IoU": round(overlap.min().item(), 3),
-        "colour": percent(right[:, 0]),
-        "background": percent(right[:, 1]),
-        "both colours": percent(right.all(1)),
+        name: {
+            "mean IoU": round(overlap[chosen].mean().item(), 3),
+            "worst IoU": round(overlap[chosen].min().item(), 3),
+            "colour": percent(right[chosen, 0]),
+            "background": percent(right[chosen, 1]),
+            "both colours": percent(right[chosen].all(1)),
+        }
+        for name, chosen in rows.items()
     }

@@ -9,6 +9,9 @@ from recipe import captions, classifier, drawing, loop
 
 PROMPTS, HELD_OUT_PROMPTS = 300, 60
 
+Rows = dict[str, dict[str, float]]
+"""Scores by column, for each group of cases; the group "all" has all of them."""
+
 
 def unseen_prompts() -> tuple[list[str], Tensor]:
     """The prompts and the scenes (n, 5) that they describe; the first are of combinations kept out of training."""
@@ -28,12 +31,12 @@ def describe(scenes: Tensor) -> list[str]:
     return [captions.caption(tuple(scene), rng, captions.UNSEEN_TEMPLATES) for scene in scenes.tolist()]
 
 
-def score(judge: classifier.Classifier, pictures: Tensor, scenes: Tensor) -> dict[str, float]:
+def score(judge: classifier.Classifier, pictures: Tensor, scenes: Tensor) -> Rows:
     """Percent of pictures that are right in each attribute, in everything, and in everything of held-out scenes."""
     right = classifier.classify(judge, pictures) == scenes
     whole = right.all(1)
     shares = dict(zip(drawing.ATTRIBUTES, map(percent, right.T), strict=True))
-    return shares | {"everything": percent(whole), "held out": percent(whole[:HELD_OUT_PROMPTS])}
+    return {"all": shares | {"everything": percent(whole), "held out": percent(whole[:HELD_OUT_PROMPTS])}}
 
 
 def percent(right: Tensor) -> float:
