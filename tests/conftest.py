@@ -18,24 +18,15 @@ def shapes_checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
-def task_decoders(shapes_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of the decoders beside the text-to-image one, by the exporter's words for them."""
-    from . import decoders  # here, as below
-
-    scratch = tmp_path_factory.mktemp("decoders")
-    names = {"controlnet": "controlnet-depth", "inpaint": "inpaint"}
-    return {word: decoders.folder(shapes_checkpoint, name, scratch) for word, name in names.items()}
-
-
-@pytest.fixture(scope="session")
-def shapes_bundle(
-    tmp_path_factory: pytest.TempPathFactory, shapes_checkpoint: Path, task_decoders: dict[str, Path]
-) -> Path:
+def shapes_bundle(tmp_path_factory: pytest.TempPathFactory, shapes_checkpoint: Path) -> Path:
     """A bundle with every component."""
     from kandinsky22_export import export  # here, so that tests of the runtime alone need no torch
 
     path = tmp_path_factory.mktemp("engines") / "shapes"
-    export(str(shapes_checkpoint / "decoder"), path, **{word: str(each) for word, each in task_decoders.items()})
+    decoder, controlnet, inpaint = (
+        str(shapes_checkpoint / name) for name in ("decoder", "controlnet-depth", "inpaint")
+    )
+    export(decoder, path, controlnet=controlnet, inpaint=inpaint)
     return path
 
 

@@ -16,5 +16,5 @@ def reference(shapes_checkpoint: Path) -> Reference:
 
 
 @pytest.fixture(scope="session")
-def task_reference(shapes_checkpoint: Path, task_decoders: dict[str, Path]) -> TaskReference:
-    return TaskReference(shapes_checkpoint, **task_decoders)
+def task_reference(shapes_checkpoint: Path) -> TaskReference:
+    return TaskReference(shapes_checkpoint)

@@ -98,15 +98,15 @@ def depth_of(size: Size) -> Floats:
 
 
 class TaskReference:
-    """diffusers on a checkpoint folder, with a ControlNet and an inpainting decoder beside it."""
+    """diffusers on a checkpoint folder that holds `prior`, `decoder`, `controlnet-depth` and `inpaint`."""
 
-    def __init__(self, checkpoint: Path, controlnet: Path, inpaint: Path) -> None:
+    def __init__(self, checkpoint: Path) -> None:
         load: Callable[..., Any] = lambda cls, *folder: cls.from_pretrained(Path(*folder))  # noqa: E731
         self.prior = load(KandinskyV22PriorPipeline, checkpoint, "prior")
         self.emb2emb_prior = KandinskyV22PriorEmb2EmbPipeline(**self.prior.components)
         self.image = load(KandinskyV22Img2ImgPipeline, checkpoint, "decoder")
-        self.inpainting = load(KandinskyV22InpaintPipeline, inpaint)
-        self.controlled = load(KandinskyV22ControlnetPipeline, controlnet)
+        self.inpainting = load(KandinskyV22InpaintPipeline, checkpoint, "inpaint")
+        self.controlled = load(KandinskyV22ControlnetPipeline, checkpoint, "controlnet-depth")
         self.controlled_image = KandinskyV22ControlnetImg2ImgPipeline(**self.controlled.components)
         self.config = dict(self.image.scheduler.config)
         for each in vars(self).values():
