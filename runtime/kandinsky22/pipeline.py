@@ -297,7 +297,7 @@ class Pipeline:
         decoder.quantile_ranks(self.bundle.manifest, table, shape)  # nor should a size that is too large for them
         pictures = len(source.generators)
         noise = self._given_noise(task, asked, (pictures, *shape))
-        task.check(pictures // asked["num_images_per_prompt"], shape)
+        task.check(self.bundle.manifest, pictures // asked["num_images_per_prompt"], shape)
         batches = prior.parts(pictures, asked["batch_size"])
         memory.check(self._stages, components, shape, min(pictures, batches[0].stop), guided=scale > 1)
 

@@ -5,7 +5,6 @@ A `Task` holds the user's inputs, read and checked; `conditions` encodes them in
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,8 +48,12 @@ class Task:
             encoders.append("hint_encoder")
         return (*encoders, self.component)
 
-    def check(self, prompts: int, shape: Shape) -> None:
-        """Raise InputError where there is neither one input for all prompts nor one a prompt, or a mask is empty."""
+    def check(self, manifest: Manifest, prompts: int, shape: Shape) -> None:
+        """Raise InputError where an input cannot serve so many prompts, or pictures with latents of `shape` (C, h, w).
+
+        There is one input for all prompts or one a prompt, latents are of the right shape, and at the latents' size
+        every mask has something to repaint.
+        """
         for name, values in (("image", self.images), ("mask_image", self.masks), ("hint", self.hints)):
             if values is not None and len(values) not in (1, prompts):
                 raise InputError(
@@ -58,6 +61,8 @@ class Task:
                 )
         if isinstance(self.images, np.ndarray) and self.images.shape[1:] != shape:
             raise InputError(f"image has latents of {self.images.shape[1:]} a picture; expected {shape} at this size.")
+        if self.masks is not None:
+            _latent_masks(manifest, self.masks, shape)
 
     def shortened(self, table: Table) -> Table:
         """The steps of `table` that are run. Raises InputError where `strength` leaves none."""
@@ -80,8 +85,8 @@ def inpainting(image: Any, mask_image: Any) -> Task:
     found = inputs.several("mask_image", mask_image, inputs.mask)
     for i, mask in enumerate(found):
         place = f"mask_image[{i}]" if len(found) > 1 else "mask_image"
-        picture = images[i if i < len(images) else 0]
-        inputs.same_size(place, mask.size, "the image", picture.size)
+        for picture in images if len(found) == 1 else images[i : i + 1] or images[:1]:
+            inputs.same_size(place, mask.size, "the image", picture.size)
         if not (np.asarray(mask.convert("L")) >= 128).any():
             raise InputError(f"{place} is empty: nothing is white; expected white where the picture is repainted.")
     return Task("decoder_step_inpaint", "inpaint", images=images, masks=found)
@@ -99,39 +104,29 @@ def controlled(hint: Any, image: Any, strength: object) -> Task:
 
 
 def conditions(
-    stages: Stages,
-    task: Task,
-    table: Table,
-    shape: Shape,
-    pictures: int,
-    noise: Floats | None,
+    stages: Stages, task: Task, table: Table, shape: Shape, pictures: int, noise: Floats | None
 ) -> Conditions:
-    """Encode a task's inputs at the latents' `shape` (C, h, w), repeated to one a picture.
+    """Encode a task's inputs, which were checked, at the latents' `shape` (C, h, w), repeated to one a picture.
 
-    `table` has the steps that are run; `noise` (pictures, C, h, w) is the caller's. Raises InputError where a mask has
-    nothing to repaint at this size.
+    `table` has the steps that are run; `noise` (pictures, C, h, w) is the caller's, if any.
     """
-    size = _pixels(stages.bundle.manifest, shape)
-    found = Conditions(component=task.component, noise=noise)
-    if task.images is not None:
-        known = task.images
-        if isinstance(known, list):
-            pixels = np.stack([inputs.resized_picture(image, *size) for image in known])
-            known = decoder.to_latents(stages, pixels)
-        found = dataclasses.replace(found, known=_spread(known, pictures))
-    if task.strength is not None:
-        found = dataclasses.replace(found, start=table.scales[0])
+    manifest = stages.bundle.manifest
+    size = _pixels(manifest, shape)
+    known = mask = paste = hint_latents = None
+    if isinstance(task.images, list):
+        pixels = np.stack([inputs.resized_picture(image, *size) for image in task.images])
+        known = _spread(decoder.to_latents(stages, pixels), pictures)
+    elif task.images is not None:
+        known = _spread(task.images, pictures)
     if task.masks is not None:
-        found = dataclasses.replace(
-            found,
-            mask=_spread(_latent_masks(stages.bundle.manifest, task.masks, size), pictures),
-            # to the next timestep, and not at all after the last
-            paste=np.concatenate([table.scales[1:], np.array([[1, 0]], np.float32)]),
-        )
+        mask = _spread(_latent_masks(manifest, task.masks, shape), pictures)
+        # What is known is noised to the next timestep, and not at all after the last.
+        paste = np.concatenate([table.scales[1:], np.array([[1, 0]], np.float32)])
     if task.hints is not None:
         hints = np.stack([inputs.resized_depth(hint, *size) for hint in task.hints])
-        found = dataclasses.replace(found, hint_latents=_spread(decoder.encode_hints(stages, hints), pictures))
-    return found
+        hint_latents = _spread(decoder.encode_hints(stages, hints), pictures)
+    start = None if task.strength is None else table.scales[0]
+    return Conditions(task.component, noise, known, start, mask, paste, hint_latents)
 
 
 def _images(value: Any) -> list[PIL.Image.Image] | Floats:
@@ -146,13 +141,14 @@ def _pixels(manifest: Manifest, shape: Shape) -> tuple[int, int]:
     return shape[1] * downscale, shape[2] * downscale
 
 
-def _latent_masks(manifest: Manifest, found: Sequence[PIL.Image.Image], size: tuple[int, int]) -> Floats:
-    """Masks (n, 1, h, w) as the inpainting steps take them."""
+def _latent_masks(manifest: Manifest, found: Sequence[PIL.Image.Image], shape: Shape) -> Floats:
+    """Masks (n, 1, h, w) as the inpainting steps take them. Raises InputError where one has nothing to repaint."""
+    height, width = _pixels(manifest, shape)
     downscale = manifest.geometry["downscale"]
-    latent = masks.to_latents(np.stack([inputs.resized_mask(mask, *size) for mask in found]), downscale)
+    latent = masks.to_latents(np.stack([inputs.resized_mask(mask, height, width) for mask in found]), downscale)
     if (latent == 1).all(axis=(1, 2, 3)).any():
         raise InputError(
-            f"mask_image has nothing left to repaint at {size[1]}x{size[0]}: its white is finer than the "
+            f"mask_image has nothing left to repaint at {width}x{height}: its white is finer than the "
             f"{downscale} pixels that are repainted together; paint it larger."
         )
     return masks.prepare_mask(latent)

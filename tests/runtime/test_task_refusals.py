@@ -121,6 +121,8 @@ REFUSED: list[tuple[str, Callable[[Pipeline], Any]]] = [
     # masks
     ("mask_image is missing", inpaint(mask_image=None)),
     ("mask_image is 40x47 and the image is 40x48; expected the same size", inpaint(mask_image=MASK[1:])),
+    ("mask_image is 40x48 and the image is 40x47", inpaint(prompt=["a", "red"], image=[IMAGE, IMAGE[1:]])),
+    ("mask_image[1] is 40x47 and the image is 40x48", inpaint(prompt=["a", "red"], mask_image=[MASK, MASK[1:]])),
     ("mask_image is empty: nothing is white", inpaint(mask_image=np.zeros_like(MASK))),
     ("mask_image is empty: nothing is white", inpaint(mask_image=(MASK > 0).astype(np.uint8))),  # 1 of 255
     ("mask_image has shape (48, 40, 5)", inpaint(mask_image=np.zeros((48, 40, 5), np.uint8))),
@@ -205,7 +207,8 @@ def test_bad_files_are_one_sentence(
     _refused(message, lambda: calls[role](pipe), InputError)
 
 
-def test_a_mask_that_is_too_fine_for_the_latents_is_refused(pipe: Pipeline) -> None:
+def test_a_mask_that_is_too_fine_for_the_latents_is_refused(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Stages, "use")
     fine = np.zeros((64, 64), bool)
     fine[3, 3] = True
     image = np.zeros((64, 64, 3), np.uint8)
