@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from kandinsky22 import bundle, schedulers
 from kandinsky22.bundle import Component, FileRecord, Manifest
 from kandinsky22.errors import CheckpointError, ExportError, InputError
-from kandinsky22_export import fit, rewrites
+from kandinsky22_export import fit
 from kandinsky22_export.checkpoints import Checkpoint, open_checkpoint
 from kandinsky22_export.graphs import (
     ControlnetStep,
@@ -192,7 +192,6 @@ def _graph(checkpoint: Checkpoint, component: str, limits: dict[str, Any], const
         case "movq_encoder":
             return MovqEncoder(network)
         case _:
-            rewrites.spatial_norm_before_upsampling(network)
             return MovqDecoder(network)
 
 

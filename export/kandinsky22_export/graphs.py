@@ -6,13 +6,14 @@ in half precision casts inside. The scheduler's update is float32 always.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kandinsky22.bundle import TensorSpec
+from kandinsky22.bundle import ATTENTION_IN_PARTS, TensorSpec
+from kandinsky22_export import rewrites
 
 Sizes = Mapping[str, int]
 Feeds = dict[str, Tensor]
@@ -26,7 +27,8 @@ class Graph(nn.Module):
     """One graph of the bundle: a module whose `forward` takes `inputs` in order and returns `outputs` in order.
 
     `example` are the sizes it is traced at, `checks` those it is compared with torch at: sizes that were not traced.
-    `state` says which output feeds which input of the next step.
+    `state` says which output feeds which input of the next step. `variants` are rewrites of `network` by the names of
+    the bundle's variants: they make graphs over the same weights.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Graph(nn.Module):
         self.network: Any = network
         self.inputs, self.outputs, self.state = inputs, outputs, dict(state or {})
         self.example, self.checks = example, checks
+        self.variants: dict[str, Callable[[nn.Module], None]] = {}
 
     def feeds(self, sizes: Sizes, seed: int) -> Feeds:
         """Random inputs at `sizes`, the same for the same seed, alike in kind to those of a real run."""
@@ -126,6 +129,7 @@ class MovqEncoder(Graph):
         )
         # The decoder and the codebook are no part of this graph, nor of its memory and its count of parameters.
         del network.decoder, network.post_quant_conv, network.quantize
+        self.variants = {ATTENTION_IN_PARTS: rewrites.attention_in_parts}
 
     def forward(self, image: Tensor) -> Tensor:
         """`image` float32 (B, 8h, 8w, 3) -> float32 (B, C, h, w)."""
@@ -183,6 +187,9 @@ class MovqDecoder(Graph):
         )
         # The encoder and the codebook are no part of this graph, nor of its memory and its count of parameters.
         del network.encoder, network.quant_conv, network.quantize
+        rewrites.spatial_norm_before_upsampling(network)
+        rewrites.fold_upsampling(network)
+        self.variants = {ATTENTION_IN_PARTS: rewrites.attention_in_parts}
 
     def forward(self, latents: Tensor) -> Tensor:
         """`latents` float32 (B, C, h, w) -> float32 (B, 8h, 8w, 3)."""
@@ -296,6 +303,7 @@ class UNetStep(Step):
             checks=({"B": 1, "G": 2, "h": 4 * unit, "w": unit}, {"B": 2, "G": 1, "h": unit, "w": 2 * unit}),
             state=STATE,
         )
+        rewrites.fold_upsampling(network)
         self.ranks, self.channels = ranks, channels
 
     def predict(

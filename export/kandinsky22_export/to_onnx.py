@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
@@ -63,11 +64,41 @@ def export_graph(build: Callable[[], Graph], folder: Path, precision: str, note:
     if precision == "fp16":
         graph.half()
     _write(graph, path)
+    variants = {variant: path.with_name(f"{name}.{variant}.onnx") for variant in graph.variants}
+    for variant, rewrite in graph.variants.items():
+        rewrite(graph.network)
+        _write(graph, variants[variant])
+        _share_weights(variants[variant], path)
     del graph
     gc.collect()
     note("comparing with torch")
-    checks = tuple(_check(name, path, component.outputs, cases, BOUNDS[precision]))
-    return dataclasses.replace(component, checks=checks)
+    checks = [
+        check
+        for file in (path, *variants.values())
+        for check in _check(name, file, component.outputs, cases, BOUNDS[precision])
+    ]
+    return dataclasses.replace(
+        component,
+        files=(*component.files, *(f"onnx/{file.name}" for file in variants.values())),
+        variants={variant: f"onnx/{file.name}" for variant, file in variants.items()},
+        checks=tuple(checks),
+    )
+
+
+def _share_weights(path: Path, other: Path) -> None:
+    """Let the graph in `path` take its weights from the external data of the graph in `other`, and drop its own."""
+    model = onnx.load(path, load_external_data=False)
+    there = {each.name: each for each in onnx.load(other, load_external_data=False).graph.initializer}
+    for weight in model.graph.initializer:
+        if weight.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        twin = there[weight.name]
+        if (list(twin.dims), twin.data_type) != (list(weight.dims), weight.data_type):
+            raise ExportError(f"{path.name} and {other.name} do not have the same weights ({weight.name} differs).")
+        weight.ClearField("external_data")
+        weight.external_data.extend(twin.external_data)
+    Path(f"{path}.data").unlink()
+    onnx.save(model, path)
 
 
 @torch.no_grad()

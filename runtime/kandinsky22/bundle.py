@@ -31,6 +31,8 @@ STEP_SCHEDULERS = {
     "decoder_step_inpaint": "inpaint",
 }
 """Whose scheduler of the manifest's `schedulers` each step component is run by."""
+ATTENTION_IN_PARTS = "attention_in_parts"
+"""The variant of a graph for backends without a kernel that attends with wide heads and writes no scores out."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Component:
 
     `files` are the ONNX file first and then its external data; `state` maps state inputs of a step graph to the
     outputs that replace them; `checks` are the exporter's measurements (shapes, largest relative error, bound).
+    `variants` are other ONNX files over the same external data, which compute the same in another way, by its name.
     """
 
     files: tuple[str, ...]
@@ -73,6 +76,7 @@ class Component:
     parameters: int
     state: dict[str, str] = field(default_factory=dict)
     checks: tuple[dict[str, Any], ...] = ()
+    variants: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -166,12 +170,15 @@ class Bundle:
                 f"export a checkpoint that contains it."
             ) from None
 
-    def graph(self, name: str) -> Path:
-        """Path of the ONNX file of component `name`; its bytes and its weights' match the manifest's SHA-256."""
-        files = self.component(name).files
-        for file in files:
+    def graph(self, name: str, variant: str = "") -> Path:
+        """Path of the ONNX file of component `name`; its bytes and its weights' match the manifest's SHA-256.
+
+        Where the component has the `variant`, it is that of the variant.
+        """
+        component = self.component(name)
+        for file in component.files:
             self.verified(file)
-        return self._inside(files[0])
+        return self._inside(component.variants.get(variant, component.files[0]))
 
     def tokenizer(self) -> Path:
         """Path of tokenizer.json, verified. Raises BundleError where the bundle has no text encoder."""

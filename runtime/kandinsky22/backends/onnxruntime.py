@@ -13,7 +13,7 @@ from kandinsky22 import trt
 from kandinsky22.arrays import Array
 from kandinsky22.backends import Availability, LoadedComponent, OnStep, PerStep, Settings
 from kandinsky22.backends.loop import plain_loop
-from kandinsky22.bundle import Bundle, Component
+from kandinsky22.bundle import ATTENTION_IN_PARTS, Bundle, Component
 from kandinsky22.errors import BackendError
 
 NAME = "onnxruntime"
@@ -91,7 +91,7 @@ class OnnxRuntimeBackend:
             raise BackendError(
                 f"ONNX Runtime's CPU kernels have no {settings.precision}; use precision fp32, or the openvino backend."
             )
-        return OnnxRuntimeComponent(bundle.graph(name), bundle.component(name), settings)
+        return OnnxRuntimeComponent(bundle.graph(name, ATTENTION_IN_PARTS), bundle.component(name), settings)
 
 
 def first_line(error: Exception) -> str:

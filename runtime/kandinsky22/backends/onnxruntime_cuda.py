@@ -15,7 +15,7 @@ from kandinsky22.arrays import Array
 from kandinsky22.backends import Settings
 from kandinsky22.backends.device import GPU, Bound, DeviceComponent, Lender
 from kandinsky22.backends.onnxruntime import PROVIDER, first_line
-from kandinsky22.bundle import Bundle
+from kandinsky22.bundle import ATTENTION_IN_PARTS, Bundle
 from kandinsky22.errors import BackendError
 
 NO_GRAPH = "-1"
@@ -32,7 +32,7 @@ class OnnxRuntimeCudaComponent(DeviceComponent):
                 f"On a GPU, ONNX Runtime computes {name} as it was exported, in {self.component.precision}; use "
                 f"precision auto, or export a bundle with --precision {settings.precision}."
             )
-        graph = bundle.graph(name)
+        graph = bundle.graph(name, ATTENTION_IN_PARTS)
         super().__init__(name, lender)
         try:
             self.session: Any = self._open(graph)
