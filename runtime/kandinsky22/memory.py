@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from kandinsky22 import arguments
-from kandinsky22.bundle import Manifest
+from kandinsky22.bundle import ATTENTION_IN_PARTS, Manifest
 from kandinsky22.errors import InputError
+from kandinsky22.plan_files import available_memory
 from kandinsky22.stages import Stages
 
 GIB = 1 << 30
@@ -104,7 +104,8 @@ def estimate(
             activations = rows * (latent_pixels * width * cost.unet + scores * cost.score)
         elif name in MOVQ:  # large pictures go through it one by one; its attention has one head
             pixels = latent_pixels * downscale**2
-            activations = pixels * MOVQ[name].of(count) * cost.movq + latent_pixels**2 * cost.score
+            whole = ATTENTION_IN_PARTS not in manifest.components[name].variants
+            activations = pixels * MOVQ[name].of(count) * cost.movq + latent_pixels**2 * cost.score * whole
         peaks.append((weights[name] if low_memory else held) + activations)
     return BASE + max(peaks)
 
@@ -138,41 +139,10 @@ def check(
 
 
 def limit(value: object) -> float | None:
-    """A user's limit in GiB as bytes; "auto" is what is available now. Raises InputError where it is neither."""
-    if value == "auto":
-        return available()
-    return None if value is None else arguments.positive("memory_limit", value) * GIB
+    """A user's limit in GiB as bytes; "auto" is what is available now, None where that is unknown.
 
-
-def available() -> int | None:
-    """Bytes that this process may still take on this machine: the kernel's estimate and the cgroup's limit; or None.
-
-    None where neither can be read, as on systems other than Linux.
+    Raises InputError where it is neither a number above 0, "auto" nor None.
     """
-    found = [value for value in (_kernel(), _cgroup()) if value is not None]
-    return min(found, default=None)
-
-
-def _kernel() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
-
-
-def _cgroup(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What is left of a container's memory (cgroup version 2); caches can be given up, and count as left."""
-    try:
-        most = (root / "memory.max").read_text().strip()
-        used = int((root / "memory.current").read_text())
-        lines = (root / "memory.stat").read_text().splitlines()
-    except (OSError, ValueError):
-        return None
-    if most == "max":
-        return None
-    statistics = dict(line.split() for line in lines)
-    return max(0, int(most) - used + int(statistics.get("inactive_file", 0)))
+    if value == "auto":
+        return available_memory()
+    return None if value is None else arguments.positive("memory_limit", value) * GIB

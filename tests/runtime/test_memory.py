@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from kandinsky22 import InputError, Pipeline, memory
-from kandinsky22.bundle import Bundle
+from kandinsky22.bundle import ATTENTION_IN_PARTS, Bundle
 from kandinsky22.stages import Stages
 
 OPENVINO = memory.COSTS["openvino", "fp32"]
@@ -24,8 +23,10 @@ def published(name: str, size: int, **changes: Any) -> float:
     return _estimate({name: parameters}, (size // 8) ** 2, **changes) / memory.GIB
 
 
-def _estimate(parameters: dict[str, float], latent_pixels: int, **changes: Any) -> float:
-    components = {name: SimpleNamespace(parameters=count) for name, count in parameters.items()}
+def _estimate(
+    parameters: dict[str, float], latent_pixels: int, variants: tuple[str, ...] = (), **changes: Any
+) -> float:
+    components = {name: SimpleNamespace(parameters=count, variants=variants) for name, count in parameters.items()}
     manifest: Any = SimpleNamespace(components=components, geometry={"downscale": 8})
     options: dict[str, Any] = {"guided": True, "cost": OPENVINO, "low_memory": True, "pictures": 1, **changes}
     return memory.estimate(manifest, list(parameters), latent_pixels, **options)
@@ -55,6 +56,14 @@ def test_attention_that_is_written_out_grows_with_the_square_of_the_pixels() -> 
     flat = dataclasses.replace(runtime, score=0)
     extra = published("decoder_step", 1024, cost=runtime) - published("decoder_step", 1024, cost=flat)
     assert extra == pytest.approx(2 * 12 * 64**4 * 4 / memory.GIB)
+
+
+def test_attention_in_parts_does_not() -> None:
+    runtime = memory.COSTS["onnxruntime", "fp32"]
+    whole, parts = (
+        published("movq_decoder", 1024, cost=runtime, variants=each) for each in ((), (ATTENTION_IN_PARTS,))
+    )
+    assert whole - parts == pytest.approx(128**4 * 4 / memory.GIB)
 
 
 def test_the_estimate_grows_with_what_it_says() -> None:
@@ -93,21 +102,8 @@ def test_impossible_limits_are_refused(limit: Any, handmade_bundle: Bundle) -> N
         Pipeline.load(handmade_bundle.path, "onnxruntime", memory_limit=limit)
 
 
-def test_what_is_available_is_the_smaller_of_machine_and_container(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert memory._cgroup(tmp_path) is None
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("5000\n")
-    (tmp_path / "memory.stat").write_text("anon 3000\ninactive_file 1500\n")
-    assert memory._cgroup(tmp_path) is None
-    (tmp_path / "memory.max").write_text("9000\n")
-    assert memory._cgroup(tmp_path) == 5500
-    kernel = memory._kernel()
-    assert kernel is not None
-    assert kernel > 1 << 20
-    monkeypatch.setattr(memory, "_kernel", lambda: 7000)
-    monkeypatch.setattr(memory, "_cgroup", lambda: 5500)
-    assert memory.available() == 5500
-    monkeypatch.setattr(memory, "_cgroup", lambda: None)
-    assert memory.available() == 7000
+def test_the_machine_s_limit_is_what_it_has_to_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 7000)
+    assert memory.limit("auto") == 7000
+    assert memory.limit(2) == 2 << 30
+    assert memory.limit(None) is None
