@@ -253,18 +253,17 @@ SMALL = [
 
 
 def everything() -> list[TaskCase]:
-    """Every task at sizes, guidances, negative prompts and schedulers, strengths and masks."""
+    """Every task with every scheduler, guided or not, at sizes with a negative prompt each; strengths and masks."""
     cases = []
+    settings = [((128, 128), None), ((64, 192), ""), ((192, 64), "a green star")]
+    masks = ("middle", "border", "corner", "all", "speckled", "colours")
     for scheduler in ("DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"):
-        for size in ((128, 128), (64, 192), (192, 64)):
-            for guidance in (1.0, 4.0):
+        for guidance in (1.0, 4.0):
+            for size, negative in settings:
                 shared: dict[str, Any] = {"size": size, "guidance": guidance, "scheduler": scheduler, "steps": 10}
-                for negative in (None, "", "a green star"):
-                    plain = {**shared, "negative_prompt": negative}
-                    cases += [TaskCase("img2img", strength=s, **plain) for s in (0.1, 0.3, 0.55, 0.9, 1.0)]
-                    masks = ("middle", "border", "corner", "all", "speckled", "colours")
-                    cases += [TaskCase("inpaint", mask=mask, **plain) for mask in masks]
-                    cases += [TaskCase("controlnet", **plain), TaskCase("mix", **plain)]
-                    cases += [TaskCase("controlnet_img2img", strength=s, **plain) for s in (0.3, 0.9)]
-                cases.append(TaskCase("variations", **shared))
+                plain = {**shared, "negative_prompt": negative}
+                cases += [TaskCase("img2img", strength=s, **plain) for s in (0.1, 0.3, 0.55, 0.9, 1.0)]
+                cases += [TaskCase("controlnet_img2img", strength=s, **plain) for s in (0.3, 0.9)]
+                cases += [TaskCase("inpaint", mask=mask, **plain) for mask in masks]
+                cases += [TaskCase("controlnet", **plain), TaskCase("mix", **plain), TaskCase("variations", **shared)]
     return cases
