@@ -296,7 +296,7 @@ class Pipeline:
         table = task.shortened(self._decoder_table(task, asked))
         decoder.quantile_ranks(self.bundle.manifest, table, shape)  # nor should a size that is too large for them
         pictures = len(source.generators)
-        noise = self._given_noise(task, asked, (pictures, *shape))
+        noise = _given_noise(asked, (pictures, *shape))
         task.check(self.bundle.manifest, pictures // asked["num_images_per_prompt"], shape)
         batches = prior.parts(pictures, asked["batch_size"])
         memory.check(self._stages, components, shape, min(pictures, batches[0].stop), guided=scale > 1)
@@ -347,13 +347,6 @@ class Pipeline:
         size = decoder.latent_size(pixels[0], pixels[1], manifest.geometry["downscale"])
         return manifest.geometry["latent_channels"], *size
 
-    @staticmethod
-    def _given_noise(task: Task, asked: Options, shape: tuple[int, ...]) -> Floats | None:
-        """The caller's `latents`, checked."""
-        if asked["latents"] is None:
-            return None
-        return inputs.floats("latents", asked["latents"], f"{shape}, noise", shape)
-
     def _on_step(self, callback: Callback | None, timesteps: NDArray[np.int64]) -> OnStep | None:
         """Dress a user's callback for a backend's loop."""
         if callback is None:
@@ -376,6 +369,12 @@ class Pipeline:
             return latents
         pixels = decoder.to_pixels(self._stages, latents)
         return to_pil(pixels) if output_type == "pil" else pixels
+
+
+def _given_noise(asked: Options, shape: tuple[int, ...]) -> Floats | None:
+    """The caller's `latents`, checked."""
+    given = asked["latents"]
+    return None if given is None else inputs.floats("latents", given, f"{shape}, noise", shape)
 
 
 def _no_prompt(image: Picture) -> Picture:
