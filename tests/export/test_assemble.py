@@ -251,7 +251,8 @@ def test_half_precision(tmp_path: Path, tiny_checkpoint: Path) -> None:
         assert component.precision == "fp16"
         assert all(1e-5 < check["error"] <= check["bound"] for check in component.checks)
         weights = manifest.files[component.files[1]].bytes
-        assert 2 * component.parameters <= weights < 2.5 * component.parameters
+        # The smallest tensors are in the graph's own file.
+        assert 1.9 * component.parameters <= weights < 2.5 * component.parameters
 
 
 @pytest.mark.usefixtures("no_tracing")
