@@ -19,10 +19,14 @@ def shapes_checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def shapes_bundle(tmp_path_factory: pytest.TempPathFactory, shapes_checkpoint: Path) -> Path:
+    """A bundle with every component."""
     from kandinsky22_export import export  # here, so that tests of the runtime alone need no torch
 
     path = tmp_path_factory.mktemp("engines") / "shapes"
-    export(str(shapes_checkpoint / "decoder"), path)
+    decoder, controlnet, inpaint = (
+        str(shapes_checkpoint / name) for name in ("decoder", "controlnet-depth", "inpaint")
+    )
+    export(decoder, path, controlnet=controlnet, inpaint=inpaint)
     return path
 
 

@@ -3,7 +3,7 @@
     python checkpoints/shapes/train.py
 
 Each stage keeps its state in `work/` (ignored by git), saves it once a minute, and is passed over once it is done.
-About an hour and a half on two cores that do nothing else. To train anew, remove `work/`.
+About two and a half hours on two cores that do nothing else. To train anew, remove `work/`.
 """
 
 import argparse
@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from diffusers import (
     DDPMScheduler,
+    KandinskyV22ControlnetPipeline,
+    KandinskyV22InpaintPipeline,
     KandinskyV22Pipeline,
     KandinskyV22PriorPipeline,
     PriorTransformer,
@@ -26,7 +28,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from recipe import classifier, clip, dataset, loop, movq, prior, tokenizer, unet
+from recipe import classifier, clip, controlnet, dataset, inpaint, loop, movq, prior, tokenizer, unet
 
 HERE = Path(__file__).parent
 
@@ -36,14 +38,24 @@ pipeline_tag: text-to-image
 prior:
 - ../prior
 ---
-The decoder of [checkpoints/shapes](../README.md). Its prior is the folder beside it.
+The {} of [checkpoints/shapes](../README.md). Its prior is the folder beside it.
 """
+DECODERS = {
+    "decoder": (KandinskyV22Pipeline, "decoder"),
+    "controlnet-depth": (KandinskyV22ControlnetPipeline, "depth ControlNet"),
+    "inpaint": (KandinskyV22InpaintPipeline, "inpainting UNet"),
+}
 
 
 def main() -> None:
     """Run every stage that is not done yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=HERE, help="where prior/ and decoder/ go (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=HERE,
+        help="where prior/, decoder/, controlnet-depth/ and inpaint/ go (default: %(default)s)",
+    )
     parser.add_argument("--work", type=Path, default=HERE / "work", help="where states go (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -58,30 +70,37 @@ def main() -> None:
     data = dataset.load(options.work, prior_folder, decoder)
     prior.train(data, options.work, prior_folder)
     unet.train(data, options.work, decoder)
-    assemble(prior_folder, decoder)
+    controlnet.train(data, options.work, decoder, options.out / "controlnet-depth")
+    inpaint.train(data, options.work, decoder, options.out / "inpaint")
+    assemble(options.out)
 
 
-def assemble(prior_folder: Path, decoder: Path) -> None:
-    """Make the two folders repositories in diffusers' layout: their indexes, and the decoder's card.
+def assemble(out: Path) -> None:
+    """Make the folders repositories in diffusers' layout: their indexes, and the cards of those with a UNet.
 
-    The UNet, two thirds of all bytes, is stored in half precision; diffusers loads it as float32 again.
+    UNets, two thirds of all bytes, are stored in half precision; diffusers loads them as float32 again.
     """
+    folder = out / "prior"
     KandinskyV22PriorPipeline(
-        prior=PriorTransformer.from_pretrained(prior_folder / "prior"),
-        image_encoder=CLIPVisionModelWithProjection.from_pretrained(prior_folder / "image_encoder"),
-        text_encoder=CLIPTextModelWithProjection.from_pretrained(prior_folder / "text_encoder"),
-        tokenizer=CLIPTokenizer.from_pretrained(prior_folder / "tokenizer"),
-        scheduler=UnCLIPScheduler.from_pretrained(prior_folder / "scheduler"),
-        image_processor=CLIPImageProcessor.from_pretrained(prior_folder / "image_processor"),
-    ).save_pretrained(prior_folder)
-    KandinskyV22Pipeline(
-        unet=UNet2DConditionModel.from_pretrained(decoder / "unet").half(),
-        scheduler=DDPMScheduler.from_pretrained(decoder / "scheduler"),
-        movq=VQModel.from_pretrained(decoder / "movq"),
-    ).save_pretrained(decoder)
-    (decoder / "README.md").write_text(CARD, encoding="utf-8")
-    for path in (*prior_folder.rglob("*.json"), *decoder.rglob("config.json")):
+        prior=PriorTransformer.from_pretrained(folder / "prior"),
+        image_encoder=CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder"),
+        text_encoder=CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        scheduler=UnCLIPScheduler.from_pretrained(folder / "scheduler"),
+        image_processor=CLIPImageProcessor.from_pretrained(folder / "image_processor"),
+    ).save_pretrained(folder)
+    for path in folder.rglob("*.json"):
         _tidy(path)
+    for name, (pipeline, what) in DECODERS.items():
+        folder = out / name
+        pipeline(
+            unet=UNet2DConditionModel.from_pretrained(folder / "unet").half(),
+            scheduler=DDPMScheduler.from_pretrained(folder / "scheduler"),
+            movq=VQModel.from_pretrained(out / "decoder" / "movq"),
+        ).save_pretrained(folder)
+        (folder / "README.md").write_text(CARD.format(what), encoding="utf-8")
+        for path in folder.rglob("config.json"):
+            _tidy(path)
 
 
 def _tidy(path: Path) -> None:

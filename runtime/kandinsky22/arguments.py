@@ -28,6 +28,38 @@ def scale(name: str, value: object) -> float:
     return float(value)
 
 
+def positive(name: str, value: object) -> float:
+    """A finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value <= 0:
+        raise InputError(f"{name} is {value!r}; expected a number above 0.")
+    return float(value)
+
+
+def share(name: str, value: object) -> float:
+    """A number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+        raise InputError(f"{name} is {value!r}; expected a number from 0 to 1.")
+    return float(value)
+
+
+def weights(value: object, count: int) -> list[float]:
+    """One finite number for each of `count` things to mix."""
+    if not isinstance(value, list | tuple) or len(value) != count:
+        has = f"has {len(value)} numbers" if isinstance(value, list | tuple) else f"is {_short(value)}"
+        raise InputError(f"weights {has}; expected a list of {count}, one for each prompt or picture.")
+    for each in value:
+        if isinstance(each, bool) or not isinstance(each, Real) or not math.isfinite(each):
+            raise InputError(f"weights has {each!r}; expected finite numbers.")
+    return [float(each) for each in value]
+
+
+def text(name: str, value: object) -> str:
+    """A string, which may be empty."""
+    if not isinstance(value, str):
+        raise InputError(f"{name} is {_short(value)}; expected a string.")
+    return _unicode(name, [value])[0]
+
+
 def interval(name: str, value: object) -> tuple[float, float]:
     """Two shares 0 <= from <= to <= 1."""
     if (

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn, Protocol
 
 import kandinsky22
-from kandinsky22.commands import bench, build, doctor, generate, show, verify
+from kandinsky22.commands import bench, build, doctor, generate, mix, show, variations, verify
 from kandinsky22.errors import KandinskyError
 
 INTERRUPTED = 130
@@ -33,6 +33,8 @@ class Command(Protocol):
 
 COMMANDS: dict[str, Command] = {
     "generate": generate,
+    "mix": mix,
+    "variations": variations,
     "build": build,
     "verify": verify,
     "bench": bench,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,36 @@ def latent_size(height: int, width: int, downscale: int) -> tuple[int, int]:
     return -(-height // block) * downscale, -(-width // block) * downscale
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What n pictures are led by beside their embeddings, float32; an array holds one entry a picture.
+
+    `component` is the step's name in the bundle. `noise` (n, C, h, w) replaces what would be drawn at first. `known`
+    (n, C, h, w) are clean latents of a picture: with `start` (2,) the run begins from them, start[0]·known +
+    start[1]·noise; with `mask` (n, 1, h, w), 1 for what is kept, and `paste` (steps, 2) they are pasted, noised alike,
+    after every step. `hint_latents` (n, C, h, w) are an encoded depth map.
+    """
+
+    component: str = "decoder_step"
+    noise: Floats | None = None
+    known: Floats | None = None
+    start: Floats | None = None
+    mask: Floats | None = None
+    paste: Floats | None = None
+    hint_latents: Floats | None = None
+
+    def part(self, of: slice) -> Conditions:
+        """The conditions of some of the pictures."""
+        arrays = {name: getattr(self, name) for name in ("noise", "known", "mask", "hint_latents")}
+        return dataclasses.replace(self, **{name: a[of] for name, a in arrays.items() if a is not None})
+
+    def feeds(self, noise: Floats) -> dict[str, Floats]:
+        """Inputs of the step that it has beyond a plain `decoder_step`; `noise` is what the run began with."""
+        if self.mask is not None and self.known is not None:
+            return {"mask": self.mask, "known": self.known, "known_noise": noise}
+        return {} if self.hint_latents is None else {"hint_latents": self.hint_latents}
+
+
 def sample(
     stages: Stages,
     table: Table,
@@ -36,9 +68,10 @@ def sample(
     *,
     guidance_scale: float,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
+    conditions: Conditions = Conditions(),
     on_step: OnStep | None = None,
 ) -> Floats:
-    """Latents (n, C, h, w) of n pictures, where `shape` is (C, h, w), as KandinskyV22Pipeline computes them.
+    """Latents (n, C, h, w) of n pictures, where `shape` is (C, h, w), as diffusers' Kandinsky 2.2 decoders do it.
 
     Picture i draws its noise from `generators[i]` alone. Guidance is off at a scale of 1 or below, and outside of
     `guidance_interval`, a share of the steps (arXiv:2404.07724). Raises InputError as `quantile_ranks` does.
@@ -48,21 +81,27 @@ def sample(
     def draw() -> Floats:
         return np.stack([generator.randn(shape) for generator in generators])
 
-    latents = draw()
+    noise = draw() if conditions.noise is None else conditions.noise
+    latents = noise
+    if conditions.start is not None:
+        latents = conditions.start[0] * conditions.known + conditions.start[1] * noise
     nothing = np.zeros_like(latents)
     per_step: dict[str, Sequence[Array]] = {
         "timestep": list(table.timesteps.astype(np.float32)[:, None]),
         "row": list(table.rows),
         "noise": [draw() if noisy else nothing for noisy in table.noisy],
     }
+    if conditions.paste is not None:
+        per_step["known_scales"] = list(conditions.paste)
     state: dict[str, Array] = {"latents": latents, "x0_before": nothing}
-    with stages.use("decoder_step") as decoder_step:
+    with stages.use(conditions.component) as decoder_step:
         for part, guided in guided_parts(len(table.rows), guidance_scale, guidance_interval):
             towards, away = embeddings.image_embeds, embeddings.negative_image_embeds
             state = decoder_step.loop(
                 state,
                 {name: rows[part] for name, rows in per_step.items()},
                 {
+                    **conditions.feeds(noise),
                     "image_embeds": np.stack([away, towards] if guided else [towards]),
                     "guidance": guidance_weights(guidance_scale if guided else 1.0),
                     "limits": table.limits.array,
@@ -106,11 +145,27 @@ def quantile_ranks(
 
 def to_pixels(stages: Stages, latents: Floats) -> Floats:
     """Pictures (n, H, W, 3) float32 in 0..1 from latents (n, C, h, w), without quantising them to MoVQ's codes."""
-    downscale = stages.bundle.manifest.geometry["downscale"]
-    at_once = max(1, PIXELS_AT_ONCE // (latents[0, 0].size * downscale**2))
-    with stages.use("movq_decoder") as movq_decoder:
-        pictures = [
-            movq_decoder.run({"latents": latents[start : start + at_once]})["image"]
-            for start in range(0, len(latents), at_once)
+    return _through(stages, "movq_decoder", "latents", "image", latents)
+
+
+def to_latents(stages: Stages, pictures: Floats) -> Floats:
+    """Latents (n, C, h, w) of pictures (n, H, W, 3) float32 in 0..1, not quantised."""
+    return _through(stages, "movq_encoder", "image", "latents", pictures)
+
+
+def encode_hints(stages: Stages, hints: Floats) -> Floats:
+    """What a ControlNet sees of depth maps (n, H, W, 3) float32 in 0..1: (n, C, h, w). It is the same in every step."""
+    return _through(stages, "hint_encoder", "hint", "hint_latents", hints)
+
+
+def _through(stages: Stages, component: str, source: str, result: str, values: Floats) -> Floats:
+    """`values` through a component between pixels and latents, as many at once as `PIXELS_AT_ONCE` lets."""
+    pixels = values[0].size // 3  # of a picture
+    if source == "latents":
+        pixels = values[0, 0].size * int(stages.bundle.manifest.geometry["downscale"]) ** 2
+    at_once = max(1, PIXELS_AT_ONCE // pixels)
+    with stages.use(component) as loaded:
+        parts = [
+            loaded.run({source: values[start : start + at_once]})[result] for start in range(0, len(values), at_once)
         ]
-    return np.concatenate(pictures)
+    return np.concatenate(parts)

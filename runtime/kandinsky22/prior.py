@@ -23,6 +23,27 @@ class Embeddings:
     negative_image_embeds: Floats
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """Where a run of the prior begins: with `noise`, or with embeddings `embeds` (n, E) of pictures that are noised.
+
+    `noise` (copies, n, E) replaces what would be drawn; with negative prompts there are two copies of each picture.
+    With `embeds`, `scales` (2,) say how much of them and of the noise there is, as in KandinskyV22PriorEmb2EmbPipeline.
+    """
+
+    noise: Floats | None = None
+    embeds: Floats | None = None
+    scales: Floats | None = None
+
+    def latents(self, part: slice, copies: int, drawn: Iterator[Floats]) -> Floats:
+        """The first latents (copies · pictures, E) of a part of the pictures."""
+        noise = next(drawn) if self.noise is None else np.concatenate(self.noise[:, part])
+        if self.embeds is None or self.scales is None:
+            return noise
+        latents: Floats = self.scales[0] * np.concatenate([self.embeds[part]] * copies) + self.scales[1] * noise
+        return latents
+
+
 def encode_text(
     stages: Stages, tokenizer: Tokenizer, texts: Sequence[str], at_once: int | None = None
 ) -> dict[str, dict[str, Array]]:
@@ -49,6 +70,7 @@ def embed(
     *,
     guidance_scale: float,
     at_once: int | None = None,
+    beginning: Beginning = Beginning(),
     on_step: OnStep | None = None,
 ) -> Embeddings:
     """The image embeddings of `prompts`, one a picture, as KandinskyV22PriorPipeline computes them.
@@ -58,7 +80,7 @@ def embed(
     that of the all-zero image, a constant of the checkpoint, and guidance leads away from the empty prompt.
 
     Picture i draws its noise from `generators[i]` alone. Guidance is off at a scale of 1 or below. `at_once` pictures
-    are denoised in one run (None: all).
+    are denoised in one run (None: all). `beginning` says where the run begins, if not with the noise of `generators`.
     """
     guided = guidance_scale > 1
     away_from = negative_prompts if negative_prompts is not None else [""] * len(prompts)
@@ -70,7 +92,7 @@ def embed(
             copies = len(rows) // len(prompts[part])
             branches = [[*away_from[part]] * copies, rows] if guided else [rows]
             noise = _noise(generators[part], copies, stages.bundle.manifest.geometry["embedding_dim"])
-            latents = next(noise)
+            latents = beginning.latents(part, copies, noise)
             nothing = np.zeros_like(latents)
             state = prior_step.loop(
                 {"latents": latents, "x0_before": nothing},
@@ -112,6 +134,16 @@ def _stacked(texts: Mapping[str, Mapping[str, Array]], branches: Sequence[Sequen
         name: np.stack([np.stack([texts[text][name] for text in branch]) for branch in branches])
         for name in ("text_embeds", "text_hidden", "text_mask")
     }
+
+
+def pass_over(table: Table, generators: Sequence[Generator], width: int, *, first: bool) -> None:
+    """Draw the noise of a run for one prompt a picture, and throw it away: what comes next is drawn from there.
+
+    `first` says whether the run draws what it begins with.
+    """
+    for generator in generators:
+        for _ in range(int(first) + int(table.noisy.sum())):
+            generator.randn((1, width))
 
 
 def guidance_weights(scale: float) -> Floats:

@@ -124,6 +124,11 @@ class Table:
     """How x0 is bounded, the same in every step."""
     learned: bool
     """Whether the network must predict a variance (twice the channels), which the rows interpolate by."""
+    scales: NDArray[np.float32]
+    """(n, 2): how much picture and how much noise there is at each timestep, as standard deviations.
+
+    diffusers' `add_noise` is scales[i, 0] · x0 + scales[i, 1] · noise.
+    """
 
     def remaining(self, start: int) -> Table:
         """The run from step `start` (0..n-1) on, as it is when it begins there: with no x0 of a step before.
@@ -134,7 +139,30 @@ class Table:
         rows[:1, _B_0] += rows[:1, _B_H]
         rows[:1, _B_H] = 0
         rows.flags.writeable = False
-        return dataclasses.replace(self, timesteps=self.timesteps[start:], rows=rows, noisy=self.noisy[start:])
+        return dataclasses.replace(
+            self,
+            timesteps=self.timesteps[start:],
+            rows=rows,
+            noisy=self.noisy[start:],
+            scales=self.scales[start:],
+        )
+
+    def last_part(self, strength: float) -> Table:
+        """The last int(n · strength) of the n steps: those of image to image (arXiv:2108.01073), as in diffusers.
+
+        Args:
+            strength: 0..1: how much of the run is left.
+
+        Raises:
+            InputError: No step is left.
+        """
+        steps = len(self.timesteps)
+        kept = min(int(steps * strength), steps)
+        if kept < 1:
+            raise InputError(
+                f"strength {strength:g} leaves none of {steps} steps; ask for more steps or a larger strength."
+            )
+        return self.remaining(steps - kept)
 
 
 # The samplers
@@ -354,9 +382,10 @@ def _finished(
             f"{options.prediction_type!r} it divides by zero there, as when nothing is left of the picture "
             "(rescale_betas_zero_snr needs v_prediction or sample, or a timestep_spacing that leaves the last out)."
         )
-    for column in (times, rows, noisy):
+    scales = np.stack(roots, axis=1)
+    for column in (times, rows, noisy, scales):
         column.flags.writeable = False
-    return Table(times, rows, noisy, _limits(options), options.variance_type == "learned_range")
+    return Table(times, rows, noisy, _limits(options), options.variance_type == "learned_range", scales)
 
 
 def _x0_of(options: _Options, signal: Floats, noise: Floats) -> tuple[Floats, Floats]:

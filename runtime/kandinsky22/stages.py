@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kandinsky22.backends import Backend, LoadedComponent, Settings
+from kandinsky22.backends import Availability, Backend, LoadedComponent, Settings
 from kandinsky22.bundle import Bundle
 
 
@@ -16,9 +17,19 @@ class Stages:
     With `low_memory` a component is freed as soon as its stage ends, so that the largest one alone must fit.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, settings: Settings, *, low_memory: bool) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        settings: Settings,
+        *,
+        low_memory: bool,
+        memory_limit: float | None = None,
+    ) -> None:
+        """`memory_limit` in bytes is for whoever plans a run, see `kandinsky22.memory`."""
         self.bundle = bundle
         self.low_memory = low_memory
+        self.memory_limit = memory_limit
         self._backend = backend
         self._settings = settings
         self._loaded: dict[str, LoadedComponent] = {}
@@ -40,6 +51,20 @@ class Stages:
         finally:
             if self.low_memory:
                 self._loaded.pop(name).close()
+
+    @property
+    def precision(self) -> str:
+        """What graphs are computed in: "fp32" or "bf16", or "bundle" where a GPU takes what was exported."""
+        return self._settings.precision if self._settings.precision != "auto" else self._availability.precision
+
+    @property
+    def backend_name(self) -> str:
+        """The backend's name, or "" where it runs on a GPU."""
+        return "" if self._availability.gpu else self._availability.name
+
+    @functools.cached_property
+    def _availability(self) -> Availability:
+        return self._backend.availability(self.bundle)
 
     def close(self) -> None:
         """Free every component."""

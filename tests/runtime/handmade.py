@@ -126,12 +126,68 @@ movq_decoder (float[B,4,h,w] latents) => (float[B,"8*h","8*w",3] image) {
 }
 """
 
+IMAGE_ENCODER = """
+<ir_version: 10, opset_import: ["" : 20]>
+image_encoder (float[B,3,32,32] pixel_values) => (float[B,6] image_embeds) {
+  plane = Constant <value_ints = [2, 3]> ()
+  mean = ReduceMean <keepdims = 0> (pixel_values, plane)
+  most = ReduceMax <keepdims = 0> (pixel_values, plane)
+  image_embeds = Concat <axis = 1> (mean, most)
+}
+"""
+
+MOVQ_ENCODER = """
+<ir_version: 10, opset_import: ["" : 20]>
+movq_encoder (float[B,"8*h","8*w",3] image) => (float[B,4,h,w] latents) {
+  channels = Transpose <perm = [0, 3, 1, 2]> (image)
+  small = AveragePool <kernel_shape = [8, 8], strides = [8, 8]> (channels)
+  axis = Constant <value_ints = [1]> ()
+  grey = ReduceMean <keepdims = 1> (small, axis)
+  latents = Concat <axis = 1> (small, grey)
+}
+"""
+HINT_ENCODER = (
+    MOVQ_ENCODER.replace("movq_encoder", "hint_encoder").replace("image)", "hint)").replace("latents", "hint_latents")
+)
+CONTROLNET_STEP = (
+    DECODER_STEP.replace("decoder_step (", "decoder_step_controlnet (")
+    .replace("image_embeds\n)", "image_embeds,\n  float[B,4,h,w] hint_latents\n)")
+    .replace("(latents, pulled, late)", "(latents, pulled, late, hint_latents)")
+)
+INPAINT_STEP = (
+    DECODER_STEP.replace("decoder_step (", "decoder_step_inpaint (")
+    .replace(
+        "image_embeds\n)",
+        "image_embeds,\n  float[B,1,h,w] mask, float[B,4,h,w] known, float[B,4,h,w] known_noise, "
+        "float[2] known_scales\n)",
+    )
+    .replace("sum = Sum (latents, pulled, late)", "seen = Mul (known, mask)\n  sum = Sum (latents, pulled, late, seen)")
+    .replace(
+        "latents_next = Sum",
+        """signal, spoil = Split <axis = 0, num_outputs = 2> (known_scales)
+  clean = Mul (signal, known)
+  noisy = Mul (spoil, known_noise)
+  noised = Add (clean, noisy)
+  there = Cast <to = 9> (mask)
+  following = Sum""",
+    )
+    .replace("next_h, next_n)\n", "next_h, next_n)\n  latents_next = Where (there, noised, following)\n")
+)
+
 GRAPHS = {
     "text_encoder": TEXT_ENCODER,
     "prior_step": PRIOR_STEP,
     "decoder_step": DECODER_STEP,
     "movq_decoder": MOVQ_DECODER,
 }
+MORE_GRAPHS = {
+    "image_encoder": IMAGE_ENCODER,
+    "movq_encoder": MOVQ_ENCODER,
+    "hint_encoder": HINT_ENCODER,
+    "decoder_step_controlnet": CONTROLNET_STEP,
+    "decoder_step_inpaint": INPAINT_STEP,
+}
+"""What the tasks that begin from pictures need beside GRAPHS."""
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "prior": {
         "_class_name": "UnCLIPScheduler",
@@ -157,10 +213,10 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_bundle(folder: Path) -> Path:
-    """Write the bundle into `folder`, which is made."""
+def write_bundle(folder: Path, graphs: Mapping[str, str] = GRAPHS) -> Path:
+    """Write the bundle of `graphs` into `folder`, which is made."""
     (folder / "onnx").mkdir(parents=True)
-    components = {name: _write_graph(folder, name, text) for name, text in GRAPHS.items()}
+    components = {name: _write_graph(folder, name, text) for name, text in graphs.items()}
     _write_tokenizer(folder / TOKENIZER)
     np.savez(
         folder / CONSTANTS,
@@ -176,7 +232,7 @@ def write_bundle(folder: Path) -> Path:
         source={},
         components=components,
         files={file: FileRecord((folder / file).stat().st_size, sha256(folder / file)) for file in files},
-        schedulers=SCHEDULERS,
+        schedulers=SCHEDULERS | dict.fromkeys(("controlnet", "inpaint"), SCHEDULERS["decoder"]),
         text={"max_length": 8, "pad_token_id": 0},
         geometry={
             "latent_channels": 4,
@@ -184,7 +240,9 @@ def write_bundle(folder: Path) -> Path:
             "embedding_dim": 6,
             "learned_variance": False,
             "default_size": 128,
+            "image_size": 32,
         },
+        image_processor={"size": 32, "crop": 32, "mean": [0.5] * 3, "std": [0.25] * 3, "resample": "bicubic"},
         limits={"max_size": 512, "ranks": 200},
     )
     (folder / MANIFEST).write_text(manifest.to_json())
@@ -234,7 +292,7 @@ def _write_graph(folder: Path, name: str, text: str) -> Component:
         outputs=tuple(map(_spec, model.graph.output)),
         precision="fp32",
         parameters=0,
-        state=STATE if name.endswith("_step") else {},
+        state=STATE if "_step" in name else {},
     )
 
 

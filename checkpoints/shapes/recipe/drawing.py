@@ -26,7 +26,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 PICTURE_SIZE = 128
 HELD_OUT_SHARE = 0.1
 
-_RGB = torch.tensor(
+RGB = torch.tensor(
     [
         (214, 45, 48),
         (246, 142, 38),
@@ -42,6 +42,8 @@ _RGB = torch.tensor(
 # In units of half the frame: the frame runs from -1 to 1 on both axes, y downwards.
 _RADIUS = torch.tensor([0.40, 0.62])
 _CENTRE = torch.tensor([(0.0, 0.0), (-0.36, 0.0), (0.36, 0.0), (0.0, -0.36), (0.0, 0.36)])
+# Which wobbles are those of the two colours.
+FIGURE_TINT, GROUND_TINT = slice(4, 7), slice(7, 10)
 _WOBBLE_SCALE = torch.tensor([0.03, 0.03, 0.02, math.radians(5.0)] + [7.0] * 6)
 
 
@@ -113,16 +115,16 @@ def _shape_distance(shape: int, x: Tensor, y: Tensor) -> Tensor:
     return _polygon_distance(x, y, _cross_corners(0.98, 0.32))
 
 
-def draw(
+def edge_distances(
     scenes: Tensor,
     wobbles: Tensor,
     size: int = PICTURE_SIZE,
     corners: Tensor | None = None,
     span: float = 2.0,
 ) -> Tensor:
-    """Draw scenes, float32 (n, 3, size, size) in -1..1.
+    """Signed distances to the figures' edges, float32 (n, size, size), in units of the frame, negative inside.
 
-    `corners` (n, 2) and `span` pick a window of the frame (in its units); without them the whole frame is drawn.
+    `corners` (n, 2) and `span` pick a window of the frame (in its units); without them it is the whole frame.
     """
     n = len(scenes)
     corners = torch.full((n, 2), -1.0) if corners is None else corners
@@ -138,9 +140,34 @@ def draw(
     for shape in scenes[:, 0].unique().tolist():
         rows = scenes[:, 0] == shape
         distance[rows] = _shape_distance(shape, u[rows], v[rows])
-    # An edge about one and a half pixels wide: smooth to look at, and no stair to learn.
-    pixel = span / size
-    cover = (0.5 - distance * radius / (1.5 * pixel)).clamp(0, 1)[:, None]
-    figure = (_RGB[scenes[:, 1]] + offsets[:, 4:7])[:, :, None, None]
-    ground = (_RGB[scenes[:, 2]] + offsets[:, 7:10])[:, :, None, None]
+    return distance * radius
+
+
+def _cover(distances: Tensor, pixel: float) -> Tensor:
+    """How much of each pixel the figure covers. An edge about one and a half pixels wide: no stair to learn."""
+    return (0.5 - distances / (1.5 * pixel)).clamp(0, 1)
+
+
+def draw(
+    scenes: Tensor,
+    wobbles: Tensor,
+    size: int = PICTURE_SIZE,
+    corners: Tensor | None = None,
+    span: float = 2.0,
+) -> Tensor:
+    """Draw scenes, float32 (n, 3, size, size) in -1..1; `corners` and `span` as in `edge_distances`."""
+    cover = _cover(edge_distances(scenes, wobbles, size, corners, span), span / size)[:, None]
+    offsets = wobbles * _WOBBLE_SCALE
+    figure = (RGB[scenes[:, 1]] + offsets[:, FIGURE_TINT])[:, :, None, None]
+    ground = (RGB[scenes[:, 2]] + offsets[:, GROUND_TINT])[:, :, None, None]
     return (ground + (figure - ground) * cover).clamp(0, 255) / 127.5 - 1
+
+
+def draw_depth(scenes: Tensor, wobbles: Tensor, size: int = PICTURE_SIZE) -> Tensor:
+    """Depth maps of scenes, float32 (n, 3, size, size) in 0..1, three equal channels, nearer is brighter.
+
+    Ground and figure lean like a floor (0.1 at the top edge, 0.3 at the bottom one); the figure stands 0.6 nearer.
+    """
+    lean = 0.1 + 0.2 * (torch.arange(size) + 0.5) / size
+    cover = _cover(edge_distances(scenes, wobbles, size), 2.0 / size)
+    return (lean[:, None] + 0.6 * cover)[:, None].expand(-1, 3, -1, -1)

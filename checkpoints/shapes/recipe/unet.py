@@ -1,6 +1,7 @@
 """The decoder's UNet: latents under the picture's embedding, with a learned variance (arXiv:2102.09672)."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -49,6 +50,18 @@ def scheduler() -> DDPMScheduler:
     )
 
 
+def widened(folder: Path, **changes: object) -> UNet2DConditionModel:
+    """The trained UNet of `folder` with a changed config: more input channels that start at zero, new parts random."""
+    trained = UNet2DConditionModel.from_pretrained(folder)
+    wide = UNet2DConditionModel.from_config({**trained.config, **changes})
+    weights = trained.state_dict()
+    narrow = weights["conv_in.weight"]
+    weights["conv_in.weight"] = torch.zeros_like(wide.conv_in.weight)
+    weights["conv_in.weight"][:, : narrow.shape[1]] = narrow
+    wide.load_state_dict(wide.state_dict() | weights)
+    return wide
+
+
 def train(data: Dataset, work: Path, decoder: Path) -> None:
     """Train and save `unet` and `scheduler` in `decoder`."""
     torch.manual_seed(loop.SEED)
@@ -63,23 +76,41 @@ def _loss_of(
     unet: UNet2DConditionModel, levels: DDPMScheduler, data: Dataset, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, float]]:
     rows = torch.randint(len(data.latents), (BATCH,), generator=generator)
-    clean = data.latents[rows]
-    # One timestep in each of BATCH equal spans: less noise in the loss than with independent ones.
-    span = levels.config.num_train_timesteps / BATCH
-    times = ((torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) * span).long()
+
+    def denoise(noisy: Tensor, times: Tensor) -> Tensor:
+        return unet(noisy, times, None, added_cond_kwargs={"image_embeds": conditions(data, rows, generator)}).sample
+
+    return denoising_loss(denoise, levels, data.latents[rows], generator)
+
+
+def denoising_loss(
+    denoise: Callable[[Tensor, Tensor], Tensor],
+    levels: DDPMScheduler,
+    clean: Tensor,
+    generator: torch.Generator,
+    region: Tensor | None = None,
+) -> tuple[Tensor, dict[str, float]]:
+    """Loss of predicting the noise in noised `clean` (n, 4, h, w), and that of the learned variance.
+
+    `denoise` maps noisy latents and timesteps (n,) to the 8 output channels. `region` (n, 1, h, w), where given,
+    weighs the places.
+    """
+    # One timestep in each of n equal spans: less noise in the loss than with independent ones.
+    span = levels.config.num_train_timesteps / len(clean)
+    times = ((torch.arange(len(clean)) + torch.rand(len(clean), generator=generator)) * span).long()
     noise = torch.randn(clean.shape, generator=generator)
     noisy = levels.add_noise(clean, noise, times)
-    output = unet(noisy, times, None, added_cond_kwargs={"image_embeds": _conditions(data, rows, generator)}).sample
-    epsilon, variance = output.chunk(2, dim=1)
+    epsilon, variance = denoise(noisy, times).chunk(2, dim=1)
     alpha = levels.alphas_cumprod[times][:, None, None, None]
     # Min-SNR weights (arXiv:2303.09556): what shape it is gets decided where there is noise.
     weight = (SNR_CAP * (1 - alpha) / alpha).clamp(max=1)
-    square = (epsilon - noise).square()
-    bound = _variance_bound(levels, times, clean, noisy, epsilon.detach(), variance)
+    place = torch.ones(1) if region is None else region / region.mean()
+    square = place * (epsilon - noise).square()
+    bound = (place * _variance_bound(levels, times, clean, noisy, epsilon.detach(), variance)).mean()
     return (weight * square).mean() + VARIANCE_WEIGHT * bound, {"eps": square.mean().item(), "bound": bound.item()}
 
 
-def _conditions(data: Dataset, rows: Tensor, generator: torch.Generator) -> Tensor:
+def conditions(data: Dataset, rows: Tensor, generator: torch.Generator) -> Tensor:
     """Embeddings a little off, as the prior's are; a tenth are the zero image's, which guidance leads away from."""
     embeds = data.embeds[rows]
     level = EMBED_NOISE * torch.rand(len(rows), 1, generator=generator)
@@ -91,7 +122,7 @@ def _conditions(data: Dataset, rows: Tensor, generator: torch.Generator) -> Tens
 def _variance_bound(
     levels: DDPMScheduler, times: Tensor, clean: Tensor, noisy: Tensor, epsilon: Tensor, variance: Tensor
 ) -> Tensor:
-    """KL divergence (bits a value) of the step's true posterior from the model's, whose mean is held fixed."""
+    """KL divergence (bits, of each value) of the step's true posterior from the model's, whose mean is held fixed."""
     shape = (-1, 1, 1, 1)
     times = times.clamp(min=1)
     beta = levels.betas[times].reshape(shape)
@@ -101,4 +132,4 @@ def _variance_bound(
     guess = (noisy - (1 - alpha).sqrt() * epsilon) / alpha.sqrt()
     gap = before.sqrt() * beta / (1 - alpha) * (clean - guess)
     ratio = low - log_variance
-    return (0.5 * (ratio.exp() - 1 - ratio + gap.square() * (-log_variance).exp())).mean() / math.log(2)
+    return 0.5 * (ratio.exp() - 1 - ratio + gap.square() * (-log_variance).exp()) / math.log(2)

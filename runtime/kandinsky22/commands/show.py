@@ -20,8 +20,14 @@ FLAGS = {
     "seed": "--seed",
     "scheduler": "--scheduler",
     "eta": "--eta",
+    "image": "--image",
+    "strength": "--strength",
+    "mask_image": "--mask",
+    "hint": "--hint",
+    "depth_model": "--depth-model",
+    "negative_prior_prompt": "--negative-prior-prompt",
 }
-"""The options of `generate`, by the argument of `Pipeline` that each sets."""
+"""The options of the commands that make pictures, by the argument of `Pipeline` that each sets."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +56,7 @@ def _text(parameters: Mapping[str, Any]) -> str:
         f"kandinsky22 {parameters['kandinsky22']}, "
         f"{backend.get('name')} {backend.get('version')}, {backend.get('precision')}"
     )
-    rows["again"] = _command(given)
+    rows["again"] = _command(str(parameters.get("task", "generate")), given)
     width = max(map(len, rows))
     return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())
 
@@ -59,8 +65,15 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _command(given: Mapping[str, Any]) -> str:
+def _command(task: str, given: Mapping[str, Any]) -> str:
     """The command line that makes the picture again, but for where its bundle lies."""
-    options = [f"{flag}={given[name]}" for name, flag in FLAGS.items() if given.get(name) is not None]
+    positional = {"generate": "prompt", "variations": "image"}.get(task)
+    flags = [
+        f"{flag}={given[name]}" for name, flag in FLAGS.items() if given.get(name) is not None and name != positional
+    ]
+    if task == "mix":
+        parts = [f"--{kind}={value}" for part in given["images_and_prompts"] for kind, value in part.items()]
+        weights = [str(weight) for weight in given["weights"]]
+        return "kandinsky22 mix BUNDLE " + shlex.join([*parts, *flags, "--weights", *weights])
     # Behind "--", a prompt may begin with a dash.
-    return "kandinsky22 generate BUNDLE " + shlex.join([*options, "--", str(given.get("prompt", ""))])
+    return f"kandinsky22 {task} BUNDLE " + shlex.join([*flags, "--", str(given.get(positional or "prompt", ""))])

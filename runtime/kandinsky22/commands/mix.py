@@ -1,0 +1,83 @@
+"""`kandinsky22 mix`: pictures between prompts and pictures."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kandinsky22 import arguments
+from kandinsky22.commands import painting
+from kandinsky22.commands.painting import Job
+from kandinsky22.errors import InputError
+
+if TYPE_CHECKING:
+    from kandinsky22.options import Callback
+    from kandinsky22.pipeline import Output, Pipeline
+
+SUMMARY = "blend prompts and pictures"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.epilog = (
+        "Example: kandinsky22 mix BUNDLE --text 'a red fox' --image cat.png --weights 0.3 0.7. Defaults stand in "
+        "parentheses. `kandinsky22 show PICTURE` tells how a picture was made."
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder that kandinsky22-export wrote")
+    group = parser.add_argument_group("what is mixed")
+    add = group.add_argument
+    add("--text", metavar="PROMPT", dest="parts", action="append", type=_text, help="a prompt; may be repeated")
+    add("--image", metavar="FILE", dest="parts", action="append", type=_image, help="a picture; may be repeated")
+    add("--weights", metavar="W", nargs="+", type=float, help="one each, in their order (equal, with a sum of 1)")
+    add("--negative-prompt", metavar="TEXT", default="", help="what the decoder is led away from (nothing)")
+    add("--negative-prior-prompt", metavar="TEXT", help="what the prior is led away from (nothing)")
+    group = parser.add_argument_group("pictures")
+    painting.add_decoder_arguments(group)
+    painting.add_prior_arguments(group)
+    painting.add_output_arguments(parser.add_argument_group("output"))
+    painting.add_machine_arguments(parser.add_argument_group("machine"))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make the pictures; the exit code."""
+    parts = options.parts or []
+    if not parts:
+        raise InputError("There is nothing to mix; give prompts with --text and pictures with --image.")
+    weights = arguments.weights(options.weights or [1 / len(parts)] * len(parts), len(parts))
+    settings = {
+        "images_and_prompts": parts,
+        "weights": weights,
+        "negative_prompt": options.negative_prompt,
+        "negative_prior_prompt": options.negative_prior_prompt,
+        **painting.decoder_settings(options),
+        **painting.prior_settings(options),
+    }
+    title = " ".join(part.get("text") or Path(part["image"]).stem for part in parts)
+    jobs = [Job(title, seed, settings) for seed in arguments.seeds(options.seed, options.num_images)]
+    runs = sum("text" in part for part in parts)
+    runs += bool(options.negative_prompt) or options.negative_prior_prompt is not None
+    steps = runs * settings["prior_num_inference_steps"] + settings["num_inference_steps"]
+    return painting.make(options, "mix", jobs, _paint, steps)
+
+
+def _paint(pipe: Pipeline, jobs: Sequence[Job], on_step: Callback) -> Output:
+    """The pictures of `jobs`, which differ in seeds alone."""
+    call: dict[str, Any] = {
+        **jobs[0].settings,
+        "images_and_prompts": [
+            part["text"] if "text" in part else Path(part["image"]) for part in jobs[0].settings["images_and_prompts"]
+        ],
+        "num_images_per_prompt": len(jobs),
+        "seed": [job.seed for job in jobs],
+    }
+    return pipe.mix(**call, callback_on_step_end=on_step, prior_callback_on_step_end=on_step)
+
+
+def _text(value: str) -> dict[str, str]:
+    return {"text": value}
+
+
+def _image(value: str) -> dict[str, str]:
+    return {"image": value}

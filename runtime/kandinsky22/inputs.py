@@ -1,0 +1,236 @@
+"""Pictures, masks and depth maps that users hand in, in one form: from a path, a PIL picture or a NumPy array.
+
+- A file is PNG, JPEG, WebP, BMP, GIF, TIFF or AVIF with one picture in it, and of at most `LARGEST` pixels.
+- The orientation that a camera wrote into EXIF is applied.
+- Greyscale, palette and CMYK pictures become RGB. A transparent picture is laid on white, a transparent mask or depth
+  map on black: nothing is repainted, and everything is far, where nothing was drawn.
+- Arrays are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4): bool, uint8 of 0..255, uint16 of 0..65535, or floats of 0..1.
+- 16-bit greyscale and floats are rounded to 8 bits in pictures and masks; depth maps keep what they have.
+
+Sizes are changed as diffusers' Kandinsky 2.2 pipelines change them, with Pillow: pictures bicubic, masks Lanczos.
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+from kandinsky22.arrays import Array, Floats
+from kandinsky22.errors import InputError
+
+Picture = str | Path | PIL.Image.Image | Array
+"""What a user may give as a picture."""
+
+LARGEST = 178_956_970
+"""Pixels of a file: Pillow's own limit against pictures that are small on disk and fill the memory."""
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+_EXPECTED = "expected one picture as PNG, JPEG, WebP, BMP, GIF, TIFF or AVIF"
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+"""What Pillow raises over damaged files."""
+_DEEP = ("I", "F")
+"""PIL's modes of one channel with more than 8 bits; "I;16" and its kin begin with I as well."""
+
+_T = TypeVar("_T")
+
+
+def several(name: str, value: Any, read: Callable[[str, Any], _T]) -> list[_T]:
+    """Read one input or a list of them with `read`. Raises InputError, which names the one that is wrong."""
+    if value is None:
+        raise InputError(f"{name} is missing; expected a path, a PIL picture or a NumPy array.")
+    if not isinstance(value, list | tuple):
+        return [read(name, value)]
+    if not value:
+        raise InputError(f"{name} is an empty list; expected at least one picture.")
+    return [read(f"{name}[{i}]", each) for i, each in enumerate(value)]
+
+
+def picture(name: str, value: Picture) -> PIL.Image.Image:
+    """An RGB picture. Raises InputError where `value` is none; `name` is what its sentence begins with."""
+    source = _source(name, value)
+    if _is_deep(source):
+        source = _to_8_bits(_grey(name, source))
+    return _flat(name, source, "white").convert("RGB")
+
+
+def mask(name: str, value: Picture) -> PIL.Image.Image:
+    """A mask as an L or RGB picture, white where it is to be repainted. Raises InputError as `picture` does."""
+    source = _source(name, value)
+    if _is_deep(source):
+        return _to_8_bits(_grey(name, source))
+    source = _flat(name, source, "black")
+    return source if source.mode == "RGB" else source.convert("L")
+
+
+def depth(name: str, value: Picture) -> Floats:
+    """A depth map (H, W, 3) float32 in 0..1, near is 1, in the depth that its source has.
+
+    One channel becomes three alike; colours stay, as diffusers leaves them. Raises InputError as `picture` does.
+    """
+    array = value if isinstance(value, np.ndarray) else None
+    if array is not None and array.dtype != np.uint8:
+        values = _checked(name, array)
+        values = values[..., None] if values.ndim == 2 else values[..., :3]
+        return np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values
+    source = _source(name, value)
+    if _is_deep(source):
+        return np.repeat(_grey(name, source)[..., None], 3, axis=2)
+    return np.asarray(_flat(name, source, "black").convert("RGB"), np.float32) / np.float32(255)
+
+
+def resized_picture(source: PIL.Image.Image, height: int, width: int) -> Floats:
+    """The pixels (height, width, 3) float32 in 0..1 of an RGB picture, resized as diffusers resizes them."""
+    fitted = source.resize((width, height), PIL.Image.Resampling.BICUBIC, reducing_gap=1)
+    return np.asarray(fitted, np.float32) / np.float32(255)
+
+
+def resized_mask(source: PIL.Image.Image, height: int, width: int) -> Floats:
+    """A mask (1, height, width) float32: 1 is kept, 0 is repainted (white in `source`), as in diffusers."""
+    fitted = source.resize((width, height), PIL.Image.Resampling.LANCZOS).convert("L")
+    return (np.asarray(fitted) < 128).astype(np.float32)[None]
+
+
+def resized_depth(source: Floats, height: int, width: int) -> Floats:
+    """A depth map (height, width, 3) float32 in 0..1 from one of another size, channel by channel, bicubic."""
+    if source.shape[:2] == (height, width):
+        return source
+    channels = [PIL.Image.fromarray(np.ascontiguousarray(source[..., c])) for c in range(3)]
+    fitted = [each.resize((width, height), PIL.Image.Resampling.BICUBIC, reducing_gap=1) for each in channels]
+    return np.stack([np.asarray(each, np.float32) for each in fitted], axis=-1).clip(0, 1)
+
+
+def floats(name: str, value: object, expected: str, shape: tuple[int, ...] | None = None) -> Floats:
+    """A finite array of floats, of `shape` where it is given; `expected` is for the message."""
+    array = np.asarray(value)
+    if not np.issubdtype(array.dtype, np.floating) or shape not in (None, array.shape):
+        raise InputError(f"{name} has shape {array.shape} and type {array.dtype}; expected floats {expected}.")
+    if not np.isfinite(array).all():
+        raise InputError(f"{name} has values that are not finite.")
+    return array.astype(np.float32)
+
+
+def _source(name: str, value: Picture) -> PIL.Image.Image:
+    """`value` as a PIL picture, the right way up."""
+    if isinstance(value, str | Path):
+        return _opened(name, value)
+    if isinstance(value, PIL.Image.Image):
+        if not value.width or not value.height:
+            raise InputError(f"{name} has no pixels ({value.width}x{value.height}).")
+        _refuse_several(name, value)
+        try:
+            value.load()  # it may still be a file that was only opened
+        except _DAMAGE as error:
+            raise InputError(f"{name} cannot be read ({_reason(error)}); {_EXPECTED}.") from error
+        return _upright(value)
+    if isinstance(value, np.ndarray):
+        values = _checked(name, value)
+        return _to_8_bits(values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values)
+    raise InputError(f"{name} is of type {type(value).__name__}; expected a path, a PIL picture or a NumPy array.")
+
+
+def _opened(name: str, path: str | Path) -> PIL.Image.Image:
+    if str(path).startswith(("http://", "https://")):
+        raise InputError(f"{name} is an address on the web, {path}; download it, and give the file.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's about large pictures and damaged EXIF
+            with PIL.Image.open(path, formats=_formats()) as file:
+                _refuse_several(f"{name} {path}", file)
+                file.load()
+                return _upright(file)
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{name}: there is no file {path}.") from None
+    except PIL.Image.DecompressionBombError as error:
+        raise InputError(
+            f"{name} {path} has more than {LARGEST // 10**6} million pixels, which is the limit; scale it down first."
+        ) from error
+    except _DAMAGE as error:
+        raise InputError(f"{name} {path} cannot be read ({_reason(error)}); {_EXPECTED}.") from error
+
+
+def _formats() -> list[str]:
+    """Of the formats that are read, those that this Pillow has: AVIF came late, and is left out of some builds."""
+    PIL.Image.init()
+    return [name for name in _FORMATS if name in PIL.Image.OPEN]
+
+
+def _refuse_several(name: str, file: PIL.Image.Image) -> None:
+    """Refuse animations and pages: nobody can know which one is meant. An MPO's others are previews."""
+    count = getattr(file, "n_frames", 1)
+    if count > 1 and file.format != "MPO":
+        raise InputError(f"{name} has {count} frames or pages; expected one picture: save the one you mean as PNG.")
+
+
+def _upright(source: PIL.Image.Image) -> PIL.Image.Image:
+    """Turned as EXIF says. Damaged EXIF says nothing: the picture itself was read."""
+    try:
+        return PIL.ImageOps.exif_transpose(source)
+    except (*_DAMAGE, KeyError, TypeError):
+        return source.copy()
+
+
+def _is_deep(source: PIL.Image.Image) -> bool:
+    return source.mode.startswith(_DEEP)
+
+
+def _grey(name: str, source: PIL.Image.Image) -> Floats:
+    """The values (H, W) float32 in 0..1 of a picture of more than 8 bits: 16-bit integers, or floats of 0..1."""
+    array = np.asarray(source)
+    if source.mode != "F":  # Pillow opens some 16-bit files as 32-bit integers
+        if array.min() < 0 or array.max() > 65535:
+            raise InputError(f"{name} has values from {array.min()} to {array.max()}; expected 16 bits, 0 to 65535.")
+        array = array.astype(np.uint16)
+    return _checked(name, array)
+
+
+def _flat(name: str, source: PIL.Image.Image, ground: str) -> PIL.Image.Image:
+    """Without transparency: laid on a ground of one colour. The mode is L or RGB."""
+    try:
+        if source.has_transparency_data:
+            source = source.convert("RGBA")
+            return PIL.Image.alpha_composite(PIL.Image.new("RGBA", source.size, ground), source).convert("RGB")
+        return source.convert("L" if source.mode in ("1", "L") else "RGB")
+    except _DAMAGE as error:  # LAB, say
+        raise InputError(
+            f"{name} has colours of the kind {source.mode}; expected RGB, greyscale or a palette."
+        ) from error
+
+
+def _checked(name: str, array: Array) -> Floats:
+    """The values of an array of a picture as float32 in 0..1, (H, W) or (H, W, 1, 3 or 4)."""
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or not array.size:
+        raise InputError(f"{name} has shape {array.shape}; expected (height, width) or (height, width, 1, 3 or 4).")
+    scale = {"bool": 1, "uint8": 255, "uint16": 65535}.get(array.dtype.name)
+    if scale is None and not np.issubdtype(array.dtype, np.floating):
+        raise InputError(f"{name} is of type {array.dtype}; expected bool, uint8, uint16, or floats of 0 to 1.")
+    values = array.astype(np.float32) / np.float32(scale or 1)
+    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+        raise InputError(f"{name} has floats outside 0 to 1 (from {array.min()} to {array.max()}); scale them first.")
+    return values
+
+
+def _to_8_bits(values: Floats) -> PIL.Image.Image:
+    return PIL.Image.fromarray((values * 255).round().astype(np.uint8))
+
+
+def _reason(error: BaseException) -> str:
+    """Pillow's reason on one line, without the object that it names."""
+    text = " ".join(str(error).split())
+    return "it is no picture of these formats" if isinstance(error, PIL.UnidentifiedImageError) else text.rstrip(".")
+
+
+def same_size(name: str, one: Sequence[int], other_name: str, other: Sequence[int]) -> None:
+    """Raise InputError where two pictures' sizes, as (width, height), differ."""
+    if tuple(one) != tuple(other):
+        raise InputError(
+            f"{name} is {one[0]}x{one[1]} and {other_name} is {other[0]}x{other[1]}; expected the same size."
+        )

@@ -1,0 +1,249 @@
+"""Where a decoder's embeddings come from: prompts, pictures, blends of both, or the caller.
+
+A `Source` is made in a moment, with everything checked; its `embed` does the work. Its generators are then where
+diffusers' one generator would be, and the decoder goes on drawing from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from kandinsky22 import arguments, clip_image, inputs, prior, schedulers
+from kandinsky22.arrays import Floats
+from kandinsky22.backends import OnStep
+from kandinsky22.errors import InputError
+from kandinsky22.noise import Generator
+from kandinsky22.options import Callback, Options
+from kandinsky22.prior import Beginning, Embeddings
+from kandinsky22.schedulers import Table
+from kandinsky22.stages import Stages
+from kandinsky22.text import Tokenizer
+
+_PRIOR = ("text_encoder", "prior_step")
+
+OnStepOf = Callable[["Callback | None", NDArray[np.int64]], "OnStep | None"]
+"""Dresses a user's callback, with the timesteps of a run, for a backend's loop."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Embeddings to be: one a picture. `components` are the names of what `embed` runs, in order."""
+
+    seeds: list[int]
+    generators: list[Generator]
+    components: tuple[str, ...]
+    embed: Callable[[], Embeddings]
+
+
+class Sources:
+    """Makes the sources of one pipeline. Every method raises InputError or BundleError before anything is loaded."""
+
+    def __init__(self, stages: Stages, tokenizer: Callable[[], Tokenizer], on_step: OnStepOf) -> None:
+        """`tokenizer` gives the bundle's, which is read when it is first needed."""
+        self._stages = stages
+        self._bundle = stages.bundle
+        self._tokenizer = tokenizer
+        self._on_step = on_step
+
+    def prompts(self, prompt: object, negative_prompt: object, asked: Options) -> Source:
+        """Text encoder and prior, as KandinskyV22PriorPipeline."""
+        prompts, negatives = _prompts(prompt, negative_prompt)
+        seeds, generators = _seeds(asked, len(prompts))
+        self._require(_PRIOR)
+        table = self._table(asked)
+        noise = self._prior_noise(asked, len(seeds), negatives)
+
+        def embed() -> Embeddings:
+            return self._run(prompts, negatives, generators, table, asked, Beginning(noise))
+
+        return Source(seeds, generators, _PRIOR, embed)
+
+    def pictures(self, prompt: object, image: Any, negative_prompt: object, strength: object, asked: Options) -> Source:
+        """Pictures' embeddings noised and led towards prompts, as KandinskyV22PriorEmb2EmbPipeline."""
+        prompts, negatives = _prompts(prompt, negative_prompt)
+        seeds, generators = _seeds(asked, len(prompts))
+        given = self._embeds_or_pictures(image)
+        encoder = ("image_encoder",) if isinstance(given, list) else ()
+        self._require((*encoder, *_PRIOR))
+        if len(given) not in (1, len(prompts)):
+            raise InputError(
+                f"image has {len(given)} pictures for {len(prompts)} prompts; expected one for all, or one a prompt."
+            )
+        table = self._table(asked).last_part(arguments.share("strength", strength))
+        noise = self._prior_noise(asked, len(seeds), negatives)
+
+        def embed() -> Embeddings:
+            embeds = clip_image.encode(self._stages, given) if isinstance(given, list) else given
+            beginning = Beginning(noise, np.repeat(embeds, len(seeds) // len(embeds), axis=0), table.scales[0])
+            return self._run(prompts, negatives, generators, table, asked, beginning)
+
+        return Source(seeds, generators, (*encoder, *_PRIOR), embed)
+
+    def blend(
+        self,
+        images_and_prompts: Any,
+        weights: object,
+        negative_prompt: object,
+        negative_prior_prompt: object,
+        asked: Options,
+    ) -> Source:
+        """A weighted sum of embeddings, as KandinskyV22PriorPipeline.interpolate; it runs the prior once a prompt.
+
+        diffusers runs it for `negative_prompt` as well, and throws the result away where that is "": here the same
+        noise is drawn and nothing is run.
+        """
+        if asked["image_embeds"] is not None:
+            raise InputError("image_embeds was given beside what is to be mixed; expected one of them.")
+        parts = _parts(images_and_prompts)
+        shares = arguments.weights(weights, len(parts))
+        negative = arguments.text("negative_prompt", negative_prompt)
+        negatives = None
+        if negative_prior_prompt is not None:
+            negatives = [arguments.text("negative_prior_prompt", negative_prior_prompt)]
+        seeds, generators = _seeds(asked, 1)
+        runs_prior = bool(negative) or negatives is not None or any(isinstance(part, str) for part in parts)
+        encoder = ("image_encoder",) if any(not isinstance(part, str) for part in parts) else ()
+        components = (*encoder, *(_PRIOR if runs_prior else ()))
+        self._require(components)
+        table = self._table(asked)
+        noise = self._prior_noise(asked, len(seeds), negatives)
+
+        def of_text(text: str) -> Embeddings:
+            return self._run([text], negatives, generators, table, asked, Beginning(noise))
+
+        def of_part(part: str | PIL.Image.Image) -> Floats:
+            if isinstance(part, str):
+                return of_text(part).image_embeds
+            return np.repeat(clip_image.encode(self._stages, [part]), len(seeds), axis=0)
+
+        def embed() -> Embeddings:
+            weighted = [of_part(part) * np.float32(share) for part, share in zip(parts, shares, strict=True)]
+            embeds: Floats = np.sum(weighted, axis=0)
+            if negative:
+                return Embeddings(embeds, of_text(negative).image_embeds)
+            if negatives is not None:
+                return Embeddings(embeds, of_text(negative).negative_image_embeds)
+            prior.pass_over(table, generators, embeds.shape[1], first=noise is None)
+            return Embeddings(embeds, self._zero_embeds(len(embeds)))
+
+        return Source(seeds, generators, components, embed)
+
+    def given(self, asked: Options) -> Source:
+        """Embeddings that the caller has, checked."""
+        image_embeds, negative_image_embeds = asked["image_embeds"], asked["negative_image_embeds"]
+        if isinstance(image_embeds, Embeddings):
+            if negative_image_embeds is not None:
+                raise InputError("image_embeds is a pair from embed() already; leave negative_image_embeds out.")
+            negative_image_embeds = image_embeds.negative_image_embeds
+            image_embeds = image_embeds.image_embeds
+        embeds = self._embedding("image_embeds", image_embeds)
+        negatives = (
+            self._zero_embeds(len(embeds))
+            if negative_image_embeds is None
+            else self._embedding("negative_image_embeds", negative_image_embeds)
+        )
+        if len(negatives) != len(embeds):
+            raise InputError(f"There are {len(embeds)} image_embeds and {len(negatives)} negative_image_embeds.")
+        seeds, generators = _seeds(asked, len(embeds))
+        pairs = [np.repeat(each, len(seeds) // len(embeds), axis=0) for each in (embeds, negatives)]
+        return Source(seeds, generators, (), lambda: Embeddings(*pairs))
+
+    def _run(
+        self,
+        prompts: Sequence[str],
+        negatives: Sequence[str] | None,
+        generators: Sequence[Generator],
+        table: Table,
+        asked: Options,
+        beginning: Beginning,
+    ) -> Embeddings:
+        """One run of the prior, with as many pictures a prompt as there are generators for."""
+        times = len(generators) // len(prompts)
+        return prior.embed(
+            self._stages,
+            self._tokenizer(),
+            table,
+            _repeat(prompts, times),
+            None if negatives is None else _repeat(negatives, times),
+            generators,
+            guidance_scale=arguments.scale("prior_guidance_scale", asked["prior_guidance_scale"]),
+            at_once=asked["batch_size"],
+            beginning=beginning,
+            on_step=self._on_step(asked["prior_callback_on_step_end"], table.timesteps),
+        )
+
+    def _table(self, asked: Options) -> Table:
+        """The prior's coefficients, and a check of what else it is given."""
+        arguments.scale("prior_guidance_scale", asked["prior_guidance_scale"])
+        steps = arguments.whole("prior_num_inference_steps", asked["prior_num_inference_steps"], 1, arguments.MAX_STEPS)
+        return schedulers.unclip(self._bundle.manifest.schedulers["prior"], steps)
+
+    def _require(self, components: Sequence[str]) -> None:
+        for name in components:
+            self._bundle.component(name)
+
+    def _prior_noise(self, asked: Options, pictures: int, negatives: Sequence[str] | None) -> Floats | None:
+        """The caller's noise (copies, n, E), checked."""
+        if asked["prior_latents"] is None:
+            return None
+        copies = 1 if negatives is None else 2
+        shape = (copies * pictures, self._width)
+        noise = inputs.floats("prior_latents", asked["prior_latents"], f"{shape}, noise", shape)
+        return noise.reshape(copies, pictures, self._width)
+
+    def _embeds_or_pictures(self, image: Any) -> Floats | list[PIL.Image.Image]:
+        """Pictures, or their embeddings (n, E), which diffusers takes too."""
+        if isinstance(image, np.ndarray) and image.ndim == 2 and image.shape[1] == self._width:
+            return self._embedding("image", image)
+        return inputs.several("image", image, inputs.picture)
+
+    @property
+    def _width(self) -> int:
+        return int(self._bundle.manifest.geometry["embedding_dim"])
+
+    def _zero_embeds(self, count: int) -> Floats:
+        zero = self._bundle.constants().get("zero_image_embeds")
+        if zero is None:
+            raise InputError("The bundle has no zero-image embedding (no prior); pass negative_image_embeds too.")
+        return np.repeat(zero, count, axis=0)
+
+    def _embedding(self, name: str, value: Any) -> Floats:
+        expected = f"(n, {self._width})"
+        array = inputs.floats(name, value, expected)
+        if array.ndim != 2 or array.shape[1] != self._width or not len(array):
+            raise InputError(f"{name} has shape {array.shape} and type {array.dtype}; expected floats {expected}.")
+        return array
+
+
+def _prompts(prompt: object, negative_prompt: object) -> tuple[list[str], list[str] | None]:
+    prompts = arguments.prompts(prompt)
+    return prompts, arguments.negative_prompts(negative_prompt, len(prompts))
+
+
+def _seeds(asked: Options, prompts: int) -> tuple[list[int], list[Generator]]:
+    """One seed and one generator a picture."""
+    if asked["batch_size"] is not None:
+        arguments.whole("batch_size", asked["batch_size"], 1, arguments.MAX_PICTURES)
+    times = arguments.whole("num_images_per_prompt", asked["num_images_per_prompt"], 1, arguments.MAX_PICTURES)
+    seeds = arguments.seeds(asked["seed"], prompts * times)
+    return seeds, [Generator(each) for each in seeds]
+
+
+def _parts(values: Any) -> list[str | PIL.Image.Image]:
+    """Prompts, and pictures read."""
+    if not isinstance(values, list | tuple) or not values:
+        raise InputError("There is nothing to mix; expected a list of prompts and pictures.")
+    named = [(f"images_and_prompts[{i}]", value) for i, value in enumerate(values)]
+    return [
+        arguments.text(name, value) if isinstance(value, str) else inputs.picture(name, value) for name, value in named
+    ]
+
+
+def _repeat(values: Sequence[str], times: int) -> list[str]:
+    return [value for value in values for _ in range(times)]

@@ -1,0 +1,158 @@
+"""Pictures as people hand them in: every mode, depth, orientation and wrapping gives the pixels that they see."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.kandinsky2_2.pipeline_kandinsky2_2_inpainting import prepare_mask_and_masked_image
+
+from kandinsky22 import inputs
+from kandinsky22.arrays import Array
+
+
+def noise(height: int = 40, width: int = 56, channels: int = 3) -> Array:
+    return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def read(value: Any) -> Array:
+    return np.asarray(inputs.picture("image", value))
+
+
+RGB = PIL.Image.fromarray(noise())
+GREY = PIL.Image.fromarray(noise()[..., 0])
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "webp", "gif"])
+def test_files_without_loss_give_their_pixels(suffix: str, tmp_path: Path) -> None:
+    source = RGB.quantize(16).convert("RGB") if suffix == "gif" else RGB
+    source.save(tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
+    for path in (tmp_path / f"a.{suffix}", str(tmp_path / f"a.{suffix}")):
+        np.testing.assert_array_equal(read(path), np.asarray(source))
+
+
+def test_arrays_and_pil_pictures_are_the_same() -> None:
+    array = np.asarray(RGB)
+    for value in (RGB, array, array.astype(np.float32) / 255, array.astype(np.float64) / 255):
+        np.testing.assert_array_equal(read(value), array)
+    np.testing.assert_array_equal(read(array.astype(np.uint16) * 257), array)
+    np.testing.assert_array_equal(read(array[..., 0] > 127), np.repeat((array[..., :1] > 127) * 255, 3, axis=2))
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "HSV", "RGBX"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    source = RGB.convert(mode)
+    np.testing.assert_array_equal(read(source), np.asarray(source.convert("RGB")))
+
+
+@pytest.mark.parametrize("form", ["RGBA", "LA", "PA", "palette", "array"])
+def test_what_is_transparent_is_white_in_pictures_and_black_in_masks(form: str) -> None:
+    alpha = np.zeros((40, 56), np.uint8)
+    alpha[:, 20:] = 255
+    grey = np.full((40, 56), 100, np.uint8)
+    rgba = PIL.Image.fromarray(np.dstack([grey, grey, grey, alpha]))
+    if form == "palette":
+        source: Any = PIL.Image.fromarray((alpha > 0).astype(np.uint8)).convert("P")
+        source.putpalette([7, 7, 7, 100, 100, 100])
+        source.info["transparency"] = 0
+    else:
+        source = np.asarray(rgba) if form == "array" else rgba.convert(form)
+    picture, mask = read(source), np.asarray(inputs.mask("mask_image", source).convert("L"))
+    assert (picture[:, :20] == 255).all()
+    assert (mask[:, :20] == 0).all()
+    assert (picture[:, 20:] == 100).all()
+    assert (mask[:, 20:] == 100).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_as_exif_says(orientation: int, tmp_path: Path) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    RGB.save(tmp_path / "a.png", exif=exif)
+    turns = [lambda a: a, np.fliplr, lambda a: np.rot90(a, 2), np.flipud, lambda a: a.transpose(1, 0, 2)]
+    turns += [lambda a: np.rot90(a, 3), lambda a: np.rot90(a, 2).transpose(1, 0, 2), np.rot90]
+    np.testing.assert_array_equal(read(tmp_path / "a.png"), turns[orientation - 1](np.asarray(RGB)))
+
+
+def test_damaged_exif_does_not_hide_the_picture(tmp_path: Path) -> None:
+    RGB.save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
+    np.testing.assert_array_equal(read(tmp_path / "a.png"), np.asarray(RGB))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_sixteen_bits_are_rounded_in_pictures_and_kept_in_depth_maps(suffix: str, tmp_path: Path) -> None:
+    deep = np.linspace(0, 65535, 40 * 56).astype(np.uint16).reshape(40, 56)
+    PIL.Image.fromarray(deep).save(tmp_path / f"a.{suffix}")
+    expected = (deep / 65535 * 255).round().astype(np.uint8)
+    for value in (tmp_path / f"a.{suffix}", deep):
+        np.testing.assert_array_equal(read(value)[..., 1], expected)
+        np.testing.assert_array_equal(np.asarray(inputs.mask("mask_image", value).convert("L")), expected)
+        depth = inputs.depth("hint", value)
+        assert depth.dtype == np.float32
+        assert depth.shape == (40, 56, 3)
+        np.testing.assert_allclose(depth[..., 2], deep / 65535, rtol=0, atol=1e-7)
+
+
+def test_floats_of_tiff_are_taken_as_they_are(tmp_path: Path) -> None:
+    values = np.random.default_rng(1).random((12, 9)).astype(np.float32)
+    PIL.Image.fromarray(values).save(tmp_path / "a.tiff")
+    np.testing.assert_array_equal(inputs.depth("hint", tmp_path / "a.tiff")[..., 0], values)
+
+
+def test_depth_maps_keep_colours_and_repeat_grey() -> None:
+    np.testing.assert_array_equal(inputs.depth("hint", RGB), np.asarray(RGB, np.float32) / np.float32(255))
+    grey = inputs.depth("hint", GREY)
+    np.testing.assert_array_equal(grey, np.repeat(np.asarray(GREY, np.float32)[..., None] / np.float32(255), 3, axis=2))
+    values = np.random.default_rng(2).random((8, 8, 1))
+    np.testing.assert_array_equal(inputs.depth("hint", values)[..., 0], values[..., 0].astype(np.float32))
+
+
+def test_a_photograph_with_a_preview_is_one_picture(tmp_path: Path) -> None:
+    RGB.save(tmp_path / "a.mpo", save_all=True, append_images=[RGB.resize((8, 8))])
+    assert read(tmp_path / "a.mpo").shape == (40, 56, 3)
+
+
+def test_the_user_s_own_picture_is_not_changed() -> None:
+    stream = io.BytesIO()
+    RGB.save(stream, "PNG")
+    source = PIL.Image.open(stream)
+    inputs.picture("image", source)
+    source.load()  # it is open still
+    np.testing.assert_array_equal(np.asarray(source), np.asarray(RGB))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (128, 64), (64, 192)])
+@pytest.mark.parametrize("source", [RGB, PIL.Image.fromarray(noise(700, 500)), PIL.Image.fromarray(noise(64, 64))])
+def test_pictures_are_resized_as_diffusers_resizes_them(source: PIL.Image.Image, size: tuple[int, int]) -> None:
+    processor = VaeImageProcessor(vae_scale_factor=8, resample="bicubic", reducing_gap=1)
+    expected = processor.preprocess(source, *size)[0].numpy().transpose(1, 2, 0)
+    np.testing.assert_allclose(inputs.resized_picture(source, *size) * 2 - 1, expected, rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (128, 64), (64, 192)])
+@pytest.mark.parametrize("form", ["L", "RGB"])
+def test_masks_are_resized_as_diffusers_resizes_them(form: str, size: tuple[int, int]) -> None:
+    source = PIL.Image.fromarray(noise(300, 200)[..., 0]).resize((90, 70)).convert(form)
+    image = PIL.Image.fromarray(noise(70, 90))
+    expected, pixels = prepare_mask_and_masked_image(image, source, *size)
+    ours = inputs.resized_mask(inputs.mask("mask_image", source), *size)
+    np.testing.assert_array_equal(ours[None], expected.numpy())
+    assert 0 < ours.mean() < 1
+    np.testing.assert_allclose(
+        inputs.resized_picture(image, *size) * 2 - 1, pixels[0].numpy().transpose(1, 2, 0), rtol=0, atol=2e-7
+    )
+
+
+def test_depth_maps_are_resized_without_losing_depth() -> None:
+    ramp = np.repeat(np.linspace(0, 1, 4096, dtype=np.float32)[None, :, None], 64, axis=0)
+    depth = inputs.depth("hint", ramp)
+    assert inputs.resized_depth(depth, 64, 4096) is depth
+    small = inputs.resized_depth(depth, 32, 2048)
+    assert small.shape == (32, 2048, 3)
+    assert len(np.unique(small)) > 1500  # 8 bits would leave 256
+    np.testing.assert_allclose(small[0, :, 0], np.linspace(0, 1, 2048), rtol=0, atol=1e-3)

@@ -1,0 +1,109 @@
+"""The estimate of memory: how it grows, what it reads of the machine, and the refusal."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kandinsky22 import InputError, Pipeline, memory
+from kandinsky22.bundle import ATTENTION_IN_PARTS, Bundle
+from kandinsky22.stages import Stages
+
+OPENVINO = memory.COSTS["openvino", "fp32"]
+"""Grows evenly with the pixels."""
+
+
+def published(name: str, size: int, **changes: Any) -> float:
+    """GiB of one component at its published size."""
+    parameters = {"decoder_step": 1.253e9, "movq_decoder": 40.4e6, "prior_step": 1.026e9}[name]
+    return _estimate({name: parameters}, (size // 8) ** 2, **changes) / memory.GIB
+
+
+def _estimate(
+    parameters: dict[str, float], latent_pixels: int, variants: tuple[str, ...] = (), **changes: Any
+) -> float:
+    components = {name: SimpleNamespace(parameters=count, variants=variants) for name, count in parameters.items()}
+    manifest: Any = SimpleNamespace(components=components, geometry={"downscale": 8})
+    options: dict[str, Any] = {"guided": True, "cost": OPENVINO, "low_memory": True, "pictures": 1, **changes}
+    return memory.estimate(manifest, list(parameters), latent_pixels, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "backend", "precision", "measured"),
+    [
+        ("movq_decoder", 512, "onnxruntime", "fp32", 3.1),
+        ("movq_decoder", 1024, "onnxruntime", "fp32", 5.7),
+        ("movq_decoder", 1024, "openvino", "bf16", 2.3),
+        ("movq_decoder", 2048, "openvino", "bf16", 11.0),
+        ("decoder_step", 512, "openvino", "bf16", 4.9),
+        ("decoder_step", 512, "openvino", "bf16", 8.1),
+    ],
+)
+def test_the_estimate_is_near_what_was_measured(
+    name: str, size: int, backend: str, precision: str, measured: float
+) -> None:
+    """On the published architecture, in GiB at the peak of the process."""
+    assert measured / 1.6 < published(name, size, cost=memory.COSTS[backend, precision]) < measured * 1.6
+
+
+def test_attention_that_is_written_out_grows_with_the_square_of_the_pixels() -> None:
+    """On ONNX Runtime, 12 heads look from each of 64x64 places at each, twice over, at 1024 pixels a side."""
+    runtime = memory.COSTS["onnxruntime", "fp32"]
+    flat = dataclasses.replace(runtime, score=0)
+    extra = published("decoder_step", 1024, cost=runtime) - published("decoder_step", 1024, cost=flat)
+    assert extra == pytest.approx(2 * 12 * 64**4 * 4 / memory.GIB)
+
+
+def test_attention_in_parts_does_not() -> None:
+    runtime = memory.COSTS["onnxruntime", "fp32"]
+    whole, parts = (
+        published("movq_decoder", 1024, cost=runtime, variants=each) for each in ((), (ATTENTION_IN_PARTS,))
+    )
+    assert whole - parts == pytest.approx(128**4 * 4 / memory.GIB)
+
+
+def test_the_estimate_grows_with_what_it_says() -> None:
+    small = _estimate({"decoder_step": 1e9}, 64**2)
+    assert _estimate({"decoder_step": 1e9}, 128**2) - small == pytest.approx(3 * (small - _weights(1e9)))
+    assert _estimate({"decoder_step": 1e9}, 64**2, pictures=3) == _estimate({"decoder_step": 1e9}, 3 * 64**2)
+    assert _estimate({"decoder_step": 1e9}, 64**2, guided=False) == _estimate({"decoder_step": 1e9}, 64**2 // 2)
+    both = {"prior_step": 2e9, "decoder_step": 1e9}
+    assert _estimate(both, 64**2, low_memory=True) == max(_weights(2e9), small)
+    assert _estimate(both, 64**2, low_memory=False) == pytest.approx(small + 2e9 * OPENVINO.weight)
+
+
+def _weights(parameters: float) -> float:
+    return memory.BASE + parameters * OPENVINO.weight
+
+
+def test_what_cannot_fit_is_refused_with_the_limit(handmade_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = {"height": 512, "width": 256, "num_inference_steps": 2, "prior_num_inference_steps": 2, "seed": 0}
+    with Pipeline.load(handmade_bundle.path, "onnxruntime", threads=1, memory_limit=0.25) as pipe:
+        with monkeypatch.context() as patch:
+            patch.delattr(Stages, "use")
+            with pytest.raises(InputError) as raised:
+                pipe("a", num_images_per_prompt=2, **quick)
+        assert str(raised.value) == (
+            "2 at once of 256x512 would take about 0.5 GiB of memory and the limit is 0.2 GiB; "
+            "ask for a smaller picture or a smaller batch_size or low_memory, or set memory_limit."
+        )
+    for limit in (None, 64, "auto"):
+        with Pipeline.load(handmade_bundle.path, "onnxruntime", threads=1, memory_limit=limit) as pipe:  # type: ignore[arg-type]
+            assert np.shape(pipe("a", output_type="np", **quick).images) == (1, 512, 256, 3)
+
+
+@pytest.mark.parametrize("limit", [0, -1, float("nan"), "much", True])
+def test_impossible_limits_are_refused(limit: Any, handmade_bundle: Bundle) -> None:
+    with pytest.raises(InputError, match=r"memory_limit is .*; expected a number above 0\."):
+        Pipeline.load(handmade_bundle.path, "onnxruntime", memory_limit=limit)
+
+
+def test_the_machine_s_limit_is_what_it_has_to_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 7000)
+    assert memory.limit("auto") == 7000
+    assert memory.limit(2) == 2 << 30
+    assert memory.limit(None) is None
