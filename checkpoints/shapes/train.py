@@ -3,7 +3,7 @@
     python checkpoints/shapes/train.py
 
 Each stage keeps its state in `work/` (ignored by git), saves it once a minute, and is passed over once it is done.
-About two and a half hours on two cores that do nothing else. To train anew, remove `work/`.
+About two and a half hours on two cores that do nothing else. To train anew, remove `work/` and `prior/`.
 """
 
 import argparse
@@ -63,7 +63,9 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     prior_folder, decoder = options.out / "prior", options.out / "decoder"
     movq.train(options.work, decoder / "movq")
-    tokenizer.build(prior_folder / "tokenizer", loop.SEED)
+    if not (prior_folder / "tokenizer" / "vocab.json").exists():
+        # Once the towers are trained on its tokens' numbers, others would be other words to them.
+        tokenizer.build(prior_folder / "tokenizer", loop.SEED)
     clip.train(options.work, prior_folder)
     accuracy = classifier.train(options.work, options.out / "classifier.safetensors")
     print(f"the classifier reads {accuracy:.2%} of drawings right in everything")
