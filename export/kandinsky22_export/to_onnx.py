@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import hashlib
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ OPSET = 23
 # guidance of 4 multiplies what is left by up to 7.
 BOUNDS = {"fp32": 1e-4, "fp16": 5e-2}
 BYTES = {"fp32": 4, "fp16": 2}
+SMALL = 1 << 20
+"""Bytes of constants that a variant of a graph may have beside the weights that it shares."""
 
 
 @dataclass(frozen=True)
@@ -86,19 +89,38 @@ def export_graph(build: Callable[[], Graph], folder: Path, precision: str, note:
 
 
 def _share_weights(path: Path, other: Path) -> None:
-    """Let the graph in `path` take its weights from the external data of the graph in `other`, and drop its own."""
-    model = onnx.load(path, load_external_data=False)
-    there = {each.name: each for each in onnx.load(other, load_external_data=False).graph.initializer}
+    """Let the graph in `path` take its weights from the external data of the graph in `other`, and drop its own.
+
+    Weights are found by their values, since names depend on the graph. What the other has not, constants of the
+    graph's own, goes into the file.
+    """
+    there = {_content(weight): place for weight, place in _weights(other)}
+    model = onnx.load(path)
+    own = 0
     for weight in model.graph.initializer:
-        if weight.data_location != onnx.TensorProto.EXTERNAL:
+        place = there.get(_content(weight))
+        if place is None:
+            own += weight.ByteSize()
             continue
-        twin = there[weight.name]
-        if (list(twin.dims), twin.data_type) != (list(weight.dims), weight.data_type):
-            raise ExportError(f"{path.name} and {other.name} do not have the same weights ({weight.name} differs).")
-        weight.ClearField("external_data")
-        weight.external_data.extend(twin.external_data)
+        weight.ClearField("raw_data")
+        weight.data_location = onnx.TensorProto.EXTERNAL
+        weight.external_data.extend(place)
+    if own > SMALL:
+        raise ExportError(f"{path.name} has {own / 1e6:.1f} MB of weights that {other.name} has not; nothing was kept.")
     Path(f"{path}.data").unlink()
-    onnx.save(model, path)
+    path.write_bytes(model.SerializeToString())
+
+
+def _weights(path: Path) -> Iterator[tuple[onnx.TensorProto, list[onnx.StringStringEntryProto]]]:
+    """The weights of a file, and where each lies in its external data."""
+    places = {each.name: each for each in onnx.load(path, load_external_data=False).graph.initializer}
+    for weight in onnx.load(path).graph.initializer:
+        if places[weight.name].data_location == onnx.TensorProto.EXTERNAL:
+            yield weight, list(places[weight.name].external_data)
+
+
+def _content(weight: onnx.TensorProto) -> tuple[int, tuple[int, ...], bytes]:
+    return weight.data_type, tuple(weight.dims), hashlib.sha256(weight.raw_data).digest()
 
 
 @torch.no_grad()
