@@ -15,10 +15,11 @@ BUNDLE     ?= engines/shapes
 BIN    := $(VENV)/bin
 READY  := $(VENV)/installed
 SHAPES := engines/shapes/manifest.json
+FULL   := engines/kandinsky-2.2-random/manifest.json
 DECODERS := $(if $(CONTROLNET),--controlnet "$(CONTROLNET)") $(if $(INPAINT),--inpaint "$(INPAINT)")
 SIZES  := $(if $(STATIC),--static $(STATIC),$(if $(MIN),--min $(MIN)) $(if $(OPT),--opt $(OPT)) $(if $(MAX),--max $(MAX)))
 
-.PHONY: help demo engines test test-slow test-gpu scores lint format clean
+.PHONY: help demo engines test test-slow test-gpu scores bench lint format clean
 
 help:  ## Print this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -45,6 +46,15 @@ test-gpu: $(SHAPES)  ## Run the tests that need an NVIDIA GPU (install an extra 
 
 scores: $(SHAPES)  ## Score 300 unseen prompts with the runtime and with diffusers: the table of checkpoints/shapes.
 	$(BIN)/python checkpoints/shapes/evaluate.py --bundle engines/shapes
+
+# The bundle of the published sizes is exported with random weights where it is missing; QUICK=1 measures shapes instead.
+bench: $(READY) $(if $(QUICK),$(SHAPES),$(FULL))  ## Measure latency and memory beside diffusers: benchmarks/reports (QUICK=1: 5 minutes).
+	$(BIN)/python benchmarks/run.py $(if $(QUICK),engines/shapes --checkpoint checkpoints/shapes/decoder --quick \
+		--name quick,$(dir $(FULL))) $(BENCH)
+
+$(FULL): $(READY)
+	$(BIN)/kandinsky22-export --architecture kandinsky-2.2 --random-weights 0 --precision fp16 \
+		--components text_encoder prior_step decoder_step movq_decoder -o $(dir $(FULL))
 
 lint: $(READY)  ## Check style, formatting and types.
 	$(BIN)/ruff check .

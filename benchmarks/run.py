@@ -26,11 +26,10 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "runtime"), str(HERE.parent / "expo
 
 import arithmetic  # noqa: E402
 import report  # noqa: E402
-from workers import Worker, take_turns  # noqa: E402
-
 from kandinsky22 import bench  # noqa: E402
 from kandinsky22.bench import Size  # noqa: E402
 from kandinsky22.bundle import Bundle  # noqa: E402
+from workers import Worker, take_turns  # noqa: E402
 
 PEERS: dict[str, dict[str, Any]] = {
     "diffusers fp32": {"kind": "diffusers", "dtype": "float32"},
@@ -51,7 +50,7 @@ CEILINGS: dict[str, dict[str, Any]] = {
     for name, dtype in (("bf16", "bfloat16"), ("fp32", "float32"))
 }
 CEILINGS["copy"] = {"kind": "ceiling", "what": "copy"}
-STAGES = ("text_encoder", "prior_step", "decoder_step", "movq_decoder")
+STAGES = ("decoder_step", "movq_decoder", "prior_step", "text_encoder")
 
 
 @dataclass(frozen=True)

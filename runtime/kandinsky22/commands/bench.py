@@ -164,6 +164,7 @@ def _pictures(bundle: Bundle, backend: str, wanted: Sequence[Size], options: arg
             precision=options.precision,
             threads=options.threads,
             low_memory=options.low_memory,
+            memory_limit=None,
         ) as pipe:
             opened = time.perf_counter() - started
             for index in range(options.pictures):
