@@ -95,8 +95,9 @@ def write(rows: list[dict[str, Any]], count: int, folder: Path) -> None:
     lines = [
         f"# Quality against steps: checkpoints/shapes, {count} unseen prompts",
         "",
-        "Distance: root mean square of the difference to 500 steps of DDIM from the same noise, of 255. DDPM adds noise",
-        "of its own, so that it is another picture, not a worse one. Made by `python benchmarks/steps.py engines/shapes`.",
+        "Distance: root mean square of the difference to 500 steps of DDIM from the same noise, of 255. DDPM adds "
+        "noise of its own, so that it is another picture, not a worse one. Made by "
+        "`python benchmarks/steps.py engines/shapes`.",
         "",
         "| sampler | steps | guided | everything right | distance | UNet seconds a picture |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -76,7 +76,9 @@ class OpenVinoBackend:
             return Availability(NAME, False, f"{error}; install it: pip install kandinsky22[openvino]")
         except RuntimeError as error:
             return Availability(NAME, False, f"it finds no processor it can use ({_last_line(error)})")
-        return Availability(NAME, True, f"runs on this processor ({name})", ov.__version__.split("-")[0], precision)
+        why = "has" if precision == "bf16" else "lacks"
+        reason = f"runs on this processor ({name}), which {why} instructions for bf16"
+        return Availability(NAME, True, reason, ov.__version__.split("-")[0], precision)
 
     def load(self, bundle: Bundle, name: str, settings: Settings) -> LoadedComponent:
         """See `Backend.load`."""
