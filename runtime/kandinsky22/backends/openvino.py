@@ -10,7 +10,7 @@ from typing import Any
 from kandinsky22.arrays import Array
 from kandinsky22.backends import Availability, LoadedComponent, OnStep, PerStep, Settings
 from kandinsky22.backends.loop import plain_loop
-from kandinsky22.bundle import Bundle, Component
+from kandinsky22.bundle import ATTENTION_IN_PARTS, Bundle, Component
 from kandinsky22.errors import BackendError
 
 NAME = "openvino"
@@ -29,6 +29,8 @@ class OpenVinoComponent:
         config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
         if settings.threads is not None:
             config["INFERENCE_NUM_THREADS"] = settings.threads
+        if ATTENTION_IN_PARTS in component.variants and not _has_amx():
+            config["SNIPPETS_MODE"] = "DISABLE"  # see `_variant`
         try:
             model = core.compile_model(_in_float32(core.read_model(graph)), DEVICE, config)
         except RuntimeError as error:
@@ -82,7 +84,26 @@ class OpenVinoBackend:
 
     def load(self, bundle: Bundle, name: str, settings: Settings) -> LoadedComponent:
         """See `Backend.load`."""
-        return OpenVinoComponent(bundle.graph(name), bundle.component(name), settings)
+        return OpenVinoComponent(bundle.graph(name, _variant()), bundle.component(name), settings)
+
+
+def _variant() -> str:
+    """Which variant of a graph with very wide heads of attention is the fastest on this processor.
+
+    OpenVINO has a kernel of its own for attention that writes no scores out. It is fast on AMX; without, at heads of
+    512, it takes five times as long as plain products, which are what is left where its "snippets" are off. Plain
+    products write the scores out, and so they must come in parts. Measured: docs/benchmarks.md.
+    """
+    return "" if _has_amx() else ATTENTION_IN_PARTS
+
+
+@functools.cache
+def _has_amx() -> bool:
+    """Whether the processor multiplies matrices of bf16 in hardware (x86 under Linux, which is where it is asked)."""
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 def _in_float32(model: Any) -> Any:
