@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[2]
 COUNTS = {
     "text_encoder": 0.69e9,
     "prior_step": 1.026e9,
-    "decoder_step": 1.253e9,
+    "decoder_step": 1.283e9,
     "movq_encoder": 0.0274e9,
-    "movq_decoder": 0.040e9,
+    "movq_decoder": 0.0431e9,
 }
 LARGEST = 9.0  # GiB
 
@@ -36,8 +36,8 @@ def test_the_published_sizes_are_exported_and_run_within_nine_gigabytes(tmp_path
 TASKS = {
     "image_encoder": 1.84e9,
     "hint_encoder": 0.36e6,
-    "decoder_step_controlnet": 1.253e9,
-    "decoder_step_inpaint": 1.253e9,
+    "decoder_step_controlnet": 1.283e9,
+    "decoder_step_inpaint": 1.283e9,
     "movq_encoder": 0.0274e9,
 }
 
