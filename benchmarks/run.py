@@ -260,7 +260,7 @@ def _machine(options: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:
         "processor": f"{name}, {os.cpu_count()} cores",
         "instructions": [flag for flag in wanted if flag in flags],
         "memory": memory,
-        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "system": f"{platform.system()}, Python {platform.python_version()}",
         "gpu": _gpu(),
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d"),
