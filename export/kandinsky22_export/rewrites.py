@@ -173,7 +173,7 @@ class _InParts:
         # Zeros fill the last part up; what they see is cut off again.
         size = (height * width + QUERY_PARTS - 1) // QUERY_PARTS
         query = functional.pad(query, (0, 0, 0, size * QUERY_PARTS - height * width))
-        query = query.reshape(batch, attn.heads, QUERY_PARTS, size, -1)
+        query = query.reshape(batch, attn.heads, QUERY_PARTS, size, key.shape[-1])
         parts = [functional.scaled_dot_product_attention(query[:, :, part], key, value) for part in range(QUERY_PARTS)]
         seen: Tensor = torch.cat(parts, dim=2)[:, :, : height * width].transpose(1, 2).flatten(2)
         result: Tensor = attn.to_out[0](seen).transpose(1, 2).reshape(batch, channels, height, width)

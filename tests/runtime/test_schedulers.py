@@ -548,13 +548,13 @@ def test_eta_belongs_to_ddim(name):
 
 @pytest.mark.parametrize("config", [{}, of_class("PNDMScheduler"), of_class(None), of_class(["DDPMScheduler"]), None])
 def test_refused_classes(config):
-    with pytest.raises(InputError, match="must be one of DDPMScheduler, DDIMScheduler, UnCLIPScheduler"):
+    with pytest.raises(InputError, match="must be one of DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler"):
         table(config, 10)
 
 
 @pytest.mark.parametrize("name", ["euler", "UnCLIP", "", None, 3])
 def test_refused_switches(name):
-    with pytest.raises(InputError, match="The scheduler must be DDPM or DDIM, not"):
+    with pytest.raises(InputError, match=r"The scheduler must be DDPM, DDIM or DPM\+\+, not"):
         switch(DECODER, name)
 
 
