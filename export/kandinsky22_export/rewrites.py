@@ -148,8 +148,8 @@ def attention_in_parts(movq: nn.Module) -> None:
     """Let attention over all pixels look at its queries in `QUERY_PARTS` parts, one after the other.
 
     MoVQ's one head of 512 looks from every latent pixel at every other: 2^28 scores at 1024x1024, 2^32 at 2048x2048.
-    For heads that wide neither ONNX Runtime nor TensorRT has a kernel that does without all of them at once; OpenVINO
-    has, and is slower with parts.
+    For heads that wide ONNX Runtime has no kernel that does without all of them at once; OpenVINO has, which is fast on
+    AMX alone.
     """
     for module in movq.modules():
         if isinstance(module, Attention):

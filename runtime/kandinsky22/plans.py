@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from kandinsky22.bundle import ATTENTION_IN_PARTS, Bundle, sha256
+from kandinsky22.bundle import Bundle, sha256
 from kandinsky22.errors import BackendError, BundleError, InputError
 from kandinsky22.plan_builder import Built, Options, Report, build_plan
 from kandinsky22.plan_files import TEMPORARY, NewFile, available_memory, locked, new_file, write_file
@@ -211,7 +211,7 @@ def _compile(
             bar.set_postfix_str(phase[:40], refresh=False)
             bar.update(done - bar.n)
 
-        graph = bundle.graph(name, ATTENTION_IN_PARTS)
+        graph = bundle.graph(name)
         timings = cache.read_bytes() if cache.exists() else b""
         built = build_plan(
             flavour, graph, bundle.component(name), recipe["shapes"], options, file.write, timings, on_progress
