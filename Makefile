@@ -48,7 +48,7 @@ scores: $(SHAPES)  ## Score 300 unseen prompts with the runtime and with diffuse
 	$(BIN)/python checkpoints/shapes/evaluate.py --bundle engines/shapes
 
 # The bundle of the published sizes is exported with random weights where it is missing; QUICK=1 measures shapes instead.
-bench: $(READY) $(if $(QUICK),$(SHAPES),$(FULL))  ## Measure latency and memory beside diffusers: benchmarks/reports (QUICK=1: 5 minutes).
+bench: $(READY) $(if $(QUICK),$(SHAPES),$(FULL))  ## Measure latency and memory beside diffusers: benchmarks/reports (QUICK=1: of shapes, in minutes).
 	$(BIN)/python benchmarks/run.py $(if $(QUICK),engines/shapes --checkpoint checkpoints/shapes/decoder --quick \
 		--name quick,$(dir $(FULL))) $(BENCH)
 

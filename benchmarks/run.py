@@ -102,7 +102,7 @@ def _options() -> argparse.Namespace:
     add("--patience", type=float, default=120, help="seconds of turns after which a case ends early (%(default)s)")
     add("--steps", type=int, nargs="*", default=[20], help="DPM-Solver++ steps of whole pictures (%(default)s)")
     add("--pictures", type=int, nargs="*", default=[512, 1024], help="sizes of whole pictures (%(default)s)")
-    add("--quick", action="store_true", help="few turns at the size of training: under five minutes with shapes")
+    add("--quick", action="store_true", help="few turns at the size of training")
     options = parser.parse_args()
     if options.quick:
         trained = Bundle(options.bundle).manifest.geometry["default_size"]
