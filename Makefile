@@ -36,7 +36,7 @@ engines: $(READY)  ## TensorRT plans of CHECKPOINT=… (a folder or a Hub id) in
 	$(BIN)/kandinsky22 build "engines/$(NAME)" --flavour $(FLAVOUR) --batch $(BATCH) $(SIZES)
 
 test: $(READY)  ## Run the tests that need no GPU and no patience.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(READY)  ## Run the tests that take minutes or gigabytes: full parity, the published size.
 	$(BIN)/python -m pytest -m slow

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from kandinsky22 import Pipeline
 from kandinsky22.backends import LoadedComponent, Settings, onnxruntime
 from kandinsky22.bundle import Bundle
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs the bundle comes first: one worker exports it while the other runs what does not."""
+    items.sort(key=lambda item: "shapes_bundle" not in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
@@ -19,14 +26,17 @@ def shapes_checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def shapes_bundle(tmp_path_factory: pytest.TempPathFactory, shapes_checkpoint: Path) -> Path:
-    """A bundle with every component."""
+    """A bundle with every component, made by the first worker that asks for it."""
     from kandinsky22_export import export  # here, so that tests of the runtime alone need no torch
 
-    path = tmp_path_factory.mktemp("engines") / "shapes"
+    workers_share = tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else None
+    path = (workers_share or tmp_path_factory.mktemp("engines")) / "shapes"
     decoder, controlnet, inpaint = (
         str(shapes_checkpoint / name) for name in ("decoder", "controlnet-depth", "inpaint")
     )
-    export(decoder, path, controlnet=controlnet, inpaint=inpaint)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            export(decoder, path, controlnet=controlnet, inpaint=inpaint)
     return path
 
 

@@ -57,6 +57,19 @@ class Parts:
     prior_scheduler: UnCLIPScheduler
     scheduler: DDPMScheduler | DDIMScheduler
 
+    @classmethod
+    def load(cls, folder: Path) -> Parts:
+        """The modules of `prior/`, `decoder/`, `controlnet-depth/` and `inpaint/` in `folder`."""
+        prior = KandinskyV22PriorPipeline.from_pretrained(folder / "prior").components
+        prior["prior_scheduler"] = prior.pop("scheduler")
+        del prior["image_processor"]
+        return cls(
+            **prior,
+            **KandinskyV22Pipeline.from_pretrained(folder / "decoder").components,
+            unet_controlnet=UNet2DConditionModel.from_pretrained(folder / "controlnet-depth" / "unet"),
+            unet_inpaint=UNet2DConditionModel.from_pretrained(folder / "inpaint" / "unet"),
+        )
+
     def save(self, folder: Path, **options: Any) -> Path:
         """Write `prior/`, and `decoder/`, `controlnet/` and `inpaint/`, whose cards name the prior.
 

@@ -6,7 +6,7 @@ in half precision casts inside. The scheduler's update is float32 always.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,8 +27,7 @@ class Graph(nn.Module):
     """One graph of the bundle: a module whose `forward` takes `inputs` in order and returns `outputs` in order.
 
     `example` are the sizes it is traced at, `checks` those it is compared with torch at: sizes that were not traced.
-    `state` says which output feeds which input of the next step. `variants` are rewrites of `network` by the names of
-    the bundle's variants: they make graphs over the same weights.
+    `state` says which output feeds which input of the next step. `variants` are names of variants.VARIANTS.
     """
 
     name: str
@@ -46,7 +45,7 @@ class Graph(nn.Module):
         self.network: Any = network
         self.inputs, self.outputs, self.state = inputs, outputs, dict(state or {})
         self.example, self.checks = example, checks
-        self.variants: dict[str, Callable[[nn.Module], None]] = {}
+        self.variants: tuple[str, ...] = ()
 
     def feeds(self, sizes: Sizes, seed: int) -> Feeds:
         """Random inputs at `sizes`, the same for the same seed, alike in kind to those of a real run."""
@@ -129,7 +128,7 @@ class MovqEncoder(Graph):
         )
         # The decoder and the codebook are no part of this graph, nor of its memory and its count of parameters.
         del network.decoder, network.post_quant_conv, network.quantize
-        self.variants = {ATTENTION_IN_PARTS: rewrites.attention_in_parts}
+        self.variants = (ATTENTION_IN_PARTS,)
 
     def forward(self, image: Tensor) -> Tensor:
         """`image` float32 (B, 8h, 8w, 3) -> float32 (B, C, h, w)."""
@@ -189,7 +188,7 @@ class MovqDecoder(Graph):
         del network.encoder, network.quant_conv, network.quantize
         rewrites.spatial_norm_before_upsampling(network)
         rewrites.fold_upsampling(network)
-        self.variants = {ATTENTION_IN_PARTS: rewrites.attention_in_parts}
+        self.variants = (ATTENTION_IN_PARTS,)
 
     def forward(self, latents: Tensor) -> Tensor:
         """`latents` float32 (B, C, h, w) -> float32 (B, 8h, 8w, 3)."""

@@ -8,14 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention, SpatialNorm
+from diffusers.models.attention_processor import SpatialNorm
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional
-
-QUERY_PARTS = 16
-"""Into how many parts `attention_in_parts` splits the queries: 64 MiB of scores a part at 1024x1024, in float32."""
 
 
 def spatial_norm_before_upsampling(movq: nn.Module) -> None:
@@ -142,42 +139,3 @@ class _FoldedResnetBlock(nn.Module):
         if self.conv_shortcut is not None:
             shortcut = self.conv_shortcut(shortcut)
         return (shortcut + hidden) / self.output_scale_factor
-
-
-def attention_in_parts(movq: nn.Module) -> None:
-    """Let attention over all pixels look at its queries in `QUERY_PARTS` parts, one after the other.
-
-    MoVQ's one head of 512 looks from every latent pixel at every other: 2^28 scores at 1024x1024, 2^32 at 2048x2048.
-    For heads that wide ONNX Runtime has no kernel that does without all of them at once; OpenVINO has, which is fast on
-    AMX alone.
-    """
-    for module in movq.modules():
-        if isinstance(module, Attention):
-            replacement: Any = _InParts()
-            module.set_processor(replacement)
-
-
-class _InParts:
-    """diffusers' AttnProcessor2_0 for self-attention over pixels, with the queries in parts."""
-
-    def __call__(self, attn: Any, hidden_states: Tensor, temb: Tensor | None = None, **_: Any) -> Tensor:
-        """`hidden_states` (B, C, h, w), and the latents `temb` for a spatial norm -> (B, C, h, w)."""
-        batch, channels, height, width = hidden_states.shape
-        pixels = hidden_states if attn.spatial_norm is None else attn.spatial_norm(hidden_states, temb)
-        pixels = pixels.flatten(2)
-        pixels = (pixels if attn.group_norm is None else attn.group_norm(pixels)).transpose(1, 2)
-        query, key, value = (
-            projection(pixels).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-            for projection in (attn.to_q, attn.to_k, attn.to_v)
-        )
-        # Zeros fill the last part up; what they see is cut off again.
-        size = (height * width + QUERY_PARTS - 1) // QUERY_PARTS
-        query = functional.pad(query, (0, 0, 0, size * QUERY_PARTS - height * width))
-        query = query.reshape(batch, attn.heads, QUERY_PARTS, size, key.shape[-1])
-        parts = [functional.scaled_dot_product_attention(query[:, :, part], key, value) for part in range(QUERY_PARTS)]
-        seen: Tensor = torch.cat(parts, dim=2)[:, :, : height * width].transpose(1, 2).flatten(2)
-        result: Tensor = attn.to_out[0](seen).transpose(1, 2).reshape(batch, channels, height, width)
-        if attn.residual_connection:
-            result = result + hidden_states
-        scaled: Tensor = result / attn.rescale_output_factor
-        return scaled

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import hashlib
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from kandinsky22.bundle import Component, TensorSpec
 from kandinsky22.errors import ExportError
 from kandinsky22_export.graphs import Feeds, Graph, Sizes
+from kandinsky22_export.variants import VARIANTS
 
 OPSET = 23
 
@@ -30,8 +30,6 @@ OPSET = 23
 # guidance of 4 multiplies what is left by up to 7.
 BOUNDS = {"fp32": 1e-4, "fp16": 5e-2}
 BYTES = {"fp32": 4, "fp16": 2}
-SMALL = 1 << 20
-"""Bytes of constants that a variant of a graph may have beside the weights that it shares."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +65,7 @@ def export_graph(build: Callable[[], Graph], folder: Path, precision: str, note:
     if precision == "fp16":
         graph.half()
     _write(graph, path)
-    variants = {variant: path.with_name(f"{name}.{variant}.onnx") for variant in graph.variants}
-    for variant, rewrite in graph.variants.items():
-        rewrite(graph.network)
-        _write(graph, variants[variant])
-        _share_weights(variants[variant], path)
+    variants = {variant: _write_variant(path, variant) for variant in graph.variants}
     del graph
     gc.collect()
     note("comparing with torch")
@@ -88,39 +82,13 @@ def export_graph(build: Callable[[], Graph], folder: Path, precision: str, note:
     )
 
 
-def _share_weights(path: Path, other: Path) -> None:
-    """Let the graph in `path` take its weights from the external data of the graph in `other`, and drop its own.
-
-    Weights are found by their values, since names depend on the graph. What the other has not, constants of the
-    graph's own, goes into the file.
-    """
-    there = {_content(weight): place for weight, place in _weights(other)}
-    model = onnx.load(path)
-    own = 0
-    for weight in model.graph.initializer:
-        place = there.get(_content(weight))
-        if place is None:
-            own += weight.ByteSize()
-            continue
-        weight.ClearField("raw_data")
-        weight.data_location = onnx.TensorProto.EXTERNAL
-        weight.external_data.extend(place)
-    if own > SMALL:
-        raise ExportError(f"{path.name} has {own / 1e6:.1f} MB of weights that {other.name} has not; nothing was kept.")
-    Path(f"{path}.data").unlink()
-    path.write_bytes(model.SerializeToString())
-
-
-def _weights(path: Path) -> Iterator[tuple[onnx.TensorProto, list[onnx.StringStringEntryProto]]]:
-    """The weights of a file, and where each lies in its external data."""
-    places = {each.name: each for each in onnx.load(path, load_external_data=False).graph.initializer}
-    for weight in onnx.load(path).graph.initializer:
-        if places[weight.name].data_location == onnx.TensorProto.EXTERNAL:
-            yield weight, list(places[weight.name].external_data)
-
-
-def _content(weight: onnx.TensorProto) -> tuple[int, tuple[int, ...], bytes]:
-    return weight.data_type, tuple(weight.dims), hashlib.sha256(weight.raw_data).digest()
+def _write_variant(path: Path, variant: str) -> Path:
+    """Write a variant of the graph in `path`, over the same external data."""
+    model = onnx.load(path, load_external_data=False)
+    VARIANTS[variant](model)
+    file = path.with_name(f"{path.stem}.{variant}.onnx")
+    file.write_bytes(model.SerializeToString())
+    return file
 
 
 @torch.no_grad()

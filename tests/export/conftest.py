@@ -1,4 +1,4 @@
-"""One tiny checkpoint and its bundle for a whole session: tracing is what takes the time."""
+"""A tiny checkpoint to alter, the modules of the trained one, and a stand-in for tracing, which takes the time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kandinsky22.bundle import Component, Manifest
-from kandinsky22_export import assemble, export
+from kandinsky22_export import assemble
 from kandinsky22_export.graphs import Graph
 from tests import tiny
 
@@ -26,16 +26,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_parts: tiny.P
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
-    path = tmp_path_factory.mktemp("engines") / "tiny"
-    others = {name: str(tiny_checkpoint / name) for name in ("controlnet", "inpaint")}
-    export(str(tiny_checkpoint / "decoder"), path, **others)
-    return path
+def shapes_parts(shapes_checkpoint: Path) -> tiny.Parts:
+    """The modules that the bundle of shapes was made from."""
+    return tiny.Parts.load(shapes_checkpoint)
 
 
 @pytest.fixture(scope="session")
-def tiny_manifest(tiny_bundle: Path) -> Manifest:
-    return Manifest.from_json((tiny_bundle / "manifest.json").read_text())
+def shapes_manifest(shapes_bundle: Path) -> Manifest:
+    return Manifest.from_json((shapes_bundle / "manifest.json").read_text())
 
 
 @pytest.fixture

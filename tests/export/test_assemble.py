@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import errno
 import json
 import os
@@ -52,6 +53,7 @@ def altered_movq(source: Path, destination: Path) -> Iterator[dict[str, torch.Te
     save_file(weights, path, metadata={"format": "pt"})
 
 
+EMBEDDING = 96
 SIZES = pytest.mark.parametrize(("batch", "height", "width", "scale"), [(1, 8, 16, 4.0), (4, 16, 8, None)])
 """Latent sizes that were neither traced nor checked."""
 
@@ -118,43 +120,49 @@ def diffusers_pictures(
     return images
 
 
+@pytest.fixture
+def published(shapes_parts: tiny.Parts) -> tiny.Parts:
+    """The modules with the published decoder's scheduler: a learned variance and dynamic thresholding."""
+    return dataclasses.replace(shapes_parts, scheduler=DDPMScheduler(**tiny.PUBLISHED))
+
+
 @SIZES
 def test_the_decoders_files_are_diffusers_pipeline(
-    tiny_bundle: Path, tiny_parts: tiny.Parts, batch: int, height: int, width: int, scale: float | None
+    shapes_bundle: Path, published: tiny.Parts, batch: int, height: int, width: int, scale: float | None
 ) -> None:
-    conditioning, start = [*torch.randn(2, batch, tiny.EMBEDDING)], torch.randn(batch, 4, height, width)
-    expected = diffusers_pictures(tiny_parts.decoder_pipeline(), conditioning, start, scale)
-    result = denoise(tiny_bundle, "decoder_step", tiny_parts.scheduler, conditioning, start, scale)
+    conditioning, start = [*torch.randn(2, batch, EMBEDDING)], torch.randn(batch, 4, height, width)
+    expected = diffusers_pictures(published.decoder_pipeline(), conditioning, start, scale)
+    result = denoise(shapes_bundle, "decoder_step", published.scheduler, conditioning, start, scale)
     np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-3)
 
 
 @SIZES
 def test_the_controlnets_files_are_diffusers_pipeline(
-    tiny_bundle: Path, tiny_parts: tiny.Parts, batch: int, height: int, width: int, scale: float | None
+    shapes_bundle: Path, published: tiny.Parts, batch: int, height: int, width: int, scale: float | None
 ) -> None:
-    conditioning, start = [*torch.randn(2, batch, tiny.EMBEDDING)], torch.randn(batch, 4, height, width)
+    conditioning, start = [*torch.randn(2, batch, EMBEDDING)], torch.randn(batch, 4, height, width)
     hint = torch.rand(batch, 3, 8 * height, 8 * width)
-    expected = diffusers_pictures(tiny_parts.controlnet_pipeline(), conditioning, start, scale, hint=hint)
-    (hint_latents,) = run(tiny_bundle, "hint_encoder", hint=hint.permute(0, 2, 3, 1).contiguous())
+    expected = diffusers_pictures(published.controlnet_pipeline(), conditioning, start, scale, hint=hint)
+    (hint_latents,) = run(shapes_bundle, "hint_encoder", hint=hint.permute(0, 2, 3, 1).contiguous())
     constants = {"hint_latents": hint_latents}
     result = denoise(
-        tiny_bundle, "decoder_step_controlnet", tiny_parts.scheduler, conditioning, start, scale, constants
+        shapes_bundle, "decoder_step_controlnet", published.scheduler, conditioning, start, scale, constants
     )
     np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-3)
 
 
 @SIZES
 def test_the_inpainting_files_are_diffusers_pipeline(
-    tiny_bundle: Path, tiny_parts: tiny.Parts, batch: int, height: int, width: int, scale: float | None
+    shapes_bundle: Path, published: tiny.Parts, batch: int, height: int, width: int, scale: float | None
 ) -> None:
-    conditioning, start = [*torch.randn(2, batch, tiny.EMBEDDING)], torch.randn(batch, 4, height, width)
+    conditioning, start = [*torch.randn(2, batch, EMBEDDING)], torch.randn(batch, 4, height, width)
     image = torch.rand(1, 3, 8 * height, 8 * width).repeat(batch, 1, 1, 1)
     repaint = (torch.arange(8 * width) < 4 * width).float().repeat(batch, 1, 8 * height, 1)
-    scheduler = tiny_parts.scheduler
+    scheduler = published.scheduler
     expected = diffusers_pictures(
-        tiny_parts.inpaint_pipeline(), conditioning, start, scale, image=image * 2 - 1, mask_image=repaint.clone()
+        published.inpaint_pipeline(), conditioning, start, scale, image=image * 2 - 1, mask_image=repaint.clone()
     )
-    (known,) = run(tiny_bundle, "movq_encoder", image=image.permute(0, 2, 3, 1).contiguous())
+    (known,) = run(shapes_bundle, "movq_encoder", image=image.permute(0, 2, 3, 1).contiguous())
     mask = prepare_mask(functional.interpolate(1 - repaint, known.shape[-2:]))
     assert 0 < mask.mean() < 0.5
     following = [*scheduler.timesteps[1:], None]
@@ -164,82 +172,82 @@ def test_the_inpainting_files_are_diffusers_pipeline(
         return {"known_scales": torch.stack([kept, 1 - kept]).sqrt()}
 
     constants = {"mask": mask, "known": known, "known_noise": start}
-    result = denoise(tiny_bundle, "decoder_step_inpaint", scheduler, conditioning, start, scale, constants, per_step)
+    result = denoise(shapes_bundle, "decoder_step_inpaint", scheduler, conditioning, start, scale, constants, per_step)
     np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_pictures_are_embedded_as_in_diffusers(tiny_bundle: Path, tiny_parts: tiny.Parts) -> None:
-    pixels = torch.randn(4, 3, 32, 32)
-    (embeds,) = run(tiny_bundle, "image_encoder", pixel_values=pixels)
-    torch.testing.assert_close(embeds, tiny_parts.image_encoder(pixels).image_embeds, rtol=1e-5, atol=1e-5)
+def test_pictures_are_embedded_as_in_diffusers(shapes_bundle: Path, shapes_parts: tiny.Parts) -> None:
+    pixels = torch.randn(4, 3, 64, 64)
+    (embeds,) = run(shapes_bundle, "image_encoder", pixel_values=pixels)
+    torch.testing.assert_close(embeds, shapes_parts.image_encoder(pixels).image_embeds, rtol=1e-5, atol=1e-5)
 
 
-def test_text_becomes_what_diffusers_makes_of_it(tiny_bundle: Path, tiny_parts: tiny.Parts) -> None:
-    embeds, hidden, mask = tiny_parts.prior_pipeline()._encode_prompt(PROMPTS, "cpu", 1, False)
-    text = Bundle(tiny_bundle).manifest.text
-    tokenizer = Tokenizer.from_file(str(tiny_bundle / "tokenizer.json"))
+def test_text_becomes_what_diffusers_makes_of_it(shapes_bundle: Path, shapes_parts: tiny.Parts) -> None:
+    embeds, hidden, mask = shapes_parts.prior_pipeline()._encode_prompt(PROMPTS, "cpu", 1, False)
+    text = Bundle(shapes_bundle).manifest.text
+    tokenizer = Tokenizer.from_file(str(shapes_bundle / "tokenizer.json"))
     assert tokenizer.padding is None
     assert tokenizer.truncation is None
     tokenizer.enable_truncation(text["max_length"])
     tokenizer.enable_padding(length=text["max_length"], pad_id=text["pad_token_id"])
     encoded = tokenizer.encode_batch(PROMPTS)
-    result = run(tiny_bundle, "text_encoder", input_ids=torch.tensor([e.ids for e in encoded]))
+    result = run(shapes_bundle, "text_encoder", input_ids=torch.tensor([e.ids for e in encoded]))
     assert torch.equal(torch.tensor([e.attention_mask for e in encoded]).bool(), mask)
     torch.testing.assert_close(result[0], embeds, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(result[1], hidden, rtol=1e-5, atol=1e-5)
 
 
-def test_constants_are_diffusers_own(tiny_bundle: Path, tiny_parts: tiny.Parts) -> None:
-    constants = np.load(tiny_bundle / "constants.npz")
-    zero = tiny_parts.prior_pipeline().get_zero_embed(1)
+def test_constants_are_diffusers_own(shapes_bundle: Path, shapes_parts: tiny.Parts) -> None:
+    constants = np.load(shapes_bundle / "constants.npz")
+    zero = shapes_parts.prior_pipeline().get_zero_embed(1)
     assert {name: (constants[name].dtype, constants[name].shape) for name in constants.files} == dict.fromkeys(
-        ("zero_image_embeds", "clip_mean", "clip_std"), (np.dtype(np.float32), (1, tiny.EMBEDDING))
+        ("zero_image_embeds", "clip_mean", "clip_std"), (np.dtype(np.float32), (1, EMBEDDING))
     )
     np.testing.assert_allclose(constants["zero_image_embeds"], zero, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(constants["clip_mean"], tiny_parts.prior.clip_mean)
-    np.testing.assert_array_equal(constants["clip_std"], tiny_parts.prior.clip_std)
+    np.testing.assert_array_equal(constants["clip_mean"], shapes_parts.prior.clip_mean)
+    np.testing.assert_array_equal(constants["clip_std"], shapes_parts.prior.clip_std)
 
 
-def test_the_manifest(tiny_bundle: Path, tiny_manifest: Manifest, tiny_parts: tiny.Parts) -> None:
-    assert (tiny_manifest.name, tiny_manifest.precision, tiny_manifest.opset) == ("tiny", "fp32", 23)
-    assert list(tiny_manifest.components) == list(assemble.NETWORKS)
-    assert tiny_manifest.schedulers.keys() == {"prior", "decoder", "controlnet", "inpaint"}
-    assert tiny_manifest.schedulers["decoder"]["_class_name"] == "DDPMScheduler"
-    assert tiny_manifest.schedulers["prior"]["_class_name"] == "UnCLIPScheduler"
-    assert tiny_manifest.text == {
+def test_the_manifest(shapes_bundle: Path, shapes_manifest: Manifest, shapes_parts: tiny.Parts) -> None:
+    assert (shapes_manifest.name, shapes_manifest.precision, shapes_manifest.opset) == ("shapes", "fp32", 23)
+    assert list(shapes_manifest.components) == list(assemble.NETWORKS)
+    assert shapes_manifest.schedulers.keys() == {"prior", "decoder", "controlnet", "inpaint"}
+    assert shapes_manifest.schedulers["decoder"]["_class_name"] == "DDPMScheduler"
+    assert shapes_manifest.schedulers["prior"]["_class_name"] == "UnCLIPScheduler"
+    assert shapes_manifest.text == {
         "max_length": 77,
-        "pad_token_id": tiny_parts.tokenizer.pad_token_id,
-        "eos_token_id": tiny_parts.tokenizer.eos_token_id,
+        "pad_token_id": shapes_parts.tokenizer.pad_token_id,
+        "eos_token_id": shapes_parts.tokenizer.eos_token_id,
     }
-    assert tiny_manifest.geometry == {
+    assert shapes_manifest.geometry == {
         "latent_channels": 4,
         "downscale": 8,
-        "embedding_dim": tiny.EMBEDDING,
+        "embedding_dim": EMBEDDING,
         "learned_variance": True,
-        "default_size": 96,
-        "image_size": 32,
+        "default_size": 128,
+        "image_size": 64,
     }
-    assert tiny_manifest.image_processor == {
-        "size": 32,
-        "crop": 32,
+    assert shapes_manifest.image_processor == {
+        "size": 64,
+        "crop": 64,
         "mean": [0.48145466, 0.4578275, 0.40821073],
         "std": [0.26862954, 0.26130258, 0.27577711],
         "resample": "bicubic",
     }
-    assert tiny_manifest.limits == {"max_size": 2048, "ranks": 1312}
-    assert tiny_manifest.source["versions"]["torch"] == torch.__version__
-    assert tiny_manifest.components["prior_step"].parameters == tiny_parts.prior.num_parameters()
-    counts = [tiny_manifest.components[name].parameters for name in ("hint_encoder", "decoder_step_controlnet")]
-    unet = copy.deepcopy(tiny_parts.unet_controlnet)
+    assert shapes_manifest.limits == {"max_size": 2048, "ranks": 1312}
+    assert shapes_manifest.source["versions"]["torch"] == torch.__version__
+    assert shapes_manifest.components["prior_step"].parameters == shapes_parts.prior.num_parameters()
+    counts = [shapes_manifest.components[name].parameters for name in ("hint_encoder", "decoder_step_controlnet")]
+    unet = copy.deepcopy(shapes_parts.unet_controlnet)
     rewrites.fold_upsampling(unet)
     assert sum(counts) == unet.num_parameters()
-    for component in tiny_manifest.components.values():
+    for component in shapes_manifest.components.values():
         assert len(component.checks) == 2 * (1 + len(component.variants))
         assert all(0 < check["error"] <= check["bound"] == 1e-4 for check in component.checks)
-        session = onnxruntime.InferenceSession(tiny_bundle / component.files[0])
+        session = onnxruntime.InferenceSession(shapes_bundle / component.files[0])
         for specs, found in ((component.inputs, session.get_inputs()), (component.outputs, session.get_outputs())):
             assert [(spec.name, list(spec.shape)) for spec in specs] == [(value.name, value.shape) for value in found]
-    assert set(tiny_manifest.files) | {"manifest.json"} == set(files(tiny_bundle))
+    assert set(shapes_manifest.files) | {"manifest.json"} == set(files(shapes_bundle))
 
 
 def test_half_precision(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -73,25 +73,3 @@ def test_fold_upsampling_of_a_unet() -> None:
     names = [type(module).__name__ for module in unet.modules()]
     assert names.count("_FoldedResnetBlock") == len(unet.config.block_out_channels) - 1
     torch.testing.assert_close(run(), before, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (3, 5), (1, 1), (4, 7)])
-def test_attention_in_parts(height: int, width: int) -> None:
-    """Also where the pixels do not divide into the parts, or are fewer than them."""
-    movq = tiny.parts(movq_channels=(32, 64)).movq.double()
-    latents = torch.randn(2, 4, height, width, dtype=torch.float64)
-    before = movq.decode(latents, force_not_quantize=True).sample
-    rewrites.attention_in_parts(movq.decoder)
-    lengths = []
-    attend = torch.nn.functional.scaled_dot_product_attention
-
-    def counted(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        lengths.append((query.shape[2], key.shape[2]))
-        return attend(query, key, value)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
-        after = movq.decode(latents, force_not_quantize=True).sample
-    torch.testing.assert_close(after, before, rtol=1e-11, atol=1e-11)
-    assert len(lengths) % rewrites.QUERY_PARTS == 0
-    assert set(lengths) == {(-(-height * width // rewrites.QUERY_PARTS), height * width)}

@@ -17,9 +17,9 @@ PICTURES = ("image_encoder", "hint_encoder", "decoder_step_controlnet", "decoder
 SMALL = plans.Profile(64, 64, 128, 2)
 
 
-def test_openvino_computes_what_onnxruntime_does(tiny_bundle: Path) -> None:
+def test_openvino_computes_what_onnxruntime_does(shapes_bundle: Path) -> None:
     checks = verify.verify(
-        Bundle(tiny_bundle),
+        Bundle(shapes_bundle),
         backends.get("openvino"),
         settings=backends.Settings("fp32"),
         profile=SMALL,
@@ -31,13 +31,13 @@ def test_openvino_computes_what_onnxruntime_does(tiny_bundle: Path) -> None:
     shapes = {(check.component, check.place): check.shapes for check in checks}
     assert shapes["movq_encoder", "min"] == {"image": (1, 64, 64, 3)}
     assert shapes["hint_encoder", "max"] == {"hint": (2, 128, 128, 3)}
-    assert shapes["image_encoder", "max"] == {"pixel_values": (4, 3, 32, 32)}
+    assert shapes["image_encoder", "max"] == {"pixel_values": (4, 3, 64, 64)}
     assert shapes["decoder_step_controlnet", "max"]["hint_latents"] == (2, 4, 16, 16)
     assert shapes["decoder_step_inpaint", "max"]["mask"] == (2, 1, 16, 16)
 
 
-def test_the_inputs_are_in_their_ranges(tiny_bundle: Path) -> None:
-    bundle = Bundle(tiny_bundle)
+def test_the_inputs_are_in_their_ranges(shapes_bundle: Path) -> None:
+    bundle = Bundle(shapes_bundle)
     shapes = {
         spec.name: spec.resolve({"B": 2, "G": 2, "h": 8, "w": 8})
         for name in PICTURES
@@ -58,9 +58,9 @@ def test_the_inputs_are_in_their_ranges(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("profile", [SMALL, plans.Profile(128, 128, 128)], ids=str)
-def test_every_component_becomes_a_plan(tiny_bundle: Path, profile: plans.Profile, tmp_path: Path) -> None:
+def test_every_component_becomes_a_plan(shapes_bundle: Path, profile: plans.Profile, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed: no plan is built for real")
-    shutil.copytree(tiny_bundle, tmp_path / "bundle", copy_function=os.link)
+    shutil.copytree(shapes_bundle, tmp_path / "bundle", copy_function=os.link)
     bundle, rtx = Bundle(tmp_path / "bundle"), plans.flavour("tensorrt-rtx")
     records = {record.component: record for record in plans.build(bundle, rtx, profile, progress=False)}
     assert list(records) == list(NETWORKS)
