@@ -36,7 +36,7 @@ engines: $(READY)  ## TensorRT plans of CHECKPOINT=… (a folder or a Hub id) in
 	$(BIN)/kandinsky22 build "engines/$(NAME)" --flavour $(FLAVOUR) --batch $(BATCH) $(SIZES)
 
 test: $(READY)  ## Run the tests that need no GPU and no patience.
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(READY)  ## Run the tests that take minutes or gigabytes: full parity, the published size.
 	$(BIN)/python -m pytest -m slow
@@ -77,4 +77,4 @@ $(READY): pyproject.toml
 	touch $@
 
 $(SHAPES): $(READY) $(wildcard export/kandinsky22_export/*.py checkpoints/shapes/*/*/*.safetensors checkpoints/shapes/*/*/*.json)
-	$(BIN)/kandinsky22-export checkpoints/shapes/decoder -o engines/shapes --force
+	$(BIN)/kandinsky22-export checkpoints/shapes/decoder -o engines/shapes --jobs 2 --force

@@ -36,7 +36,7 @@ def shapes_bundle(tmp_path_factory: pytest.TempPathFactory, shapes_checkpoint: P
     )
     with FileLock(f"{path}.lock"):
         if not path.exists():
-            export(decoder, path, controlnet=controlnet, inpaint=inpaint)
+            export(decoder, path, controlnet=controlnet, inpaint=inpaint, jobs=2)
     return path
 
 

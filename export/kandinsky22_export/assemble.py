@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tokenizers import Tokenizer
 from kandinsky22 import bundle, schedulers
 from kandinsky22.bundle import Component, FileRecord, Manifest
 from kandinsky22.errors import CheckpointError, ExportError, InputError
-from kandinsky22_export import fit
+from kandinsky22_export import fit, parallel
 from kandinsky22_export.checkpoints import Checkpoint, open_checkpoint
 from kandinsky22_export.graphs import (
     ControlnetStep,
@@ -79,6 +80,7 @@ def export(
     max_size: int = 2048,
     components: Sequence[str] | None = None,
     force: bool = False,
+    jobs: int = 1,
     note: Note = lambda component, stage: None,
 ) -> Manifest:
     """Export the checkpoint `source` (a folder or a Hub id) to the bundle `destination` and return its manifest.
@@ -86,30 +88,35 @@ def export(
     `prior`, `controlnet` and `inpaint` are further folders or Hub ids, see `open_checkpoint`. With `random_weights` (a
     seed) there is no source: the weights of `architecture` are drawn. `precision` is "fp32" or "fp16". `max_size` is
     the longest side in pixels that dynamic thresholding will be exact for. `components` picks some of those there are.
-    `force` replaces a bundle. `note(component, stage)` is told what is happening. Raises a KandinskyError, after which
-    nothing has been written and an old bundle is as it was.
+    `force` replaces a bundle. `jobs` components are exported at a time: above 1 in processes of their own, with the
+    memory of all of them, and a script then needs `if __name__ == "__main__"`. `note(component, stage)` is told what is
+    happening. Raises a KandinskyError, after which nothing has been written and an old bundle is as it was.
     """
     if precision not in BOUNDS:
         raise InputError(f"The precision is {precision!r}; it is one of {', '.join(BOUNDS)}.")
     if max_size < 64:
         raise InputError(f"The largest size is {max_size}; it is at least 64 pixels.")
+    if jobs < 1:
+        raise InputError(f"The number of jobs is {jobs}; it is at least 1.")
     destination = Path(os.path.abspath(destination))
     note("checkpoint", "reading")
     if random_weights is None:
         if source is None:
             raise InputError("There is nothing to export: give a folder, a Hub id, or a seed for random weights.")
-        checkpoint = open_checkpoint(source, prior, controlnet, inpaint, revision, variant)
+        opening = functools.partial(open_checkpoint, source, prior, controlnet, inpaint, revision, variant)
     else:
         if architecture not in ARCHITECTURES:
             raise InputError(f"There is no architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}.")
-        checkpoint = random_checkpoint(architecture, random_weights)
+        opening = functools.partial(random_checkpoint, architecture, random_weights)
+    checkpoint = opening()
     chosen = _choose(checkpoint, components)
     with _replacing(destination, force) as folder:
         for name in chosen:
             note(name, "fetching")
             checkpoint.networks[NETWORKS[name]].fetch()
         _require_same_movqs(checkpoint, note)
-        return _write(checkpoint, chosen, destination.name, precision, max_size, folder, note)
+        work = Work(opening, folder / "onnx", precision, _limits(checkpoint, max_size))
+        return _write(checkpoint, chosen, destination.name, work, jobs, folder, note)
 
 
 def _choose(checkpoint: Checkpoint, components: Sequence[str] | None) -> list[str]:
@@ -130,42 +137,66 @@ def _require_same_movqs(checkpoint: Checkpoint, note: Note) -> None:
         fit.require_same_weights(checkpoint.networks["movq"].load(), other, network.load())
 
 
+@dataclass(frozen=True)
+class Work:
+    """What exporting a component needs to know, in this process or another: `opening()` gives the checkpoint."""
+
+    opening: Callable[[], Checkpoint]
+    folder: Path
+    precision: str
+    limits: dict[str, Any]
+
+    def component(self, name: str, note: Callable[[str], None]) -> tuple[Component, Constants]:
+        """Export a component; with it come the constants that its network knows."""
+        constants: Constants = {}
+        build = functools.partial(_graph, self.opening(), name, self.limits, constants)
+        return export_graph(build, self.folder, self.precision, note), constants
+
+
 def _write(
-    checkpoint: Checkpoint, chosen: list[str], name: str, precision: str, max_size: int, folder: Path, note: Note
+    checkpoint: Checkpoint, chosen: list[str], name: str, work: Work, jobs: int, folder: Path, note: Note
 ) -> Manifest:
-    (folder / "onnx").mkdir()
-    limits = _limits(checkpoint, max_size)
+    work.folder.mkdir()
     text = _write_tokenizer(checkpoint, folder)
     constants: Constants = {}
     if "image_encoder" not in chosen:
         note("constants", "computing the zero-image embedding")
         constants = _zero_image(checkpoint)
     components: dict[str, Component] = {}
-    for component in chosen:
-        components[component] = export_graph(
-            functools.partial(_graph, checkpoint, component, limits, constants),
-            folder / "onnx",
-            precision,
-            functools.partial(note, component),
-        )
+    for component, (exported, known) in _exported(work, chosen, jobs, note):
+        components[component] = exported
+        constants |= known
     if constants:
         np.savez(folder / bundle.CONSTANTS, **constants)
     note("manifest", "hashing")
     manifest = Manifest(
         name=name,
-        precision=precision,
+        precision=work.precision,
         opset=OPSET,
         source=checkpoint.source | {"versions": _versions()},
-        components=components,
+        components={component: components[component] for component in chosen},
         files=_records(folder),
         schedulers=checkpoint.schedulers,
         text=text,
         geometry=_geometry(checkpoint),
-        limits=limits,
+        limits=work.limits,
         image_processor=checkpoint.image_processor,
     )
     (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+def _exported(
+    work: Work, chosen: list[str], jobs: int, note: Note
+) -> Iterator[tuple[str, tuple[Component, Constants]]]:
+    """The components and the constants that they bring, one after the other or `jobs` at a time."""
+    if jobs == 1:
+        for name in chosen:
+            yield name, work.component(name, functools.partial(note, name))
+        return
+    # The last ones take longest: they begin, so that no process works alone at the end.
+    tasks = {name: functools.partial(work.component, name) for name in reversed(chosen)}
+    yield from parallel.run(tasks, jobs, note)
 
 
 def _graph(checkpoint: Checkpoint, component: str, limits: dict[str, Any], constants: Constants) -> Graph:

@@ -6,13 +6,11 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import logging
 import os
 import signal
 import sys
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,8 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever stops it, nothing is left behind
     try:
-        with _quiet(options.verbose):
-            manifest = _export(options, destination)
+        manifest = _export(options, destination)
     except KandinskyError as error:
         print(f"kandinsky22-export: {error}", file=sys.stderr)
         return 1
@@ -70,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--variant", choices=("none", "fp16"), help="which weights to read (default: the full ones, else fp16)")
     add("--max-size", type=int, default=2048, metavar="PIXELS", help="longest side of a picture (default: 2048)")
     add("--components", nargs="+", metavar="NAME", help="export only these")
+    add("--jobs", type=int, default=1, metavar="N", help="components at a time, each with its own memory (default: 1)")
     add("--force", action="store_true", help="replace the bundle if it exists")
     add("--json", action="store_true", help="print the result as JSON")
     add("--verbose", action="store_true", help="show what torch, diffusers and transformers have to say")
@@ -85,9 +83,13 @@ def _default_destination(options: argparse.Namespace) -> Path:
 def _export(options: argparse.Namespace, destination: Path) -> Manifest:
     # Imported here: torch and diffusers take seconds, and --help needs neither.
     from kandinsky22_export.assemble import export
+    from kandinsky22_export.quiet import quiet
 
     components: set[str] = set()
-    with tqdm(total=0, unit="stage", bar_format="{l_bar}{bar}| {elapsed}", file=sys.stderr) as bar:
+    with (
+        contextlib.nullcontext() if options.verbose else quiet(),
+        tqdm(total=0, unit="stage", bar_format="{l_bar}{bar}| {elapsed}", file=sys.stderr) as bar,
+    ):
 
         def note(component: str, stage: str) -> None:
             if stage == "fetching":  # the first that is heard of a component, of all before any is exported
@@ -110,6 +112,7 @@ def _export(options: argparse.Namespace, destination: Path) -> Manifest:
             max_size=options.max_size,
             components=options.components,
             force=options.force,
+            jobs=options.jobs,
             note=note,
         )
 
@@ -129,27 +132,6 @@ def _report(manifest: Manifest, destination: Path, seconds: float, as_json: bool
     if "prior_step" not in manifest.components:
         print("There is no prior in this bundle: it makes pictures from image embeddings only.", file=sys.stderr)
     print(destination)
-
-
-@contextlib.contextmanager
-def _quiet(verbose: bool) -> Iterator[None]:
-    """Keep the libraries' logs, warnings and progress bars off the terminal."""
-    if verbose:
-        yield
-        return
-    import diffusers.utils.logging as diffusers_logging
-    import transformers.utils.logging as transformers_logging
-
-    for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 if __name__ == "__main__":

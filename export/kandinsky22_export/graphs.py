@@ -27,7 +27,8 @@ class Graph(nn.Module):
     """One graph of the bundle: a module whose `forward` takes `inputs` in order and returns `outputs` in order.
 
     `example` are the sizes it is traced at, `checks` those it is compared with torch at: sizes that were not traced.
-    `state` says which output feeds which input of the next step. `variants` are names of variants.VARIANTS.
+    `state` says which output feeds which input of the next step. `units` are what sizes are multiples of. `variants`
+    are names of variants.VARIANTS.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Graph(nn.Module):
         self.network: Any = network
         self.inputs, self.outputs, self.state = inputs, outputs, dict(state or {})
         self.example, self.checks = example, checks
+        self.units: Sizes = {}
         self.variants: tuple[str, ...] = ()
 
     def feeds(self, sizes: Sizes, seed: int) -> Feeds:
@@ -304,6 +306,7 @@ class UNetStep(Step):
         )
         rewrites.fold_upsampling(network)
         self.ranks, self.channels = ranks, channels
+        self.units = {"h": unit, "w": unit}
 
     def predict(
         self, sample: Tensor, timestep: Tensor, guidance: Tensor, image_embeds: Tensor, hint: Tensor | None = None

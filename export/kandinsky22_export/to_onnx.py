@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -104,12 +105,12 @@ def _write(graph: Graph, path: Path) -> None:
     """Trace `graph` at its example sizes and save it; dimensions with a name in its inputs are dynamic."""
     feeds = graph.feeds(graph.example, seed=0)
     dynamic = {
-        spec.name: {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+        spec.name: {axis: _dynamic(size, graph.units) for axis, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in graph.inputs
     }
     with warnings.catch_warnings():
         # The same name of two dimensions is meant: they are equal. And torch uses what torch deprecates.
-        warnings.filterwarnings("ignore", message=".*The axis name: .* will not be used.*")
+        warnings.filterwarnings("ignore", message=".*will not be used.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
         program = torch.onnx.export(
             graph,
@@ -126,7 +127,7 @@ def _write(graph: Graph, path: Path) -> None:
     weights = list(program.model.graph.initializers.values())
     program.optimize()
     weights += program.model.graph.initializers.values()
-    _rename_dimensions(program.model.graph, graph.outputs)
+    _rename_dimensions(program.model.graph, graph.inputs, graph.outputs)
     # Stack traces of the machine it was traced on: two thirds of the file, and nobody else's business.
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()
@@ -138,18 +139,31 @@ def _write(graph: Graph, path: Path) -> None:
         weight.const_value = None
 
 
-def _rename_dimensions(graph: Any, outputs: tuple[TensorSpec, ...]) -> None:
-    """Give dimensions of the outputs the names of the manifest: the tracer has "(8*h - 1)//8 + 1" where h is meant.
+def _dynamic(dimension: str, units: Sizes) -> Any:
+    """What torch is told of a named dimension: "8*h" is a multiple of eight, and "h" one of its unit.
 
-    That they are equal is what the check shows, at other sizes.
+    Halves of multiples are whole, which saves the tracer a fifth of its time: without that, every size behind a
+    convolution of stride 2 is a rounded quotient of rounded quotients.
+    """
+    *factors, name = dimension.split("*")
+    multiple = math.prod(map(int, factors)) * units.get(name, 1)
+    return torch.export.Dim.DYNAMIC if multiple == 1 else multiple * torch.export.Dim(f"{name}_units")
+
+
+def _rename_dimensions(graph: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    """Give dimensions the names of the manifest: the tracer has "8*h_units" where h is meant.
+
+    That those with the same name are equal is what the check shows, at other sizes.
     """
     names = {
         str(traced): meant
-        for value, spec in zip(graph.outputs, outputs, strict=True)
+        for values, specs in ((graph.inputs, inputs), (graph.outputs, outputs))
+        for value, spec in zip(values, specs, strict=True)
         for traced, meant in zip(value.shape, spec.shape, strict=True)
         if isinstance(meant, str)
     }
-    for value in (*graph.outputs, *(output for node in graph.all_nodes() for output in node.outputs)):
+    inside = (output for node in graph.all_nodes() for output in node.outputs)
+    for value in (*graph.inputs, *graph.outputs, *inside):
         if value.shape is not None:
             value.shape = type(value.shape)(
                 [names.get(str(d), d) if not isinstance(d, int) else d for d in value.shape]

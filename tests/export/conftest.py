@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,14 +16,20 @@ from tests import tiny
 
 
 @pytest.fixture(scope="session")
-def tiny_parts() -> tiny.Parts:
+def drawn_parts() -> tiny.Parts:
     return tiny.parts()
 
 
+@pytest.fixture
+def tiny_parts(drawn_parts: tiny.Parts) -> tiny.Parts:
+    """A copy of the test's own: graphs rewrite their networks in place."""
+    return copy.deepcopy(drawn_parts)
+
+
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_parts: tiny.Parts) -> Path:
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, drawn_parts: tiny.Parts) -> Path:
     """A folder with `prior/`, `decoder/`, `controlnet/` and `inpaint/`. Tests that alter it work on a copy."""
-    return tiny_parts.save(tmp_path_factory.mktemp("tiny"))
+    return drawn_parts.save(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,13 @@
-"""What is exported can be used: verified, and built into plans, from the manifest alone."""
+"""What is exported can be verified from the manifest alone."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import pytest
 
 from kandinsky22 import backends, plans, verify
 from kandinsky22.bundle import Bundle
-from kandinsky22_export.assemble import NETWORKS
-from tests.runtime.plan_bundles import GPU
 
 PICTURES = ("image_encoder", "hint_encoder", "decoder_step_controlnet", "decoder_step_inpaint", "movq_encoder")
 SMALL = plans.Profile(64, 64, 128, 2)
@@ -55,19 +51,3 @@ def test_the_inputs_are_in_their_ranges(shapes_bundle: Path) -> None:
     for name, feeds in drawn.items():
         for spec in bundle.component(name).inputs:
             assert (feeds[spec.name].shape, feeds[spec.name].dtype) == (shapes[spec.name], spec.dtype)
-
-
-@pytest.mark.parametrize("profile", [SMALL, plans.Profile(128, 128, 128)], ids=str)
-def test_every_component_becomes_a_plan(shapes_bundle: Path, profile: plans.Profile, tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed: no plan is built for real")
-    shutil.copytree(shapes_bundle, tmp_path / "bundle", copy_function=os.link)
-    bundle, rtx = Bundle(tmp_path / "bundle"), plans.flavour("tensorrt-rtx")
-    records = {record.component: record for record in plans.build(bundle, rtx, profile, progress=False)}
-    assert list(records) == list(NETWORKS)
-    for name, record in records.items():
-        assert plans.verified_plan(bundle, name, rtx, GPU)[1] == record
-        assert set(record.report.products) == {"Float"}
-        assert record.warnings == ()
-    smallest, _, largest = records["movq_encoder"].shapes["image"]
-    assert (smallest[1:], largest[1:]) == ((profile.minimum, profile.minimum, 3), (profile.maximum, profile.maximum, 3))
-    assert records["hint_encoder"].shapes["hint"] == records["movq_encoder"].shapes["image"]

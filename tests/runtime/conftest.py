@@ -12,7 +12,7 @@ import pytest
 
 from kandinsky22.cli import main
 
-QUICK = ("--size", "64x64", "--steps", "2", "--prior-steps", "2", "--backend", "onnxruntime", "--threads", "2")
+QUICK = ("--size", "64x64", "--steps", "2", "--prior-steps", "2", "--backend", "onnxruntime", "--threads", "1")
 """The fewest steps, on the backend that computes alike everywhere."""
 
 

@@ -1,0 +1,87 @@
+"""Components exported side by side, each in a process of its own: tracing is Python and uses one core."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+from kandinsky22.errors import ExportError
+from kandinsky22_export.quiet import is_quiet, quiet
+
+Note = Callable[[str], None]
+Task = Callable[[Note], Any]
+
+
+def run(tasks: Mapping[str, Task], jobs: int, note: Callable[[str, str], None]) -> Iterator[tuple[str, Any]]:
+    """Run picklable `tasks` by name, at most `jobs` at once, and yield each name and result as it comes.
+
+    A task is called with a function for its notes, which arrive as `note(name, text)`. What a task raises is raised
+    here; ExportError where its process was ended from outside. Whatever happens, no process is left.
+    """
+    waiting = list(tasks.items())
+    context = multiprocessing.get_context("spawn")
+    processes: dict[Connection, SpawnProcess] = {}
+    running: dict[Connection, str] = {}
+    try:
+        for _ in range(min(jobs, len(tasks))):
+            here, there = context.Pipe()
+            processes[here] = context.Process(target=_work, args=(there, is_quiet()))
+            processes[here].start()
+            there.close()  # so that the end of the process is the end of the pipe
+            running[here] = _hand_over(here, waiting)
+        while running:
+            for connection in wait(list(running)):
+                assert isinstance(connection, Connection)
+                name, (kind, value) = running[connection], _receive(connection)
+                if kind == "note":
+                    note(name, value)
+                    continue
+                if kind == "raised":
+                    raise value
+                if kind == "ended":
+                    processes[connection].join()
+                    raise ExportError(
+                        f"The export of {name} was ended from outside (exit code {processes[connection].exitcode}):"
+                        " often for want of memory; use fewer jobs."
+                    )
+                del running[connection]
+                if waiting:
+                    running[connection] = _hand_over(connection, waiting)
+                yield name, value
+    finally:
+        for process in processes.values():
+            process.terminate()
+            process.join()
+
+
+def _hand_over(connection: Connection, waiting: list[tuple[str, Task]]) -> str:
+    """Send the next of the waiting tasks; its name."""
+    name, task = waiting.pop(0)
+    connection.send(task)
+    return name
+
+
+def _receive(connection: Connection) -> tuple[str, Any]:
+    try:
+        kind, value = connection.recv()
+    except EOFError:
+        return "ended", None
+    return kind, value
+
+
+def _work(connection: Connection, silent: bool) -> None:
+    """What a process does until it is ended: one task after the other, so that torch is imported once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
+    with quiet() if silent else contextlib.nullcontext():
+        while True:
+            task: Task = connection.recv()
+            try:
+                answer = "done", task(lambda text: connection.send(("note", text)))
+            except Exception as error:
+                answer = "raised", error
+            connection.send(answer)
