@@ -15,8 +15,9 @@ from kandinsky22.bundle import Bundle
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs the bundle comes first: one worker exports it while the other runs what does not."""
-    items.sort(key=lambda item: "shapes_bundle" not in getattr(item, "fixturenames", ()))
+    """Files that need the bundle come first: one worker exports it while the other runs what does without."""
+    needing = {item.path for item in items if "shapes_bundle" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in needing)
 
 
 @pytest.fixture(scope="session")
