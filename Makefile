@@ -72,8 +72,8 @@ clean:  ## Remove what was built: environment, bundles, pictures, caches.
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-compile $(TORCH)
+	$(BIN)/pip install --quiet --no-compile --editable '.[dev]'
 	touch $@
 
 $(SHAPES): $(READY) $(wildcard export/kandinsky22_export/*.py checkpoints/shapes/*/*/*.safetensors checkpoints/shapes/*/*/*.json)
