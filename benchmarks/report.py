@@ -87,7 +87,7 @@ def _about(data: Mapping[str, Any]) -> str:
         "Every subject runs in a process of its own; at each size they take turns, one run each, and the first run of "
         "each does not count. Seconds are medians; with guidance (two branches) unless it says otherwise."
     )
-    return lead + "\n\n" + _table(("", ""), rows)
+    return lead + "\n\n" + table(("", ""), rows)
 
 
 def _ceilings(data: Mapping[str, Any]) -> str:
@@ -97,7 +97,7 @@ def _ceilings(data: Mapping[str, Any]) -> str:
         unit = "GB/s" if name == "copy" else "TFLOP/s"
         rows.append((name, *(f"{found[name]:.3g} {unit}" for found in data["ceilings"].values())))
     lead = "Best of seven runs, with torch (oneDNN): 4096³ products, 3x3 convolutions of 512 channels, 1 GiB copies."
-    return lead + "\n\n" + _table(("", *(f"{when} all else" for when in data["ceilings"])), rows)
+    return lead + "\n\n" + table(("", *(f"{when} all else" for when in data["ceilings"])), rows)
 
 
 def _stages(stages: Sequence[Result]) -> str:
@@ -128,7 +128,7 @@ def _stages(stages: Sequence[Result]) -> str:
         "TFLOP are those of our graphs, counted with OpenVINO's shapes; peers compute a little more for the same "
         "result, so that their share of the limit is a little higher than it says."
     )
-    return _table(header, rows) + "\n\n" + note
+    return table(header, rows) + "\n\n" + note
 
 
 def _whole(stages: Sequence[Result], data: Mapping[str, Any]) -> str:
@@ -159,7 +159,7 @@ def _whole(stages: Sequence[Result], data: Mapping[str, Any]) -> str:
         f"Those of diffusers are put together: the text encoder, {PRIOR_STEPS} steps of the prior, {THEIR_STEPS} of "
         "the UNet and the decoding, each at its median above; loading is left out."
     )
-    return _table(("size", "what", "how", "s", "of which"), rows) + "\n\n" + note
+    return table(("size", "what", "how", "s", "of which"), rows) + "\n\n" + note
 
 
 def _composed(stages: Sequence[Result], subject: str, size: str) -> float | None:
@@ -196,7 +196,7 @@ def _growth(stages: Sequence[Result]) -> str:
                 )
             )
     header = ("stage", "size", "s", "s per megapixel", "MFLOP per pixel", "TFLOP/s", "peak GiB")
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _grown(stages: Sequence[Result], stage: str) -> list[Result]:
@@ -223,7 +223,7 @@ def _start(data: Mapping[str, Any]) -> str:
                 f"{peak / GIB:.2f}",
             )
         )
-    return _table(("picture", "import s", "open s", "load s", "first picture s", "peak GiB"), rows)
+    return table(("picture", "import s", "open s", "load s", "first picture s", "peak GiB"), rows)
 
 
 def _plot_stages(stages: Sequence[Result], path: Path) -> Path | None:
@@ -333,6 +333,7 @@ def _size(result: Result) -> str:
     return f"{result['width']}x{result['height']}{batch}"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

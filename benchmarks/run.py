@@ -68,7 +68,7 @@ def main() -> None:
     options = _options()
     bundle = Bundle(options.bundle)
     path = options.reports / f"{options.name}.json"
-    store = Store(path, _machine(options, bundle))
+    store = Store(path, machine(bundle, options.checkpoint))
     cases = list(_cases(options, bundle))
     with tqdm(total=len(cases) + len(_pictures(options)) + 2, unit="case", dynamic_ncols=True) as bar:
         _measure_ceilings(store, options, "before", bar)
@@ -249,8 +249,8 @@ class Store:
         os.replace(temporary, self.path)
 
 
-def _machine(options: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:
-    """What the measurements depend on beside the code."""
+def machine(bundle: Bundle, checkpoint: str | None = None) -> dict[str, Any]:
+    """What measurements depend on beside the code."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -264,14 +264,14 @@ def _machine(options: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:
         "gpu": _gpu(),
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join(["python", "benchmarks/run.py", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "bundle": {
             "name": bundle.manifest.name,
             "precision": bundle.manifest.precision,
             "source": bundle.manifest.source,
             "files": {name: record.bytes for name, record in bundle.manifest.files.items()},
         },
-        "checkpoint": options.checkpoint or "random weights of the published sizes",
+        "checkpoint": checkpoint or "random weights of the published sizes",
     }
 
 

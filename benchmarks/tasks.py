@@ -1,0 +1,127 @@
+"""Every task of a bundle with all components, one after the other: seconds a stage and peak memory.
+
+    python benchmarks/tasks.py engines/full --name my-machine [--size 1024] [--only inpaint mix]
+
+The bundle has all components: kandinsky22-export --architecture kandinsky-2.2-all --random-weights 0 --precision fp16.
+Each task runs in a process of its own with one component in memory at a time, for a few steps: a stage's seconds are
+given for one run of it. Results are kept in reports/tasks-NAME.json as they come, and written as reports/tasks-NAME.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "runtime")]
+
+import report  # noqa: E402
+import run  # noqa: E402
+from kandinsky22 import Pipeline, bench  # noqa: E402
+from kandinsky22.bundle import Bundle  # noqa: E402
+
+PROMPT = "a fox in the snow"
+
+
+def main() -> None:
+    """Measure what is missing, and write the report; with `--spec`, measure one and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("bundle", type=Path)
+    add("--name", default="machine", help="of the report (%(default)s)")
+    add("--size", type=int, default=1024, help="pixels a side (%(default)s)")
+    add("--steps", type=int, default=2, help="of the decoder, and of the prior (%(default)s)")
+    add("--backend", default="openvino", help="(%(default)s)")
+    add("--only", nargs="+", choices=TASKS, default=list(TASKS), help="tasks (all)")
+    add("--reports", type=Path, default=HERE / "reports", help="folder of reports (%(default)s)")
+    add("--spec", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.spec:
+        print(json.dumps(measure(options.bundle, json.loads(options.spec))))
+        return
+    path = options.reports / f"tasks-{options.name}.json"
+    data: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"results": []}
+    data["machine"] = run.machine(Bundle(options.bundle))
+    for task in options.only:
+        spec = {"task": task, "size": options.size, "steps": options.steps, "backend": options.backend}
+        if any(result["spec"] == spec for result in data["results"]):
+            continue
+        print(f"{task}, {options.size}x{options.size}", file=sys.stderr)
+        command = [sys.executable, __file__, str(options.bundle), "--spec", json.dumps(spec)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        data["results"].append(json.loads(done.stdout.strip().splitlines()[-1]))
+        path.write_text(json.dumps(data, indent=1))
+    path.with_suffix(".md").write_text(markdown(data))
+    print(path.with_suffix(".md"), file=sys.stderr)
+
+
+Call = Callable[[Pipeline, Mapping[str, Any], "np.ndarray[Any, Any]"], Any]
+
+
+def _half(picture: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """A mask of the left half."""
+    mask = np.zeros(picture.shape[:2], np.float32)
+    mask[:, : mask.shape[1] // 2] = 1
+    return mask
+
+
+TASKS: dict[str, Call] = {
+    "text to image": lambda pipe, how, picture: pipe(PROMPT, **how),
+    "image to image": lambda pipe, how, picture: pipe.img2img(PROMPT, picture, strength=1.0, **how),
+    "inpainting": lambda pipe, how, picture: pipe.inpaint(PROMPT, picture, _half(picture), **how),
+    "ControlNet": lambda pipe, how, picture: pipe.controlnet(PROMPT, picture, **how),
+    "mixing a text and a picture": lambda pipe, how, picture: pipe.mix([PROMPT, picture], [0.5, 0.5], **how),
+}
+
+
+def measure(bundle: Path, spec: dict[str, Any]) -> dict[str, Any]:
+    """Run a task once: seconds and numbers of runs by stage, and the process' peak memory in bytes."""
+    picture = np.random.default_rng(0).random((spec["size"], spec["size"], 3), np.float32)
+    how = {
+        "height": spec["size"],
+        "width": spec["size"],
+        "num_inference_steps": spec["steps"],
+        "prior_num_inference_steps": spec["steps"],
+        "seed": 0,
+    }
+    pipe = Pipeline.load(bundle, spec["backend"], low_memory=True, memory_limit=None)
+    with bench.highest_memory() as peak:
+        out = TASKS[spec["task"]](pipe, how, picture)
+    assert np.asarray(out.images[0]).shape == (spec["size"], spec["size"], 3)
+    return {"spec": spec, "timings": out.timings, "peak": peak().host}
+
+
+def markdown(data: Mapping[str, Any]) -> str:
+    """The report."""
+    machine = data["machine"]
+    rows = []
+    for result in data["results"]:
+        spec, timings = result["spec"], dict(result["timings"])
+        load, total = timings.pop("load", 0.0), timings.pop("total")
+        stages = ", ".join(
+            f"{name} {seconds / (spec['steps'] if name.endswith('step') or '_step_' in name else 1):.1f}"
+            for name, seconds in timings.items()
+        )
+        side = f"{spec['size']}x{spec['size']}"
+        rows.append((spec["task"], side, stages, f"{load:.0f}", f"{total:.0f}", f"{result['peak'] / report.GIB:.2f}"))
+    lead = f"""# Tasks: {machine["processor"]}
+
+{machine["checkpoint"].capitalize()} ({machine["bundle"]["precision"]}), {machine["system"]}, \
+{", ".join(machine["instructions"])}; one component in memory at a time. Seconds of one run of each stage, guided: of \
+the prior and the UNets, of one step. "In all" is a picture with {data["results"][0]["spec"]["steps"]} steps of each, \
+with loading. Commit {machine["commit"]}, {machine["date"]}; made by `{machine["command"]}`.
+
+"""
+    header: Sequence[str] = ("task", "size", "stages: seconds", "loading s", "in all s", "peak GiB")
+    return lead + report.table(header, rows) + "\n"
+
+
+if __name__ == "__main__":
+    main()
