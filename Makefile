@@ -44,8 +44,10 @@ test-slow: $(READY)  ## Run the tests that take minutes or gigabytes: full parit
 test-gpu: $(SHAPES)  ## Run the tests that need an NVIDIA GPU (install an extra first, see docs/gpu.md; BUNDLE=…).
 	KANDINSKY22_BUNDLE="$(BUNDLE)" $(BIN)/python -m pytest -m gpu tests/gpu -s
 
-scores: $(SHAPES)  ## Score 300 unseen prompts with the runtime and with diffusers: the table of checkpoints/shapes.
-	$(BIN)/python checkpoints/shapes/evaluate.py --bundle engines/shapes
+scores: $(READY)  ## Score every task on unseen cases with the runtime and with diffusers: the tables of checkpoints/shapes.
+	$(BIN)/kandinsky22-export checkpoints/shapes/decoder --controlnet checkpoints/shapes/controlnet-depth \
+		--inpaint checkpoints/shapes/inpaint -o engines/shapes-tasks --force
+	$(BIN)/python checkpoints/shapes/evaluate.py --bundle engines/shapes-tasks
 
 # The bundle of the published sizes is exported with random weights where it is missing; QUICK=1 measures shapes instead.
 bench: $(READY) $(if $(QUICK),$(SHAPES),$(FULL))  ## Measure latency and memory beside diffusers: benchmarks/reports (QUICK=1: of shapes, in minutes).

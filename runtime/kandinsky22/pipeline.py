@@ -135,6 +135,8 @@ class Pipeline:
         image: Picture | Sequence[Picture] | None = None,
         mask_image: Picture | Sequence[Picture] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
+        *,
+        overlay: bool = False,
         **options: Unpack[Options],
     ) -> Output:
         """Repaint part of a picture, as KandinskyV22InpaintPipeline does.
@@ -143,11 +145,17 @@ class Pipeline:
             prompt, negative_prompt, options: as in `__call__`.
             image: one picture for all prompts, or a list of one a prompt; see `kandinsky22.inputs`.
             mask_image: masks of the same sizes, white where the picture is repainted, black where it is kept.
+            overlay: put the picture's own pixels back where the mask is black. Without it they have been through MoVQ,
+                and within some 16 pixels of the mask they are painted anew.
 
         Raises:
             InputError, BundleError: as in `__call__`.
         """
-        asked, task = completed(options), tasks.inpainting(image, mask_image)
+        asked, task = completed(options), tasks.inpainting(image, mask_image, overlay=overlay)
+        if overlay and asked["output_type"] == "latent":
+            raise InputError(
+                "overlay puts pixels back and latents have none; choose another output_type, or no overlay."
+            )
         return self._paint(task, self._source(prompt, negative_prompt, asked), asked)
 
     def controlnet(
@@ -319,7 +327,7 @@ class Pipeline:
                 for part in batches
             ]
         )
-        images = self._images(latents, asked["output_type"])
+        images = self._images(task, latents, asked["output_type"])
         return Output(images, source.seeds, {**self._stages.timings, "total": time.perf_counter() - started})
 
     def _decoder_table(self, task: Task, asked: Options) -> schedulers.Table:
@@ -364,10 +372,12 @@ class Pipeline:
 
         return on_step
 
-    def _images(self, latents: Floats, output_type: OutputType) -> list[PIL.Image.Image] | Floats:
+    def _images(self, task: Task, latents: Floats, output_type: OutputType) -> list[PIL.Image.Image] | Floats:
         if output_type == "latent":
             return latents
         pixels = decoder.to_pixels(self._stages, latents)
+        if task.overlay:
+            pixels = tasks.overlaid(task, pixels)
         return to_pil(pixels) if output_type == "pil" else pixels
 
 

@@ -28,7 +28,8 @@ class Task:
     """A decoder and its inputs, one for all prompts or one a prompt.
 
     `component` is the step's name in the bundle, `scheduler` that of its config. `images` are RGB pictures, or clean
-    latents (n, C, h, w). With `strength` the run begins from them with its last steps; without, from noise.
+    latents (n, C, h, w). With `strength` the run begins from them with its last steps; without, from noise. `overlay`
+    puts the images' own pixels back where the masks are black.
     """
 
     component: str = "decoder_step"
@@ -37,6 +38,7 @@ class Task:
     strength: float | None = None
     masks: list[PIL.Image.Image] | None = None
     hints: list[Floats] | None = None
+    overlay: bool = False
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -79,7 +81,7 @@ def image_to_image(image: Any, strength: object) -> Task:
     return Task(images=_images(image), strength=arguments.share("strength", strength))
 
 
-def inpainting(image: Any, mask_image: Any) -> Task:
+def inpainting(image: Any, mask_image: Any, *, overlay: bool = False) -> Task:
     """Repaint `image` where `mask_image` is white. Raises InputError on inputs that are wrong."""
     images = inputs.several("image", image, inputs.picture)
     found = inputs.several("mask_image", mask_image, inputs.mask)
@@ -89,7 +91,7 @@ def inpainting(image: Any, mask_image: Any) -> Task:
             inputs.same_size(place, mask.size, "the image", picture.size)
         if not (np.asarray(mask.convert("L")) >= 128).any():
             raise InputError(f"{place} is empty: nothing is white; expected white where the picture is repainted.")
-    return Task("decoder_step_inpaint", "inpaint", images=images, masks=found)
+    return Task("decoder_step_inpaint", "inpaint", images=images, masks=found, overlay=overlay)
 
 
 def controlled(hint: Any, image: Any, strength: object) -> Task:
@@ -127,6 +129,27 @@ def conditions(
         hint_latents = _spread(decoder.encode_hints(stages, hints), pictures)
     start = None if task.strength is None else table.scales[0]
     return Conditions(task.component, noise, known, start, mask, paste, hint_latents)
+
+
+def overlaid(task: Task, pixels: Floats) -> Floats:
+    """Painted `pixels` (pictures, H, W, 3) in 0..1 with the task's images put back where its masks are black.
+
+    As diffusers' `VaeImageProcessor.apply_overlay` of a mask and an image of this size: grey mixes in proportion. It
+    rounds on the way, so that at grey it may differ in the last bits.
+    """
+    if not isinstance(task.images, list) or task.masks is None:
+        raise TypeError("Only inpainting has images and masks to overlay.")
+    height, width = pixels.shape[1:3]
+    images = np.stack([inputs.resized_picture(image, height, width) for image in task.images])
+    painted = np.stack([_painted_share(mask, height, width) for mask in task.masks])
+    images, painted = (_spread(values, len(pixels)) for values in (images, painted))
+    return pixels * painted + images * (1 - painted)
+
+
+def _painted_share(mask: PIL.Image.Image, height: int, width: int) -> Floats:
+    """How white a mask is, (height, width, 1) in 0..1, resized as `inputs.resized_mask` does it."""
+    fitted = mask.resize((width, height), PIL.Image.Resampling.LANCZOS).convert("L")
+    return np.asarray(fitted, np.float32)[..., None] / np.float32(255)
 
 
 def _images(value: Any) -> list[PIL.Image.Image] | Floats:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import PIL.Image
 import pytest
+from diffusers.image_processor import VaeImageProcessor
 
 from kandinsky22 import Pipeline
 
@@ -12,6 +16,7 @@ from .task_reference import SMALL, TaskCase, TaskReference, everything, mask_of,
 
 LARGEST = 2.0  # of 255
 BETWEEN_BATCHES = 1.0  # of 255
+BLENDED = 2  # of 255: diffusers blends premultiplied bytes, and rounds them three times
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
@@ -68,6 +73,29 @@ def test_each_prompt_can_have_its_own_picture_and_mask(shapes_pipe: Pipeline, ta
     for i, seed in enumerate((3, 9)):
         alone = shapes_pipe.inpaint(prompts[i], pictures[i], masks[i], seed=seed, output_type="np", **options)
         assert steps_of_255(np.asarray(together.images[i]), np.asarray(alone.images[0])) <= BETWEEN_BATCHES
+
+
+@pytest.mark.parametrize("kind", ["middle", "corner", "speckled", "colours"])
+def test_overlay_is_diffusers_own(shapes_pipe: Pipeline, kind: str) -> None:
+    """Black and white give the same bytes; grey, which resizing makes of edges, is blended within rounding."""
+    options: dict[str, Any] = {"height": 128, "width": 64, "num_inference_steps": 4, "prior_num_inference_steps": 2}
+    picture, mask = photograph((128, 64)), mask_of(kind, (128, 64))
+    plain, overlaid = (
+        shapes_pipe.inpaint(PROMPT, picture, mask, seed=1, overlay=overlay, **options).images[0]
+        for overlay in (False, True)
+    )
+    size = (64, 128)
+    white = mask.resize(size, PIL.Image.Resampling.LANCZOS).convert("L")
+    given = picture.resize(size, PIL.Image.Resampling.BICUBIC, reducing_gap=1)
+    reference = np.asarray(VaeImageProcessor().apply_overlay(white, given, plain), np.int16)
+    mine, clear = np.asarray(overlaid), np.isin(white, (0, 255))
+    np.testing.assert_array_equal(mine[clear], reference[clear])
+    assert np.abs(mine - reference).max() <= BLENDED
+    black = np.asarray(white) == 0
+    np.testing.assert_array_equal(mine[black], np.asarray(given)[black])
+    assert (np.asarray(plain)[black] != np.asarray(given)[black]).any()
+    assert black.any()
+    assert not clear.all()
 
 
 def test_a_mix_of_one_prompt_is_that_prompt(shapes_pipe: Pipeline) -> None:

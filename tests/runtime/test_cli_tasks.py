@@ -117,6 +117,15 @@ def test_the_command_paints_what_the_pipeline_paints_and_tells_how(
     assert images.read_parameters(copy) == stored
 
 
+def test_overlay_is_the_pipeline_s(cli: Cli, bundle: Path, pipe: Pipeline, inputs: Path) -> None:
+    image, mask, out = (inputs / name for name in ("fox.png", "mask.png", "out.png"))
+    done = cli("generate", bundle, *QUICK, "a", "--image", image, "--mask", mask, "--overlay", "--seed", 5, "-o", out)
+    assert (done.code, done.err) == (0, "")
+    painted = pipe.inpaint("a", image, mask, overlay=True, **OPTIONS, seed=5).images[0]
+    np.testing.assert_array_equal(pixels(out), np.asarray(painted))
+    assert images.read_parameters(out)["arguments"]["overlay"] is True
+
+
 def test_a_batch_gives_the_same_pictures(cli: Cli, bundle: Path, inputs: Path) -> None:
     for task in ("inpaint", "mix"):
         command, *arguments = commands(inputs)[task]
@@ -131,6 +140,7 @@ def test_a_batch_gives_the_same_pictures(cli: Cli, bundle: Path, inputs: Path) -
     ("arguments", "message"),
     [
         (["generate", "a", "--mask", "mask.png"], "give the picture too, with --image"),
+        (["generate", "a", "--image", "fox.png", "--overlay"], "give the mask too, with --mask"),
         (["generate", "a", "--strength", "0.5"], "--strength goes with --image"),
         (["generate", "a", "--image", "fox.png", "--mask", "mask.png", "--strength", "0.5"], "--strength goes with"),
         (["generate", "a", "--image", "fox.png", "--mask", "mask.png", "--hint", "hint.png"], "two different tasks"),

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from kandinsky22 import Pipeline
+from kandinsky22 import InputError, Pipeline
 from kandinsky22.arrays import Array, Floats
 from kandinsky22.noise import Generator
 
@@ -141,6 +141,25 @@ def test_what_a_mask_keeps_is_the_picture_s_own_latents(pipe: Pipeline) -> None:
     blocks = picture.reshape(8, 8, 8, 8, 3).mean(axis=(1, 3)).transpose(2, 0, 1) / 255
     np.testing.assert_allclose(latents[:3, 4:, 4:], blocks[:, 4:, 4:], rtol=0, atol=1e-6)
     assert np.abs(latents[:3, :2, :2] - blocks[:, :2, :2]).max() > 0.05
+
+
+def test_overlay_leaves_what_each_mask_keeps_untouched(pipe: Pipeline) -> None:
+    """Three pictures of the size that is painted, two paintings each: the given bytes where a mask is black."""
+    pictures = [picture.repeat(2, axis=0)[:64, :64] for picture in PICTURES]
+    masks = [np.pad(mask[:, :64], ((0, 14), (0, 0))) for mask in MASKS]
+    options: dict[str, Any] = {**QUICK, **PRIOR, "seed": 2, "num_images_per_prompt": 2, "output_type": "pil"}
+    plain = pipe.inpaint(["red", "blue", "a"], pictures, masks, **options).images
+    overlaid = pipe.inpaint(["red", "blue", "a"], pictures, masks, overlay=True, batch_size=2, **options).images
+    for i, (before, after) in enumerate(zip(plain, overlaid, strict=True)):
+        keep = masks[i // 2] == 0
+        np.testing.assert_array_equal(np.asarray(after)[keep], pictures[i // 2][keep])
+        assert np.abs(np.asarray(after, int)[~keep] - np.asarray(before)[~keep]).max() <= 1
+        assert (np.asarray(before)[keep] != pictures[i // 2][keep]).any()
+
+
+def test_overlay_of_latents_is_refused(pipe: Pipeline) -> None:
+    with pytest.raises(InputError, match=r"^overlay puts pixels back .* latents have none"):
+        pipe.inpaint("a", PICTURES[0], MASKS[0], overlay=True, **{**QUICK, "output_type": "latent"})
 
 
 def test_variations_are_a_mix_of_one(pipe: Pipeline, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from recipe import classifier, drawing, loop
 from scores.painters import to_images
-from scores.text2img import Rows, describe, percent
+from scores.text2img import Rows, describe, percent, scenes_to_ask_for
 
 CASES, CONTRARY_CASES, HELD_OUT_CASES = 200, 100, 40
 
@@ -29,12 +29,7 @@ class Cases:
 def cases() -> Cases:
     """Hints of fresh drawings; at the end are combinations that were kept out of training."""
     generator = loop.generator_for("score of the controlnet", 0)
-    scenes = torch.cat(
-        [
-            drawing.sample_scenes(CASES - HELD_OUT_CASES, generator),
-            drawing.sample_scenes(HELD_OUT_CASES, generator, drawing.HELD_OUT_SCENES),
-        ]
-    )
+    scenes = scenes_to_ask_for(CASES, HELD_OUT_CASES, generator)
     wobbles = drawing.sample_wobbles(CASES, generator)
     said = scenes.clone()
     for attribute in (0, 3, 4):

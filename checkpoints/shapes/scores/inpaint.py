@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from diffusers import VQModel
 from PIL import Image
@@ -9,13 +10,12 @@ from torch import Tensor
 
 from recipe import classifier, drawing, loop, movq
 from recipe.inpaint import keep_mask
-from scores.painters import SIDE, to_images
-from scores.text2img import Rows, describe, percent
+from scores.painters import to_images
+from scores.text2img import BACKGROUND, COLOUR, SHAPE, Rows, describe, other_colours, percent, scenes_to_ask_for
 
 CASES, HELD_OUT_CASES = 200, 40
 CELL = 8
 BOX_MARGIN = 10
-SHAPE, COLOUR, BACKGROUND = range(3)
 
 KINDS = ("box recoloured", "figure recoloured", "box replaced", "background recoloured")
 """What is masked and what the prompt changes of it; case i is of kind i % 4."""
@@ -47,15 +47,9 @@ def cases() -> Cases:
     a recoloured one or its background has another colour only.
     """
     generator = loop.generator_for("score of inpainting", 0)
-    asked = torch.cat(
-        [
-            drawing.sample_scenes(CASES - HELD_OUT_CASES, generator),
-            drawing.sample_scenes(HELD_OUT_CASES, generator, drawing.HELD_OUT_SCENES),
-        ]
-    )
+    asked = scenes_to_ask_for(CASES, HELD_OUT_CASES, generator)
     kinds = torch.arange(CASES) % len(KINDS)
-    preference = torch.rand(CASES, len(drawing.COLOURS), generator=generator)
-    another_colour = preference.scatter(1, asked[:, COLOUR : BACKGROUND + 1], -1.0).argmax(1)
+    another_colour = other_colours(asked, generator)[:, 0]
     shift = torch.randint(1, len(drawing.SHAPES), (CASES,), generator=generator)
     another_shape = (asked[:, SHAPE] + shift) % len(drawing.SHAPES)
     before = asked.clone()
@@ -87,10 +81,7 @@ def score(judge: classifier.Classifier, model: VQModel, pictures: Tensor, cases:
     asked drawing's own latents pasted into the kept ones. The ideal falls short of the round trip because MoVQ looks
     beyond a cell, so that kept latents know what was masked, and kept cells are decoded in view of what is new.
     """
-    right = classifier.classify(judge, pictures) == cases.scenes
-    kinds = torch.arange(CASES) % len(KINDS)
-    asked = torch.where(kinds == BACKGROUND_KIND, right[:, BACKGROUND], right[:, COLOUR])
-    originals = torch.stack([_pixels(image) for image in cases.images])
+    originals = _pixels(cases.images)
     keep = keep_mask(cases.masks[:, ::CELL, ::CELL])
     known = movq.encode(model, originals)
     pasted = keep * known + (1 - keep) * movq.encode(model, cases.asked)
@@ -102,19 +93,42 @@ def score(judge: classifier.Classifier, model: VQModel, pictures: Tensor, cases:
         for area, where in areas.items()
         for rival, result in rivals.items()
     }
-    rows: Rows = {}
-    for name, chosen in {"all": kinds >= 0, **{kind: kinds == i for i, kind in enumerate(KINDS)}}.items():
-        rows[name] = {"asked colour": percent(asked[chosen]), "everything": percent(right[chosen].all(1))}
+    rows = _read(judge, pictures, cases)
+    for name, chosen in _groups().items():
         # A small figure may leave no cell to keep, and then has no PSNR.
         rows[name] |= {column: round(values[chosen].nanmean().item(), 2) for column, values in noise.items()}
     return rows
 
 
-def _pixels(image: Image.Image) -> Tensor:
-    return (
-        torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(SIDE, SIDE, 3).permute(2, 0, 1) / 127.5
-        - 1
-    )
+def score_overlay(judge: classifier.Classifier, pictures: Tensor, cases: Cases) -> Rows:
+    """Percent of pictures with the asked colour, and the largest change of an unmasked pixel, of 255."""
+    change = ((pictures - _pixels(cases.images)) * 127.5).abs().amax(1) * ~cases.masks
+    rows = _read(judge, pictures, cases)
+    for name, chosen in _groups().items():
+        rows[name]["unmasked: largest change"] = round(change[chosen].max().item(), 2)
+    return rows
+
+
+def _groups() -> dict[str, Tensor]:
+    """Which cases are of each kind, bool (n,)."""
+    kinds = torch.arange(CASES) % len(KINDS)
+    return {"all": kinds >= 0, **{kind: kinds == i for i, kind in enumerate(KINDS)}}
+
+
+def _read(judge: classifier.Classifier, pictures: Tensor, cases: Cases) -> Rows:
+    """What the classifier says of the colour that was asked for, and of everything."""
+    right = classifier.classify(judge, pictures) == cases.scenes
+    groups = _groups()
+    asked = torch.where(groups[KINDS[BACKGROUND_KIND]], right[:, BACKGROUND], right[:, COLOUR])
+    return {
+        name: {"asked colour": percent(asked[chosen]), "everything": percent(right[chosen].all(1))}
+        for name, chosen in groups.items()
+    }
+
+
+def _pixels(images: list[Image.Image]) -> Tensor:
+    """Pictures (n, 3, H, W) in -1..1."""
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2) / 127.5 - 1
 
 
 def _psnr(pictures: Tensor, originals: Tensor, area: Tensor) -> Tensor:

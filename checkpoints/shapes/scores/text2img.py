@@ -8,6 +8,7 @@ from torch import Tensor
 from recipe import captions, classifier, drawing, loop
 
 PROMPTS, HELD_OUT_PROMPTS = 300, 60
+SHAPE, COLOUR, BACKGROUND = range(3)
 
 Rows = dict[str, dict[str, float]]
 """Scores by column, for each group of cases; the group "all" has all of them."""
@@ -23,6 +24,22 @@ def unseen_prompts() -> tuple[list[str], Tensor]:
         ]
     )
     return describe(scenes), scenes
+
+
+def scenes_to_ask_for(count: int, held_out: int, generator: torch.Generator) -> Tensor:
+    """Scenes (count, 5); the last `held_out` are of combinations kept out of training."""
+    return torch.cat(
+        [
+            drawing.sample_scenes(count - held_out, generator),
+            drawing.sample_scenes(held_out, generator, drawing.HELD_OUT_SCENES),
+        ]
+    )
+
+
+def other_colours(scenes: Tensor, generator: torch.Generator, count: int = 1) -> Tensor:
+    """Different colours (n, count) that are neither the figure's nor the background's of scenes (n, 5)."""
+    preference = torch.rand(len(scenes), len(drawing.COLOURS), generator=generator)
+    return preference.scatter(1, scenes[:, COLOUR : BACKGROUND + 1], -1.0).topk(count).indices
 
 
 def describe(scenes: Tensor) -> list[str]:

@@ -48,6 +48,7 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
     add("--image", metavar="FILE", help="a picture to change, to repaint in part (--mask), or to begin from (--hint)")
     add("--strength", metavar="SHARE", type=painting.share, help=f"of --image that is given up, 0 to 1 ({STRENGTH})")
     add("--mask", metavar="FILE", help="of the size of --image, white where it is to be repainted")
+    add("--overlay", action="store_true", help="put the pixels of --image back where --mask is black")
     add("--hint", metavar="FILE", help="a depth map to follow, near is bright")
     add(
         "--depth-model",
@@ -109,6 +110,8 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         raise InputError("--mask says where a picture is repainted; give the picture too, with --image.")
     if options.mask is not None and options.hint is not None:
         raise InputError("--mask and --hint are of two different tasks; leave one out.")
+    if options.overlay and options.mask is None:
+        raise InputError("--overlay puts back what a mask keeps; give the mask too, with --mask.")
     if options.strength is not None and (options.image is None or options.mask is not None):
         raise InputError("--strength goes with --image, and not with --mask: a mask says what is kept.")
     if options.depth_model is not None and options.hint is None:
@@ -119,6 +122,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         "mask_image": options.mask,
         "hint": options.hint,
         "depth_model": options.depth_model,
+        "overlay": options.overlay or None,
     }
     settings |= {name: value for name, value in given.items() if value is not None}
     if options.image is not None and options.mask is None:
