@@ -124,6 +124,7 @@ def test_overlay_is_the_pipeline_s(cli: Cli, bundle: Path, pipe: Pipeline, input
     painted = pipe.inpaint("a", image, mask, overlay=True, **OPTIONS, seed=5).images[0]
     np.testing.assert_array_equal(pixels(out), np.asarray(painted))
     assert images.read_parameters(out)["arguments"]["overlay"] is True
+    assert " --overlay " in cli("show", out).out.splitlines()[-1]
 
 
 def test_a_batch_gives_the_same_pictures(cli: Cli, bundle: Path, inputs: Path) -> None:

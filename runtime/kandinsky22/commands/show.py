@@ -23,6 +23,7 @@ FLAGS = {
     "image": "--image",
     "strength": "--strength",
     "mask_image": "--mask",
+    "overlay": "--overlay",
     "hint": "--hint",
     "depth_model": "--depth-model",
     "negative_prior_prompt": "--negative-prior-prompt",
@@ -69,7 +70,9 @@ def _command(task: str, given: Mapping[str, Any]) -> str:
     """The command line that makes the picture again, but for where its bundle lies."""
     positional = {"generate": "prompt", "variations": "image"}.get(task)
     flags = [
-        f"{flag}={given[name]}" for name, flag in FLAGS.items() if given.get(name) is not None and name != positional
+        flag if given[name] is True else f"{flag}={given[name]}"
+        for name, flag in FLAGS.items()
+        if given.get(name) is not None and name != positional
     ]
     if task == "mix":
         parts = [f"--{kind}={value}" for part in given["images_and_prompts"] for kind, value in part.items()]
