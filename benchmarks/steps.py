@@ -36,7 +36,7 @@ HERE = Path(__file__).resolve().parent
 SHAPES = HERE.parent / "checkpoints" / "shapes"
 sys.path[:0] = [str(HERE.parent / "runtime"), str(SHAPES)]
 
-from kandinsky22 import Pipeline  # noqa: E402
+from kandinsky22 import Pipeline, schedulers  # noqa: E402
 from kandinsky22.decoder import guided_parts  # noqa: E402
 from kandinsky22.prior import Embeddings  # noqa: E402
 from recipe import classifier  # noqa: E402
@@ -48,7 +48,12 @@ Run = tuple[str, int, Interval]
 Row = Mapping[str, Any]
 Pictures = NDArray[np.float32]
 
-SAMPLERS = {"ddpm": "DDPM", "ddim": "DDIM", "dpm++": "DPM-Solver++ (2M)"}
+SAMPLERS = {
+    "ddpm": "DDPM",
+    "ddim": "DDIM",
+    "dpm++": "DPM-Solver++ (2M)",
+    "dpm++ karras": "DPM-Solver++ (2M), Karras' levels",
+}
 STEPS = (4, 6, 8, 10, 15, 20, 25, 50)
 ALWAYS, NEVER = (0.0, 1.0), (0.0, 0.0)
 INTERVALS = ((0.0, 0.5), (0.25, 0.75), (0.5, 1.0), NEVER)
@@ -87,7 +92,7 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("bundle", type=Path)
     add("--time", action="store_true", help="measure seconds alone; quality stays as it is")
-    add("--prompts", type=int, default=100, help="how many of the card's 300 (%(default)s)")
+    add("--prompts", type=int, default=60, help="how many of the card's 300 (%(default)s)")
     add("--backend", default="onnxruntime", help="in fp32 (%(default)s)")
     add("--threads", type=int, help="processor threads; the backend's choice without it")
     add("--reports", type=Path, default=HERE / "reports", help="folder of the report (%(default)s)")
@@ -203,13 +208,20 @@ def paint(pipe: Pipeline, embeds: Embeddings, run: Run) -> Pictures:
         image_embeds=embeds,
         seed=0,
         num_inference_steps=steps,
-        scheduler=sampler,
+        scheduler=scheduler(pipe, sampler),
         guidance_scale=GUIDANCE,
         guidance_interval=interval,
         output_type="np",
         batch_size=BATCH,
     )
     return np.asarray(out.images)
+
+
+def scheduler(pipe: Pipeline, sampler: str) -> dict[str, Any]:
+    """The config of one of `SAMPLERS`: the checkpoint's own noise levels, or Karras' choice of them."""
+    name, _, levels = sampler.partition(" ")
+    config = schedulers.switch(pipe.bundle.manifest.schedulers["decoder"], name)
+    return {**config, "use_karras_sigmas": True} if levels else config
 
 
 def distance(pictures: Pictures, reference: Pictures) -> float:
@@ -235,7 +247,7 @@ def measure_seconds(pipe: Pipeline) -> dict[str, Any]:
                 prompt,
                 seed=0,
                 num_inference_steps=TIMED_STEPS,
-                scheduler=sampler,
+                scheduler=scheduler(pipe, sampler),
                 guidance_scale=GUIDANCE,
                 guidance_interval=interval,
             ).timings
@@ -300,7 +312,8 @@ def _about(settings: Row, seconds: Row) -> str:
         '"Everything right" is the share of pictures in which the classifier of the model card reads shape, colour, '
         f"background, size and position as asked; with {count} pictures, differences of a few percent are chance. "
         "Distance: root mean square of the difference to 500 steps of DDIM, of 255. DDPM adds noise of its own at "
-        "every step, so that it comes to another picture, not a worse one. A guided step evaluates the UNet twice."
+        "every step, so that it comes to another picture, not a worse one. Karras' levels are `use_karras_sigmas` in the "
+        "scheduler's config; the others are evenly spaced, as the checkpoint's config says. A guided step evaluates the UNet twice."
     )
     if not seconds:
         how = "Seconds are not measured yet: `python benchmarks/steps.py engines/shapes --time` adds them."

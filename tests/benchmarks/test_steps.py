@@ -84,6 +84,15 @@ def test_evaluations(interval: steps.Interval, counted: tuple[int, int]) -> None
     assert steps.evaluations(("dpm++", 20, interval)) == counted
 
 
+def test_karras_levels_are_a_config() -> None:
+    config = {"_class_name": "DDPMScheduler", "beta_end": 0.012}
+    pipe: Any = SimpleNamespace(bundle=SimpleNamespace(manifest=SimpleNamespace(schedulers={"decoder": config})))
+    made = {name: steps.scheduler(pipe, name) for name in steps.SAMPLERS}
+    assert made["ddim"]["_class_name"] == "DDIMScheduler"
+    assert made["dpm++"]["beta_end"] == 0.012
+    assert made["dpm++ karras"] == {**made["dpm++"], "use_karras_sigmas": True}
+
+
 def test_the_distance_is_of_255() -> None:
     black = np.zeros((2, 4, 4, 3), np.float32)
     half = black.copy()
@@ -146,19 +155,22 @@ def test_the_report_is_made_of_the_numbers(tmp_path: Path) -> None:
     assert (tmp_path / "steps.png").stat().st_size > plain
 
 
-def test_seconds_are_medians_of_warm_calls() -> None:
+def test_seconds_are_medians_of_warm_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first turn loads, and one call in the middle is disturbed: neither counts."""
     calls: list[dict[str, Any]] = []
+
+    cases = 2 * len(steps.SAMPLERS)
 
     def pipe(prompt: str, **options: Any) -> Any:
         calls.append(options)
         guided = options["guidance_interval"] == steps.ALWAYS
         step = 0.2 if guided else 0.1
-        step *= 50 if len(calls) <= 6 or 12 < len(calls) <= 18 else 1
+        step *= 50 if len(calls) <= cases or 2 * cases < len(calls) <= 3 * cases else 1
         decoder = step * options["num_inference_steps"]
         return SimpleNamespace(timings={"decoder_step": decoder, "total": decoder + 0.3})
 
+    monkeypatch.setattr(steps, "scheduler", lambda pipe, sampler: sampler)
     found = steps.measure_seconds(pipe)  # type: ignore[arg-type]
     assert found["rest"] == pytest.approx(0.3)
     assert found["steps"]["ddim"] == pytest.approx({"guided": 0.2, "unguided": 0.1})
-    assert len(calls) == 6 * (1 + steps.TIMED_CALLS)
+    assert len(calls) == cases * (1 + steps.TIMED_CALLS)
