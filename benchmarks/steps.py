@@ -312,8 +312,9 @@ def _about(settings: Row, seconds: Row) -> str:
         '"Everything right" is the share of pictures in which the classifier of the model card reads shape, colour, '
         f"background, size and position as asked; with {count} pictures, differences of a few percent are chance. "
         "Distance: root mean square of the difference to 500 steps of DDIM, of 255. DDPM adds noise of its own at "
-        "every step, so that it comes to another picture, not a worse one. Karras' levels are `use_karras_sigmas` in the "
-        "scheduler's config; the others are evenly spaced, as the checkpoint's config says. A guided step evaluates the UNet twice."
+        "every step, so that it comes to another picture, not a worse one. Karras' levels are `use_karras_sigmas` in "
+        "the scheduler's config; the others are evenly spaced, as the checkpoint's config has them. A guided step "
+        "evaluates the UNet twice."
     )
     if not seconds:
         how = "Seconds are not measured yet: `python benchmarks/steps.py engines/shapes --time` adds them."
