@@ -366,9 +366,9 @@ def plot(rows: Sequence[Row], seconds: Row, path: Path) -> None:
         _lines(axes[0][column], shown, of, everything)
         _lines(axes[1][column], shown, of, lambda row: float(row["distance"]))
         for axis in axes[:, column]:
-            axis.set(xscale="log", xlabel=label)
-        if label == "steps":
-            for axis in axes[:, column]:
+            axis.set(xlabel=label)
+            if label == "steps":
+                axis.set(xscale="log")
                 axis.set_xticks(STEPS, labels=[str(steps) for steps in STEPS])
                 axis.xaxis.set_minor_locator(NullLocator())
     # A sampler that fails altogether would press all others together at the top; the table has its numbers.
