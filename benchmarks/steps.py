@@ -221,10 +221,8 @@ def paint(pipe: Pipeline, embeds: Embeddings, run: Run) -> Pictures:
 
 
 def scheduler(pipe: Pipeline, sampler: str) -> dict[str, Any]:
-    """The config of one of `SAMPLERS`: the checkpoint's own noise levels, or Karras' choice of them."""
-    name, _, levels = sampler.partition(" ")
-    config = schedulers.switch(pipe.bundle.manifest.schedulers["decoder"], name)
-    return {**config, "use_karras_sigmas": True} if levels else config
+    """The config of one of `SAMPLERS`, made of the checkpoint's own."""
+    return schedulers.switch(pipe.bundle.manifest.schedulers["decoder"], sampler)
 
 
 def distance(pictures: Pictures, reference: Pictures) -> float:

@@ -47,8 +47,8 @@ class Options(PriorOptions, total=False):
     guidance_scale: 4.0: strength of guidance; none at 1 or below.
     guidance_interval: (0.0, 1.0): share of the decoder's steps that are guided, from and to, 0..1; a step without
         guidance takes half the time (arXiv:2404.07724).
-    scheduler: of the decoder: None for the checkpoint's own, "DDPM", "DDIM", "DPM++" (DPM-Solver++ 2M, for 20 steps),
-        or a diffusers config.
+    scheduler: of the decoder: None for the checkpoint's own, "DDPM", "DDIM", "DPM++" (DPM-Solver++ 2M), "DPM++ Karras"
+        (with Karras' noise levels, for 15 to 20 steps), or a diffusers config.
     eta: 0.0: DDIM's share of fresh noise, 0..1 (arXiv:2010.02502).
     image_embeds: precomputed embeddings, from `embed`, `emb2emb`, `interpolate`, or (n, E); `seed` then begins at the
         decoder's noise.

@@ -26,6 +26,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
@@ -742,13 +743,14 @@ _FOREIGN = {
 }
 
 
-_NAMES = {
-    "ddpm": "DDPMScheduler",
-    "ddim": "DDIMScheduler",
-    "dpm++": "DPMSolverMultistepScheduler",
-    "dpmsolvermultistep": "DPMSolverMultistepScheduler",
+_NAMES: dict[str, tuple[str, Config]] = {
+    "ddpm": ("DDPMScheduler", {}),
+    "ddim": ("DDIMScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {}),
+    "dpm++karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "dpmsolvermultistep": ("DPMSolverMultistepScheduler", {}),
 }
-"""Classes of schedulers for the decoder by the names, in small letters, that `switch` knows them by."""
+"""Classes of schedulers for the decoder, and options, by the names that `switch` knows them by: small letters alone."""
 
 
 def switch(config: Config, name: str) -> dict[str, Any]:
@@ -759,7 +761,8 @@ def switch(config: Config, name: str) -> dict[str, Any]:
 
     Args:
         config: A DDPM, DDIM or DPM-Solver++ config with its `_class_name`.
-        name: "DDPM", "DDIM" or "DPM++" (diffusers' "DPMSolverMultistep"), in any case, with or without "Scheduler".
+        name: "DDPM", "DDIM", "DPM++" (diffusers' "DPMSolverMultistep") or "DPM++ Karras" (the same with
+            `use_karras_sigmas`), in any case, with or without "Scheduler", spaces and hyphens.
 
     Returns:
         Every option of the new class, and its `_class_name`.
@@ -767,16 +770,17 @@ def switch(config: Config, name: str) -> dict[str, Any]:
     Raises:
         InputError: The name or the config is not supported.
     """
-    wanted = _NAMES.get(name.lower().removesuffix("scheduler")) if isinstance(name, str) else None
-    if wanted is None:
-        raise InputError(f"The scheduler must be DDPM, DDIM or DPM++, not {name!r}.")
+    letters = re.sub("[ -]", "", name.lower()).removesuffix("scheduler") if isinstance(name, str) else None
+    if letters not in _NAMES:
+        raise InputError(f"The scheduler must be DDPM, DDIM, DPM++ or DPM++ Karras, not {name!r}.")
+    wanted, chosen = _NAMES[letters]
     current = _class_name(config)
-    if current not in _NAMES.values():
+    if current not in (known for known, _ in _NAMES.values()):
         raise InputError(f"A {current} config cannot be switched to {wanted}: they share no options.")
     _read(current, config)
     options = {key: default for key, (default, _) in _CLASSES[wanted].items()}
     kept = {key: value for key, value in config.items() if key in options}
-    return {"_class_name": wanted, **options, **kept}
+    return {"_class_name": wanted, **options, **kept, **chosen}
 
 
 def _read(name: str, config: Config) -> _Options:

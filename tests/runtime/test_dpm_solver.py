@@ -96,6 +96,11 @@ def test_what_from_config_makes_of_the_published_decoder(steps, limits):
     assert not solved.learned
 
 
+@pytest.mark.parametrize("name", ["DPM++ Karras", "dpm++-karras", "DPM++karrasScheduler"])
+def test_karras_levels_have_a_name(name):
+    assert switch(DECODER, name) == {**switch(DECODER, "DPM++"), "use_karras_sigmas": True}
+
+
 @pytest.mark.parametrize("spacing", SPACINGS, ids=str)
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: "-".join(map(str, solver.values())))
 def test_grid(solver, spacing):

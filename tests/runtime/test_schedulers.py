@@ -554,7 +554,7 @@ def test_refused_classes(config):
 
 @pytest.mark.parametrize("name", ["euler", "UnCLIP", "", None, 3])
 def test_refused_switches(name):
-    with pytest.raises(InputError, match=r"The scheduler must be DDPM, DDIM or DPM\+\+, not"):
+    with pytest.raises(InputError, match=r"The scheduler must be DDPM, DDIM, DPM\+\+ or DPM\+\+ Karras, not"):
         switch(DECODER, name)
 
 

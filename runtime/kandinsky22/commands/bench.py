@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", metavar="N", type=int, action="append", help="of the decoder, for whole pictures; several times (50)"
     )
     add("--prior-steps", metavar="N", type=int, default=25, help="of the prior (%(default)s)")
-    add("--scheduler", metavar="NAME", help="ddpm, ddim or dpm++ (the checkpoint's own)")
+    add("--scheduler", metavar="NAME", help="ddpm, ddim, dpm++ or dpm++-karras (the checkpoint's own)")
     add("--repeat", metavar="N", type=int, default=10, help="runs of a stage that count (%(default)s)")
     add(
         "--pictures",

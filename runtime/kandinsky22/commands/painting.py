@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kandinsky22.pipeline import Output, Pipeline
 
 INTERRUPTED = 130
+SCHEDULERS = ("ddpm", "ddim", "dpm++", "dpm++-karras")
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def add_decoder_arguments(group: argparse._ArgumentGroup) -> None:
         type=whole(0, arguments.MAX_SEED),
         help="of the first picture; the next ones count on from it (drawn at random)",
     )
-    add("--scheduler", choices=("ddpm", "ddim", "dpm++"), type=str.lower, help="of the decoder (the checkpoint's own)")
+    add("--scheduler", choices=SCHEDULERS, type=str.lower, help="of the decoder (the checkpoint's own)")
     add("--eta", metavar="SHARE", type=float, default=0.0, help="fresh noise in DDIM, 0 to 1 (%(default)s)")
 
 
