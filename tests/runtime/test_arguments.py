@@ -80,7 +80,7 @@ def test_counts(name: str, value: object, shapes_pipe: Pipeline, monkeypatch: py
     ("scheduler", "word"),
     [
         ("Euler", "'Euler'"),
-        ("", "DDPM, DDIM or DPM++"),
+        ("", "DDPM, DDIM, DPM++ or DPM++ Karras"),
         ({}, "_class_name"),
         ({"_class_name": "EulerDiscreteScheduler"}, "EulerDiscreteScheduler"),
         ({"_class_name": "DDIMScheduler", "shift": 3}, "'shift'"),
