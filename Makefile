@@ -19,6 +19,9 @@ FULL   := engines/kandinsky-2.2-random/manifest.json
 DECODERS := $(if $(CONTROLNET),--controlnet "$(CONTROLNET)") $(if $(INPAINT),--inpaint "$(INPAINT)")
 SIZES  := $(if $(STATIC),--static $(STATIC),$(if $(MIN),--min $(MIN)) $(if $(OPT),--opt $(OPT)) $(if $(MAX),--max $(MAX)))
 
+# Installed without bytecode (half of torch is never imported), so what is imported is compiled once and kept.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: help demo engines test test-slow test-gpu scores bench lint format clean
 
 help:  ## Print this list.
