@@ -319,7 +319,7 @@ def test_ctrl_c_stops_a_build_and_leaves_nothing_half_written(tmp_path: Path, rt
     assert len(list(folder.iterdir())) == 2 * len(finished)
 
 
-@pytest.mark.parametrize("moments", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moments", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_a_bundle_loads_as_before_or_as_after(
     tmp_path: Path, rtx: plans.Flavour, moments: int
 ) -> None:

@@ -16,14 +16,17 @@ pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed: n
 DYNAMIC, STATIC = plans.Profile(64, 128, 256, 4), plans.Profile(128, 128, 128, 1)
 
 
-ONE_SIZE = ["decoder_step", "decoder_step_controlnet", "movq_encoder"]
-"""Components with a plan for one size; the others have theirs for a range. `make test-slow` builds all for a range."""
+LIKE_THE_DECODER = ["decoder_step_controlnet", "decoder_step_inpaint"]
+"""They differ from `decoder_step` by an input: their plans are for `make test-slow`, as those of one size are."""
 
 
 @pytest.mark.parametrize(
     ("profile", "components"),
-    [(DYNAMIC, [name for name in NETWORKS if name not in ONE_SIZE]), (STATIC, ONE_SIZE)],
-    ids=["dynamic", "static"],
+    [
+        pytest.param(DYNAMIC, [name for name in NETWORKS if name not in LIKE_THE_DECODER], id="dynamic"),
+        pytest.param(DYNAMIC, LIKE_THE_DECODER, id="dynamic-others", marks=pytest.mark.slow),
+        pytest.param(STATIC, list(NETWORKS), id="static", marks=pytest.mark.slow),
+    ],
 )
 def test_components_of_the_trained_checkpoint_become_plans(
     bundle_copy: Path, profile: plans.Profile, components: list[str]
