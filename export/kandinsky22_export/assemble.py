@@ -37,7 +37,8 @@ from kandinsky22_export.graphs import (
     TextEncoder,
 )
 from kandinsky22_export.random_weights import ARCHITECTURES, random_checkpoint
-from kandinsky22_export.to_onnx import BOUNDS, OPSET, export_graph
+from kandinsky22_export.to_onnx import BOUNDS, export_graph
+from kandinsky22_export.translate import OPSET
 
 # Which network of the checkpoint each component is made of; the order is that of the export.
 NETWORKS = {

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 
 from kandinsky22.bundle import Component, TensorSpec
 from kandinsky22.errors import ExportError
+from kandinsky22_export import translate
 from kandinsky22_export.graphs import Feeds, Graph, Sizes
 from kandinsky22_export.variants import VARIANTS
-
-OPSET = 23
 
 # The largest difference from torch in float32 that passes, relative to the largest value of that output.
 # fp32: rounding measures 1e-6 on the published UNet, and up to 3e-5 where a random MoVQ is clipped; a wrong graph is
@@ -112,18 +111,15 @@ def _write(graph: Graph, path: Path) -> None:
         # The same name of two dimensions is meant: they are equal. And torch uses what torch deprecates.
         warnings.filterwarnings("ignore", message=".*will not be used.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-        program = torch.onnx.export(
+        program = translate.to_onnx(
             graph,
             tuple(feeds.values()),
-            dynamo=True,
-            opset_version=OPSET,
             dynamic_shapes=dynamic,
             input_names=[spec.name for spec in graph.inputs],
             output_names=[spec.name for spec in graph.outputs],
             verbose=False,
             optimize=False,
         )
-    assert program is not None  # as it is where `dynamo` is not set
     weights = list(program.model.graph.initializers.values())
     program.optimize()
     weights += program.model.graph.initializers.values()
