@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
+
+from tqdm import tqdm
 
 from kandinsky22.errors import ExportError
 from kandinsky22_export.quiet import is_quiet, quiet
@@ -77,6 +80,7 @@ def _receive(connection: Connection) -> tuple[str, Any]:
 def _work(connection: Connection, silent: bool) -> None:
     """What a process does until it is ended: one task after the other, so that torch is imported once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
+    tqdm.set_lock(threading.RLock())  # its own is shared by processes, and what of that is left is complained of
     with quiet() if silent else contextlib.nullcontext():
         while True:
             task: Task = connection.recv()
