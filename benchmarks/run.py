@@ -33,6 +33,7 @@ from workers import Worker, take_turns  # noqa: E402
 
 PEERS: dict[str, dict[str, Any]] = {
     "diffusers fp32": {"kind": "diffusers", "dtype": "float32"},
+    "diffusers fp32 compiled": {"kind": "diffusers", "dtype": "float32", "channels_last": True, "compile": True},
     "diffusers bf16": {"kind": "diffusers", "dtype": "bfloat16", "channels_last": True},
     "diffusers bf16 compiled": {"kind": "diffusers", "dtype": "bfloat16", "channels_last": True, "compile": True},
     "diffusers fp16": {"kind": "diffusers", "dtype": "float16", "channels_last": True, "device": "cuda"},
