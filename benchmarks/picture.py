@@ -22,6 +22,7 @@ def main() -> None:
     """Make `pictures` pictures one after the other."""
     spec = json.loads(sys.argv[1])
     from kandinsky22 import Pipeline, bench
+    from kandinsky22.errors import InputError
 
     samples: list[tuple[float, int]] = []
     ended = threading.Event()
@@ -44,9 +45,13 @@ def main() -> None:
     pictures: list[dict[str, Any]] = []
     for _ in range(spec.get("pictures", 1)):
         begun = time.perf_counter() - STARTED
-        picture = bench.time_picture(
-            pipe, size, steps=spec["steps"], prior_steps=spec["prior_steps"], scheduler=spec.get("scheduler")
-        )
+        try:
+            picture = bench.time_picture(
+                pipe, size, steps=spec["steps"], prior_steps=spec["prior_steps"], scheduler=spec.get("scheduler")
+            )
+        except InputError as error:  # it would not fit into memory, as it says
+            print(json.dumps({"settings": spec, "refused": str(error)}))
+            return
         pictures.append({"begun": begun, "ended": time.perf_counter() - STARTED, **bench.as_json(picture)})
     ended.set()
     result = {"settings": spec, "imported": imported, "opened": opened, "pictures": pictures, "memory": samples[::5]}

@@ -134,8 +134,13 @@ def _stages(stages: Sequence[Result]) -> str:
 def _whole(stages: Sequence[Result], data: Mapping[str, Any]) -> str:
     rows = []
     for entry in data["pictures"]:
-        last = entry["pictures"][-1]
         spec = entry["settings"]
+        if "refused" in entry:
+            rows.append(
+                (f"{spec['width']}x{spec['height']}", "ours, all components held", "refused", "", entry["refused"])
+            )
+            continue
+        last = entry["pictures"][-1]
         parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in last["timings"].items() if name != "total")
         rows.append(
             (
@@ -210,7 +215,7 @@ def _grown(stages: Sequence[Result], stage: str) -> list[Result]:
 
 def _start(data: Mapping[str, Any]) -> str:
     rows = []
-    for entry in data["pictures"]:
+    for entry in _painted(data):
         spec, first = entry["settings"], entry["pictures"][0]
         peak = max(picture["peak_host_memory"] for picture in entry["pictures"])
         rows.append(
@@ -224,6 +229,11 @@ def _start(data: Mapping[str, Any]) -> str:
             )
         )
     return table(("picture", "import s", "open s", "load s", "first picture s", "peak GiB"), rows)
+
+
+def _painted(data: Mapping[str, Any]) -> list[Any]:
+    """Whole pictures that were made, without those that would not have fitted."""
+    return [entry for entry in data["pictures"] if "refused" not in entry]
 
 
 def _plot_stages(stages: Sequence[Result], path: Path) -> Path | None:
@@ -305,10 +315,10 @@ def _plot_growth(stages: Sequence[Result], path: Path) -> Path | None:
 
 
 def _plot_memory(data: Mapping[str, Any], path: Path) -> Path | None:
-    if not data["pictures"]:
+    if not _painted(data):
         return None
     figure, axes = pyplot.subplots(figsize=(9, 4), layout="constrained")
-    for entry in data["pictures"]:
+    for entry in _painted(data):
         spec = entry["settings"]
         name = f"{spec['width']}x{spec['height']}" + (", low memory" if spec["low_memory"] else "")
         axes.plot(*zip(*((at, size / GIB) for at, size in entry["memory"]), strict=True), label=name)

@@ -143,3 +143,14 @@ def test_the_report_is_made_of_the_measurements(tmp_path: Path) -> None:
     for name in ("stages", "roofline", "growth", "memory"):
         assert f"![{name}](test-{name}.png)" in text
         assert (tmp_path / f"test-{name}.png").stat().st_size > 5000
+
+
+def test_a_picture_that_would_not_fit_is_told_with_its_reason(tmp_path: Path) -> None:
+    made = data()
+    (painted,) = made["pictures"]
+    refused = {"settings": painted["settings"] | {"low_memory": False}, "refused": "It would take 24 GiB."}
+    made["pictures"] = [refused, painted]
+    text = report.write(made, tmp_path / "test").read_text()
+    assert "| 512x512 | ours, all components held | refused |  | It would take 24 GiB. |" in text
+    assert "steps, low memory | measured | 102.0 |" in text
+    assert (tmp_path / "test-memory.png").exists()
