@@ -38,6 +38,7 @@ def _estimate(
         ("movq_decoder", 512, "onnxruntime", "fp32", 3.1),
         ("movq_decoder", 1024, "onnxruntime", "fp32", 5.7),
         ("movq_decoder", 1024, "openvino", "bf16", 2.3),
+        ("movq_decoder", 1024, "openvino", "fp32", 4.4),
         ("movq_decoder", 2048, "openvino", "bf16", 11.0),
         ("decoder_step", 512, "openvino", "bf16", 4.9),
         ("decoder_step", 512, "openvino", "bf16", 8.1),
