@@ -135,16 +135,16 @@ def _whole(stages: Sequence[Result], data: Mapping[str, Any]) -> str:
     rows = []
     for entry in data["pictures"]:
         spec = entry["settings"]
+        size = f"{spec['width']}x{spec['height']}"
         if "refused" in entry:
-            rows.append(
-                (f"{spec['width']}x{spec['height']}", "ours, all components held", "refused", "", entry["refused"])
-            )
+            held = "low memory" if spec["low_memory"] else "all components held"
+            rows.append((size, f"ours, {held}", "refused", "", entry["refused"]))
             continue
         last = entry["pictures"][-1]
         parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in last["timings"].items() if name != "total")
         rows.append(
             (
-                f"{spec['width']}x{spec['height']}",
+                size,
                 f"ours, {spec['prior_steps']} prior + {spec['steps']} DPM-Solver++ steps"
                 + (", low memory" if spec["low_memory"] else ""),
                 "measured",

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from kandinsky22 import bundle, schedulers
+from kandinsky22 import bundle, checksums, schedulers
 from kandinsky22.bundle import Component, FileRecord, Manifest
 from kandinsky22.errors import CheckpointError, ExportError, InputError
 from kandinsky22_export import fit, parallel
@@ -330,7 +330,9 @@ def _version(package: str) -> str:
 
 def _records(folder: Path) -> dict[str, FileRecord]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): FileRecord(path.stat().st_size, bundle.sha256(path)) for path in files}
+    return {
+        path.relative_to(folder).as_posix(): FileRecord(path.stat().st_size, checksums.sha256(path)) for path in files
+    }
 
 
 @contextlib.contextmanager

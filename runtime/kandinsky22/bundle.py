@@ -6,7 +6,6 @@ docs/bundle.md describes the format. The exporter writes manifests with the same
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import zipfile
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from kandinsky22 import checksums
 from kandinsky22.arrays import Array
 from kandinsky22.errors import BundleError
 
@@ -139,12 +139,6 @@ def _specs(data: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(spec["name"], spec["dtype"], tuple(spec["shape"])) for spec in data)
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class Bundle:
     """An exported bundle on disk: its manifest, and files that are verified before they are handed out."""
 
@@ -195,15 +189,19 @@ class Bundle:
         except (ValueError, zipfile.BadZipFile) as error:
             raise BundleError(f"{path} cannot be read ({error}); export the bundle again.") from error
 
-    def verified(self, name: str) -> Path:
-        """Path of a file of the bundle whose SHA-256 has been compared with the manifest (once per opened bundle)."""
+    def verified(self, name: str, *, afresh: bool = False) -> Path:
+        """Path of a file of the bundle whose SHA-256 has been compared with the manifest's.
+
+        Once per opened bundle, and not at all where it was by an earlier process and the file was not written to since,
+        see `kandinsky22.checksums`; `afresh` reads it in any case.
+        """
         path = self._inside(name)
         record = self.manifest.files.get(name)
         if record is None:
             raise BundleError(f"The bundle {self.path} does not list {name}; export it again.")
-        if name not in self._verified:
+        if afresh or name not in self._verified:
             _check_size(path, record)
-            if sha256(path) != record.sha256:
+            if not checksums.matches(path, record.sha256, afresh=afresh):
                 raise BundleError(
                     f"{path} is not the file that was exported (SHA-256 differs); export the bundle again."
                 )

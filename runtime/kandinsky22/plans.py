@@ -18,7 +18,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from kandinsky22.bundle import Bundle, sha256
+from kandinsky22.bundle import Bundle
+from kandinsky22.checksums import sha256
 from kandinsky22.errors import BackendError, BundleError, InputError
 from kandinsky22.plan_builder import Built, Options, Report, build_plan
 from kandinsky22.plan_files import TEMPORARY, NewFile, available_memory, locked, new_file, write_file

@@ -12,7 +12,8 @@ import tokenizers
 from onnx import TensorProto
 
 from kandinsky22.arrays import Array
-from kandinsky22.bundle import CONSTANTS, MANIFEST, TOKENIZER, Component, FileRecord, Manifest, TensorSpec, sha256
+from kandinsky22.bundle import CONSTANTS, MANIFEST, TOKENIZER, Component, FileRecord, Manifest, TensorSpec
+from kandinsky22.checksums import sha256
 
 TYPES = {TensorProto.FLOAT: "float32", TensorProto.INT64: "int64", TensorProto.BOOL: "bool"}
 STATE = {"latents": "latents_next", "x0_before": "x0"}

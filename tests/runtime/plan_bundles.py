@@ -14,7 +14,8 @@ import onnx.numpy_helper
 import onnx.parser
 
 from kandinsky22 import plans
-from kandinsky22.bundle import MANIFEST, Bundle, Component, FileRecord, Manifest, TensorSpec, sha256
+from kandinsky22.bundle import MANIFEST, Bundle, Component, FileRecord, Manifest, TensorSpec
+from kandinsky22.checksums import sha256
 from kandinsky22.plan_builder import Built, Report
 
 HEADER = '<ir_version: 10, opset_import: ["" : 23]>'

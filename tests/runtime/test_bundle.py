@@ -13,7 +13,8 @@ import pytest
 
 from kandinsky22 import BackendError, BundleError
 from kandinsky22.backends import Settings, get
-from kandinsky22.bundle import Bundle, Manifest, TensorSpec, sha256
+from kandinsky22.bundle import Bundle, Manifest, TensorSpec
+from kandinsky22.checksums import sha256
 
 Data = dict[str, Any]
 

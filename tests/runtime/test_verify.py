@@ -16,7 +16,8 @@ import pytest
 from kandinsky22 import BackendError, BundleError, InputError, backends, cli, verify
 from kandinsky22.backends import Settings
 from kandinsky22.backends.onnxruntime import CPU
-from kandinsky22.bundle import MANIFEST, Bundle, FileRecord, Manifest, sha256
+from kandinsky22.bundle import MANIFEST, Bundle, FileRecord, Manifest
+from kandinsky22.checksums import sha256
 from kandinsky22.plan_records import Profile
 
 SMALL = Profile(64, 128, 256, 2)

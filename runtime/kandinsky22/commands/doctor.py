@@ -168,7 +168,7 @@ def _verify(bundle: Bundle) -> list[str]:
         wanted = [*files, *(file for each in bundle.manifest.components.values() for file in each.files)]
         for name in dict.fromkeys(wanted):
             try:
-                bundle.verified(name)
+                bundle.verified(name, afresh=True)
             except BundleError as error:
                 problems.append(str(error))
             bar.update(files[name].bytes if name in files else 0)

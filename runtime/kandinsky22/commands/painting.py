@@ -227,7 +227,8 @@ def _told(path: Path, picture: PIL.Image.Image, job: Job, timings: dict[str, flo
 
 def _origin(pipe: Pipeline, backend: Availability, precision: str) -> dict[str, Any]:
     """What a picture depends on beside its arguments: the bundle, and what ran it."""
-    from kandinsky22.bundle import MANIFEST, sha256
+    from kandinsky22.bundle import MANIFEST
+    from kandinsky22.checksums import sha256
 
     manifest = pipe.bundle.manifest
     return {
