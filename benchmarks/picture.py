@@ -22,7 +22,7 @@ def main() -> None:
     """Make `pictures` pictures one after the other."""
     spec = json.loads(sys.argv[1])
     from kandinsky22 import Pipeline, bench
-    from kandinsky22.errors import InputError
+    from kandinsky22.errors import MemoryLimitError
 
     samples: list[tuple[float, int]] = []
     ended = threading.Event()
@@ -49,7 +49,7 @@ def main() -> None:
             picture = bench.time_picture(
                 pipe, size, steps=spec["steps"], prior_steps=spec["prior_steps"], scheduler=spec.get("scheduler")
             )
-        except InputError as error:  # it would not fit into memory, as it says
+        except MemoryLimitError as error:
             print(json.dumps({"settings": spec, "refused": str(error)}))
             return
         pictures.append({"begun": begun, "ended": time.perf_counter() - STARTED, **bench.as_json(picture)})

@@ -13,6 +13,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+from kandinsky22 import bench
+
 Result = Mapping[str, Any]
 PRIOR_STEPS = 25
 OUR_STEPS, THEIR_STEPS = 20, 50
@@ -29,7 +31,7 @@ def write(data: Mapping[str, Any], path: Path) -> Path:
         "## The machine's own limit\n\n" + _ceilings(data),
         "## Stages\n\n" + _stages(stages),
         "## Whole pictures\n\n" + _whole(stages, data),
-        "## Growth\n\n" + _growth(stages),
+        "## Growth\n\n" + _growth(stages, data),
         "## Start and memory\n\n" + _start(data),
     ]
     plots = {
@@ -49,23 +51,16 @@ def median(result: Result) -> float:
     return statistics.median(result["seconds"])
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """Nearest rank."""
-    return sorted(values)[max(math.ceil(share / 100 * len(values)), 1) - 1]
+def commits(results: Iterable[Result]) -> str:
+    """The commits that results were made at, in the order of their first."""
+    return ", ".join(dict.fromkeys(result["commit"] for result in results))
 
 
 def _with_ceiling(result: Result, data: Mapping[str, Any]) -> dict[str, Any]:
     """A result with the limit that its precision has on this machine, in TFLOP/s."""
-    precision = "fp32"
-    text = f"{result['subject']} {result['settings'].get('dtype', '')}"
-    if "bf" in text or "openvino" in text:
-        precision = "bf16" if _has_bf16(data) else "fp32"
-    limits = [found[f"{what} {precision}"] for found in data["ceilings"].values() for what in ("matmul", "convolution")]
-    return {**result, "precision": precision, "ceiling": max(limits, default=math.nan)}
-
-
-def _has_bf16(data: Mapping[str, Any]) -> bool:
-    return bool({"avx512_bf16", "amx_bf16"} & set(data["machine"]["instructions"]))
+    kinds = [f"{what} {result['precision']}" for what in ("matmul", "convolution")]
+    limits = [found[kind] for found in data["ceilings"].values() for kind in kinds]
+    return {**result, "ceiling": max(limits, default=math.nan)}
 
 
 def _about(data: Mapping[str, Any]) -> str:
@@ -77,7 +72,7 @@ def _about(data: Mapping[str, Any]) -> str:
         ("memory", f"{machine['memory'] / GIB:.0f} GiB"),
         ("GPU", machine["gpu"] or "none"),
         ("system", machine["system"]),
-        ("date, commit", f"{machine['date']}, {machine['commit']}"),
+        ("date; commits", f"{machine['date']}; {commits((*data['stages'], *data['pictures']))}"),
         ("checkpoint", machine["checkpoint"]),
         ("bundle", f"{bundle['precision']}, {sum(bundle['files'].values()) / GIB:.2f} GiB on disk"),
         *((subject, version) for subject, version in versions),
@@ -115,7 +110,7 @@ def _stages(stages: Sequence[Result]) -> str:
                     _size(result),
                     result["subject"],
                     str(len(result["seconds"])),
-                    *(f"{percentile(result['seconds'], share):.3g}" for share in (50, 90, 99)),
+                    *(f"{bench.percentile(result['seconds'], share):.3g}" for share in (50, 90, 99)),
                     f"{result['flop'] / 1e12:.3g}",
                     f"{rate:.3f}",
                     f"{rate / result['ceiling']:.0%}",
@@ -169,25 +164,31 @@ def _whole(stages: Sequence[Result], data: Mapping[str, Any]) -> str:
 
 def _composed(stages: Sequence[Result], subject: str, size: str) -> float | None:
     """Seconds of a whole picture by a subject's medians; None where one is missing."""
-    total = 0.0
-    for stage, runs in {**SHARES, "decoder_step": THEIR_STEPS}.items():
+    parts = _stage_seconds(stages, subject, size, THEIR_STEPS)
+    return None if parts is None else sum(parts.values())
+
+
+def _stage_seconds(stages: Sequence[Result], subject: str, size: str, steps: int) -> dict[str, float] | None:
+    """Seconds of each stage of a picture with so many steps, by a subject's medians; None where one is missing."""
+    parts = {}
+    for stage, runs in {**SHARES, "decoder_step": steps}.items():
         found = [
             result
             for result in stages
-            if result["stage"] == stage
-            and result["subject"] == subject
+            if (result["stage"], result["subject"]) == (stage, subject)
             and (_size(result) == size or stage in ("text_encoder", "prior_step"))
         ]
         if not found:
             return None
-        total += runs * median(found[0])
-    return total
+        parts[stage] = runs * median(found[0])
+    return parts
 
 
-def _growth(stages: Sequence[Result]) -> str:
+def _growth(stages: Sequence[Result], data: Mapping[str, Any]) -> str:
     rows = []
     for stage in ("decoder_step", "movq_decoder"):
-        for result in _grown(stages, stage):
+        measured = _grown(stages, stage)
+        for result in measured:
             pixels = result["height"] * result["width"] * result["batch"]
             rows.append(
                 (
@@ -200,8 +201,22 @@ def _growth(stages: Sequence[Result]) -> str:
                     f"{result['peak_host_memory'] / GIB:.2f}",
                 )
             )
+        rows += _growth_of_pictures(data, stage, {_size(result) for result in measured})
     header = ("stage", "size", "s", "s per megapixel", "MFLOP per pixel", "TFLOP/s", "peak GiB")
     return table(header, rows)
+
+
+def _growth_of_pictures(data: Mapping[str, Any], stage: str, known: set[str]) -> list[tuple[str, ...]]:
+    """Rows of sizes that whole pictures alone were made in: a stage's seconds there, first run included."""
+    rows = []
+    for entry in _painted(data):
+        spec, timings = entry["settings"], entry["pictures"][-1]["timings"]
+        size = f"{spec['width']}x{spec['height']}"
+        if size not in known:
+            seconds = timings[stage] / (spec["steps"] if stage == "decoder_step" else 1)
+            a_megapixel = seconds / (spec["width"] * spec["height"]) * 1e6
+            rows.append((stage, f"{size}, in a picture", f"{seconds:.3g}", f"{a_megapixel:.3g}", "", "", ""))
+    return rows
 
 
 def _grown(stages: Sequence[Result], stage: str) -> list[Result]:
@@ -243,17 +258,8 @@ def _plot_stages(stages: Sequence[Result], path: Path) -> Path | None:
     for size in sizes:
         for subject in dict.fromkeys(result["subject"] for result in stages):
             for steps in (OUR_STEPS, THEIR_STEPS) if subject.startswith("ours") else (THEIR_STEPS,):
-                parts = {}
-                for stage, runs in {**SHARES, "decoder_step": steps}.items():
-                    found = [
-                        result
-                        for result in stages
-                        if (result["stage"], result["subject"]) == (stage, subject)
-                        and (_size(result) == size or stage in ("text_encoder", "prior_step"))
-                    ]
-                    if found:
-                        parts[stage] = runs * median(found[0])
-                if len(parts) == len(SHARES) + 1:
+                parts = _stage_seconds(stages, subject, size, steps)
+                if parts is not None:
                     bars.append((f"{subject}, {steps} steps, {size}", parts))
     if not bars:
         return None
@@ -307,6 +313,7 @@ def _plot_growth(stages: Sequence[Result], path: Path) -> Path | None:
             memory.plot(pixels, [result["peak_host_memory"] / GIB for result in points], marker="o", label=name)
             drawn = True
     if not drawn:
+        pyplot.close(figure)
         return None
     time.set(xscale="log", yscale="log", xlabel="megapixels", ylabel="seconds")
     memory.set(xscale="log", xlabel="megapixels", ylabel="peak GiB")

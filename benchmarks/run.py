@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -27,30 +26,28 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "runtime"), str(HERE.parent / "expo
 import arithmetic  # noqa: E402
 import report  # noqa: E402
 from kandinsky22 import bench  # noqa: E402
+from kandinsky22 import machine as this_machine  # noqa: E402
 from kandinsky22.bench import Size  # noqa: E402
 from kandinsky22.bundle import Bundle  # noqa: E402
+from store import MachineStore  # noqa: E402
 from workers import Worker, take_turns  # noqa: E402
 
 PEERS: dict[str, dict[str, Any]] = {
-    "diffusers fp32": {"kind": "diffusers", "dtype": "float32"},
-    "diffusers fp32 compiled": {"kind": "diffusers", "dtype": "float32", "channels_last": True, "compile": True},
-    "diffusers bf16": {"kind": "diffusers", "dtype": "bfloat16", "channels_last": True},
-    "diffusers bf16 compiled": {"kind": "diffusers", "dtype": "bfloat16", "channels_last": True, "compile": True},
-    "diffusers fp16": {"kind": "diffusers", "dtype": "float16", "channels_last": True, "device": "cuda"},
+    "diffusers fp32": {"kind": "diffusers", "precision": "fp32"},
+    "diffusers fp32 compiled": {"kind": "diffusers", "precision": "fp32", "channels_last": True, "compile": True},
+    "diffusers bf16": {"kind": "diffusers", "precision": "bf16", "channels_last": True},
+    "diffusers bf16 compiled": {"kind": "diffusers", "precision": "bf16", "channels_last": True, "compile": True},
+    "diffusers fp16": {"kind": "diffusers", "precision": "fp16", "channels_last": True, "device": "cuda"},
     "diffusers fp16 compiled": {
         "kind": "diffusers",
-        "dtype": "float16",
+        "precision": "fp16",
         "channels_last": True,
         "device": "cuda",
         "compile": True,
     },
 }
-CEILINGS: dict[str, dict[str, Any]] = {
-    f"{what} {name}": {"kind": "ceiling", "what": what, "dtype": dtype}
-    for what in ("matmul", "convolution")
-    for name, dtype in (("bf16", "bfloat16"), ("fp32", "float32"))
-}
-CEILINGS["copy"] = {"kind": "ceiling", "what": "copy"}
+PRECISIONS = {"cpu": ("bf16", "fp32"), "cuda": ("fp16", "bf16", "fp32")}
+"""Whose limits are measured on a device."""
 STAGES = ("decoder_step", "movq_decoder", "prior_step", "text_encoder")
 
 
@@ -78,8 +75,7 @@ def main() -> None:
         for spec in _pictures(options):
             bar.set_description(f"picture {spec['width']}x{spec['height']}, {spec['steps']} steps")
             if not any(done["settings"] == spec for done in store.data["pictures"]):
-                store.data["pictures"].append(_picture(spec))
-                store.save()
+                store.keep("pictures", _picture(spec))
             bar.update()
         _measure_ceilings(store, options, "after", bar)
     print(report.write(store.data, path.with_suffix("")), file=sys.stderr)
@@ -106,7 +102,7 @@ def _options() -> argparse.Namespace:
     add("--quick", action="store_true", help="few turns at the size of training")
     options = parser.parse_args()
     if options.quick:
-        trained = Bundle(options.bundle).manifest.geometry["default_size"]
+        trained = Bundle(options.bundle).manifest.default_size
         options.sizes, options.growth, options.batches, options.pictures = [trained], [], [], [trained]
         options.repeat, options.slow_peers = 3, ["diffusers fp32"]
     options.reports.mkdir(parents=True, exist_ok=True)
@@ -171,7 +167,7 @@ def _measure_stage(
 
 
 def _shapes(bundle: Bundle, case: Case) -> dict[str, tuple[int, ...]]:
-    downscale = bundle.manifest.geometry["downscale"]
+    downscale = bundle.manifest.downscale
     values = {"B": case.size.batch, "G": 2, "h": case.size.height // downscale, "w": case.size.width // downscale}
     return {spec.name: spec.resolve(values) for spec in bundle.component(case.stage).inputs}
 
@@ -182,8 +178,11 @@ def _measure_ceilings(store: Store, options: argparse.Namespace, when: str, bar:
     if when not in store.data["ceilings"]:
         device = "cuda" if any("cuda" in PEERS[peer].get("device", "") for peer in options.peers) else "cpu"
         found = {}
-        for name, spec in CEILINGS.items():
-            worker = Worker(name, {**spec, "device": device}, options.reports / f"{options.name}.log")
+        kinds = [(what, precision) for what in ("matmul", "convolution") for precision in PRECISIONS[device]]
+        for what, precision in [*kinds, ("copy", "")]:
+            name = f"{what} {precision}".strip()
+            spec = {"kind": "ceiling", "what": what, "precision": precision, "device": device}
+            worker = Worker(name, spec, options.reports / f"{options.name}.log")
             worker.run()
             seconds = [worker.run()["seconds"] for _ in range(7)]
             worker.close()
@@ -221,18 +220,11 @@ def _picture(spec: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-class Store:
-    """Measurements in a JSON file."""
+class Store(MachineStore):
+    """What the report is made of."""
 
     def __init__(self, path: Path, machine: dict[str, Any]) -> None:
-        self.path = path
-        self.data: dict[str, Any] = {"machine": machine, "ceilings": {}, "stages": [], "pictures": []}
-        if path.exists():
-            self.data = json.loads(path.read_text())
-            # Not mixed with those of another machine, bundle or commit.
-            for key in ("processor", "bundle"):
-                if self.data["machine"][key] != machine[key]:
-                    raise SystemExit(f"{path} has measurements of another {key}; choose another --name, or remove it.")
+        super().__init__(path, machine, ceilings={}, stages=[], pictures=[])
 
     def has(self, case: Case) -> bool:
         """Whether a case is measured."""
@@ -240,29 +232,19 @@ class Store:
 
     def add(self, case: Case, results: Iterable[dict[str, Any]], flop: int) -> None:
         """Keep a case's results."""
-        self.data["stages"] += [{"case": repr(case), "flop": flop, **result} for result in results]
-        self.save()
-
-    def save(self) -> None:
-        """Write the file, whole or not at all."""
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.data, indent=1))
-        os.replace(temporary, self.path)
+        self.keep("stages", *({"case": repr(case), "flop": flop, **result} for result in results))
 
 
 def machine(bundle: Bundle, checkpoint: str | None = None) -> dict[str, Any]:
     """What measurements depend on beside the code."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    processor = this_machine.processor()
     wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
     return {
-        "processor": f"{name}, {os.cpu_count()} cores",
-        "instructions": [flag for flag in wanted if flag in flags],
-        "memory": memory,
+        "processor": f"{processor.name}, {this_machine.cores()} cores",
+        "instructions": [flag for flag in wanted if flag in processor.flags],
+        "memory": this_machine.total_memory(),
         "system": f"{platform.system()}, Python {platform.python_version()}",
-        "gpu": _gpu(),
+        "gpu": "; ".join(this_machine.nvidia_gpus()),
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d"),
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
@@ -274,13 +256,6 @@ def machine(bundle: Bundle, checkpoint: str | None = None) -> dict[str, Any]:
         },
         "checkpoint": checkpoint or "random weights of the published sizes",
     }
-
-
-def _gpu() -> str:
-    with contextlib.suppress(OSError):
-        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        return subprocess.run(query, capture_output=True, text=True).stdout.strip()
-    return ""
 
 
 def _commit() -> str:

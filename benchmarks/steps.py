@@ -12,8 +12,6 @@ that file; the section "Conclusion" of steps.md is written by hand, and kept.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import sys
 import time
@@ -34,13 +32,15 @@ from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 SHAPES = HERE.parent / "checkpoints" / "shapes"
-sys.path[:0] = [str(HERE.parent / "runtime"), str(SHAPES)]
+sys.path[:0] = [str(HERE), str(HERE.parent / "runtime"), str(SHAPES)]
 
-from kandinsky22 import Pipeline, schedulers  # noqa: E402
+from kandinsky22 import Pipeline, scheduler_configs  # noqa: E402
+from kandinsky22 import machine as this_machine  # noqa: E402
 from kandinsky22.decoder import guided_parts  # noqa: E402
 from kandinsky22.prior import Embeddings  # noqa: E402
 from recipe import classifier  # noqa: E402
 from scores import text2img  # noqa: E402
+from store import JsonStore  # noqa: E402
 
 Interval = tuple[float, float]
 Run = tuple[str, int, Interval]
@@ -100,19 +100,17 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Store:
+class Store(JsonStore):
     """The report's numbers in steps.json, and the reference's pictures beside it, for runs after a stop."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self._path, self._pictures = folder / "steps.json", folder / "steps-reference.tmp"
-        self.data: dict[str, Any] = {"settings": settings, "seconds": {}, "runs": []}
-        if self._path.exists():
-            self.data = json.loads(self._path.read_text())
-            if self.data["settings"] != settings:
-                raise SystemExit(
-                    f"{self._path} was made with {self.data['settings']}, not {settings}; remove it, or choose another "
-                    "--reports."
-                )
+        super().__init__(folder / "steps.json", {"settings": settings, "seconds": {}, "runs": []})
+        self._pictures = folder / "steps-reference.tmp"
+        if self.data["settings"] != settings:
+            raise SystemExit(
+                f"{self.path} was made with {self.data['settings']}, not {settings}; remove it, or choose another "
+                "--reports."
+            )
 
     def has(self, run: Run) -> bool:
         """Whether a run is done."""
@@ -136,12 +134,6 @@ class Store:
         """Keep them, before the row that says that they are there."""
         with self._pictures.open("wb") as file:
             np.save(file, pictures)
-
-    def save(self) -> None:
-        """Write the file, whole or not at all."""
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.data, indent=1) + "\n")
-        os.replace(temporary, self._path)
 
 
 def _row(run: Run) -> dict[str, Any]:
@@ -222,7 +214,7 @@ def paint(pipe: Pipeline, embeds: Embeddings, run: Run) -> Pictures:
 
 def scheduler(pipe: Pipeline, sampler: str) -> dict[str, Any]:
     """The config of one of `SAMPLERS`, made of the checkpoint's own."""
-    return schedulers.switch(pipe.bundle.manifest.schedulers["decoder"], sampler)
+    return scheduler_configs.switch(pipe.bundle.manifest.schedulers["decoder"], sampler)
 
 
 def distance(pictures: Pictures, reference: Pictures) -> float:
@@ -264,9 +256,8 @@ def measure_seconds(pipe: Pipeline) -> dict[str, Any]:
 
 def machine(threads: int | None) -> dict[str, Any]:
     """What seconds belong to."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "a processor")
-    return {"processor": f"{name}, {threads or os.cpu_count()} threads", "date": time.strftime("%Y-%m-%d")}
+    name = this_machine.processor().name
+    return {"processor": f"{name}, {threads or this_machine.cores()} threads", "date": time.strftime("%Y-%m-%d")}
 
 
 def seconds_of(row: Row, seconds: Mapping[str, Any]) -> float:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""What torch calls a precision."""
 sys.path[:0] = [str(ROOT / "runtime"), str(ROOT / "export")]
 
 
@@ -31,17 +33,17 @@ class Subject(Protocol):
         """Run once, on the whole batch and all branches; the seconds that it took."""
 
 
-def ours(spec: dict[str, Any]) -> tuple[Subject, str]:
-    """A component of a bundle on one of our backends."""
+def ours(spec: dict[str, Any]) -> tuple[Subject, dict[str, str]]:
+    """A component of a bundle on one of our backends, its version, and the precision that it computes in."""
     from kandinsky22 import backends, bench
     from kandinsky22.bundle import Bundle
 
     bundle = Bundle(spec["bundle"])
     backend = backends.get(spec["backend"], bundle)
-    settings = backends.Settings(spec.get("precision", "auto"))
     availability = backend.availability(bundle)
-    stage = bench.Stage(bundle, spec["stage"], backend, settings, 10 if availability.gpu else 1)
-    return stage, f"{availability.name} {availability.version}"
+    stage = bench.Stage(bundle, spec["stage"], backend, backends.Settings(), 10 if availability.gpu else 1)
+    precision = bundle.manifest.precision if availability.precision == "bundle" else availability.precision
+    return stage, {"version": f"{availability.name} {availability.version}", "precision": precision}
 
 
 class Peer:
@@ -52,7 +54,7 @@ class Peer:
 
         self.torch, self.stage = torch, spec["stage"]
         self.device = spec.get("device", "cpu")
-        self.dtype = getattr(torch, spec["dtype"])
+        self.dtype = getattr(torch, DTYPES[spec["precision"]])
         network, self.scheduler = _network(spec)
         network = network.to(self.dtype).to(self.device).eval()
         if spec.get("channels_last"):
@@ -165,12 +167,13 @@ def _network(spec: dict[str, Any]) -> tuple[Any, Any]:
     return network, kind.from_config(checkpoint.schedulers[config])
 
 
-def peer(spec: dict[str, Any]) -> tuple[Subject, str]:
-    """A stage of diffusers."""
+def peer(spec: dict[str, Any]) -> tuple[Subject, dict[str, str]]:
+    """A stage of diffusers, its version and precision."""
     import diffusers
     import torch
 
-    return Peer(spec), f"diffusers {diffusers.__version__}, torch {torch.__version__}"
+    version = f"diffusers {diffusers.__version__}, torch {torch.__version__}"
+    return Peer(spec), {"version": version, "precision": spec["precision"]}
 
 
 class Ceiling:
@@ -184,12 +187,12 @@ class Ceiling:
         import numpy as np
         import torch
 
-        self.torch, self.what, device = torch, spec["what"], spec.get("device", "cpu")
+        self.torch, self.what, device = torch, spec["what"], spec["device"]
         self.cuda = device == "cuda"
         if self.what == "copy":
             self.source, self.target = np.ones(self.BYTES, np.uint8), np.zeros(self.BYTES, np.uint8)
             return
-        dtype = getattr(torch, spec["dtype"])
+        dtype = getattr(torch, DTYPES[spec["precision"]])
         if self.what == "matmul":
             self.operands = [torch.randn(self.MATRIX, self.MATRIX).to(dtype).to(device) for _ in range(2)]
             self.work = 2 * self.MATRIX**3
@@ -216,11 +219,11 @@ class Ceiling:
         return (time.perf_counter() - started) / (self.work / 1e12)
 
 
-def ceiling(spec: dict[str, Any]) -> tuple[Subject, str]:
-    """The machine's own limit."""
+def ceiling(spec: dict[str, Any]) -> tuple[Subject, dict[str, str]]:
+    """The machine's own limit, and what it is measured with."""
     import torch
 
-    return Ceiling(spec), f"torch {torch.__version__}"
+    return Ceiling(spec), {"version": f"torch {torch.__version__}"}
 
 
 def main() -> None:
@@ -234,11 +237,9 @@ def main() -> None:
     from kandinsky22 import bench
 
     spec = json.loads(sys.argv[1])
-    if spec.get("threads"):
-        os.environ["OMP_NUM_THREADS"] = str(spec["threads"])
     started = time.perf_counter()
-    subject, version = {"ours": ours, "diffusers": peer, "ceiling": ceiling}[spec["kind"]](spec)
-    answer(version=version, load_seconds=time.perf_counter() - started)
+    subject, about = {"ours": ours, "diffusers": peer, "ceiling": ceiling}[spec["kind"]](spec)
+    answer(**about, load_seconds=time.perf_counter() - started)
     with bench.highest_memory() as memory:
         for line in sys.stdin:
             request = json.loads(line)

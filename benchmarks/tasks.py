@@ -26,6 +26,7 @@ import report  # noqa: E402
 import run  # noqa: E402
 from kandinsky22 import Pipeline, bench  # noqa: E402
 from kandinsky22.bundle import Bundle  # noqa: E402
+from store import MachineStore  # noqa: E402
 
 PROMPT = "a fox in the snow"
 
@@ -47,18 +48,16 @@ def main() -> None:
         print(json.dumps(measure(options.bundle, json.loads(options.spec))))
         return
     path = options.reports / f"tasks-{options.name}.json"
-    data: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"results": []}
-    data["machine"] = run.machine(Bundle(options.bundle))
+    store = MachineStore(path, run.machine(Bundle(options.bundle)), results=[])
     for task in options.only:
         spec = {"task": task, "size": options.size, "steps": options.steps, "backend": options.backend}
-        if any(result["spec"] == spec for result in data["results"]):
+        if any(result["spec"] == spec for result in store.data["results"]):
             continue
         print(f"{task}, {options.size}x{options.size}", file=sys.stderr)
         command = [sys.executable, __file__, str(options.bundle), "--spec", json.dumps(spec)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        data["results"].append(json.loads(done.stdout.strip().splitlines()[-1]))
-        path.write_text(json.dumps(data, indent=1))
-    path.with_suffix(".md").write_text(markdown(data))
+        store.keep("results", json.loads(done.stdout.strip().splitlines()[-1]))
+    path.with_suffix(".md").write_text(markdown(store.data))
     print(path.with_suffix(".md"), file=sys.stderr)
 
 
@@ -116,7 +115,7 @@ def markdown(data: Mapping[str, Any]) -> str:
 {machine["checkpoint"].capitalize()} ({machine["bundle"]["precision"]}), {machine["system"]}, \
 {", ".join(machine["instructions"])}; one component in memory at a time. Seconds of one run of each stage, guided: of \
 the prior and the UNets, of one step. "In all" is a picture with {data["results"][0]["spec"]["steps"]} steps of each, \
-with loading. Commit {machine["commit"]}, {machine["date"]}; made by `{machine["command"]}`.
+with loading. Commits {report.commits(data["results"])}, {machine["date"]}; made by `{machine["command"]}`.
 
 """
     header: Sequence[str] = ("task", "size", "stages: seconds", "loading s", "in all s", "peak GiB")

@@ -86,8 +86,9 @@ def export(
 ) -> Manifest:
     """Export the checkpoint `source` (a folder or a Hub id) to the bundle `destination` and return its manifest.
 
-    `prior`, `controlnet` and `inpaint` are further folders or Hub ids, see `open_checkpoint`. With `random_weights` (a
-    seed) there is no source: the weights of `architecture` are drawn. `precision` is "fp32" or "fp16". `max_size` is
+    `prior`, `controlnet` and `inpaint` are further folders or Hub ids, see `open_checkpoint`; `revision` is of
+    `source` on the Hub, `variant` of all weights' files. With `random_weights` (a seed) there is no
+    source: the weights of `architecture` are drawn. `precision` is "fp32" or "fp16". `max_size` is
     the longest side in pixels that dynamic thresholding will be exact for. `components` picks some of those there are.
     `force` replaces a bundle. `jobs` components are exported at a time: above 1 in processes of their own, with the
     memory of all of them, and a script then needs `if __name__ == "__main__"`. `note(component, stage)` is told what is
@@ -101,14 +102,14 @@ def export(
         raise InputError(f"The number of jobs is {jobs}; it is at least 1.")
     destination = Path(os.path.abspath(destination))
     note("checkpoint", "reading")
-    if random_weights is None:
-        if source is None:
-            raise InputError("There is nothing to export: give a folder, a Hub id, or a seed for random weights.")
-        opening = functools.partial(open_checkpoint, source, prior, controlnet, inpaint, revision, variant)
-    else:
+    if random_weights is not None:
         if architecture not in ARCHITECTURES:
             raise InputError(f"There is no architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}.")
         opening = functools.partial(random_checkpoint, architecture, random_weights)
+    elif source is not None:
+        opening = functools.partial(open_checkpoint, source, prior, controlnet, inpaint, revision, variant)
+    else:
+        raise InputError("There is nothing to export: give a folder, a Hub id, or a seed for random weights.")
     checkpoint = opening()
     chosen = _choose(checkpoint, components)
     with _replacing(destination, force) as folder:
@@ -254,7 +255,6 @@ def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
     text = {
         "max_length": tokenizer.model_max_length,
         "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
     }
     length = checkpoint.networks["prior"].config.get("num_embeddings", 77)
     if text["max_length"] != length or text["pad_token_id"] is None:

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from kandinsky22 import schedulers
-from kandinsky22.errors import CheckpointError, InputError
+from kandinsky22.errors import CheckpointError, InputError, first_line
 from kandinsky22_export import fit
 
 PIPELINES = {
@@ -242,7 +242,7 @@ def _download(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise CheckpointError(
-            f"{repo} is no folder here and could not be fetched from the Hub: {reason(error)}."
+            f"{repo} is no folder here and could not be fetched from the Hub: {first_line(error)}."
         ) from error
 
 
@@ -264,7 +264,7 @@ def _prior_of_card(repository: Repository) -> Repository | None:
     try:
         metadata = huggingface_hub.metadata_load(card) or {}
     except Exception as error:  # YAML's errors share no base with others
-        raise CheckpointError(f"The front matter of {card} could not be read: {reason(error)}.") from error
+        raise CheckpointError(f"The front matter of {card} could not be read: {first_line(error)}.") from error
     priors = metadata.get("prior")
     name = priors[0] if isinstance(priors, list) and priors else priors
     if not isinstance(name, str):
@@ -287,7 +287,7 @@ def _scheduler(role: str, repository: Repository) -> dict[str, Any]:
         schedulers.table(config, 2)  # any number of steps reads every option
     except InputError as error:
         raise CheckpointError(
-            f"The scheduler of the {role} in {repository.name} is not supported: {reason(error)}."
+            f"The scheduler of the {role} in {repository.name} is not supported: {first_line(error)}."
         ) from error
     return config
 
@@ -354,7 +354,7 @@ def _require_whole(path: Path) -> None:
         with safe_open(path, framework="pt"):
             pass
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or cut short: {reason(error)}.") from error
+        raise CheckpointError(f"{path} is damaged or cut short: {first_line(error)}.") from error
 
 
 def _load(kind: Kind, path: Path, variant: str | None) -> nn.Module:
@@ -371,7 +371,7 @@ def _load(kind: Kind, path: Path, variant: str | None) -> nn.Module:
             path, variant=variant, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
         )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{path} could not be loaded: {reason(error)}.") from error
+        raise CheckpointError(f"{path} could not be loaded: {first_line(error)}.") from error
     wrong = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
     if wrong:
         raise CheckpointError(
@@ -393,7 +393,7 @@ def _tokenizer_loader(repository: Repository) -> Callable[[], transformers.CLIPT
                 folder, local_files_only=True
             )
         except Exception as error:  # tokenizers raises bare Exceptions
-            raise CheckpointError(f"{folder} is no CLIP tokenizer: {reason(error)}.") from error
+            raise CheckpointError(f"{folder} is no CLIP tokenizer: {first_line(error)}.") from error
         return tokenizer
 
     return load
@@ -405,12 +405,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no {path}: a checkpoint in diffusers' layout has one.") from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} could not be read: {reason(error)}.") from error
+        raise CheckpointError(f"{path} could not be read: {first_line(error)}.") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} is not a JSON object.")
     return data
-
-
-def reason(error: BaseException) -> str:
-    """What an error of another library says, as far as it fits into our one sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

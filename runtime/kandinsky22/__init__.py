@@ -17,6 +17,7 @@ from kandinsky22.errors import (
     ExportError,
     InputError,
     KandinskyError,
+    MemoryLimitError,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ __all__ = [
     "ExportError",
     "InputError",
     "KandinskyError",
+    "MemoryLimitError",
     "Output",
     "Pipeline",
     "__version__",

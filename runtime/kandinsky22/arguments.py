@@ -10,6 +10,8 @@ from numbers import Integral, Real
 from kandinsky22.errors import InputError
 
 MAX_SEED = 2**63 - 1
+STRENGTH = 0.3
+"""Of image to image, where nothing else is asked for: diffusers' default."""
 MAX_STEPS = 1000
 MAX_PICTURES = 4096
 

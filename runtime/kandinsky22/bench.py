@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from kandinsky22 import verify
+from kandinsky22 import sample_inputs
 from kandinsky22.arrays import Array
 from kandinsky22.backends import Backend, Settings
 from kandinsky22.bundle import Bundle
 from kandinsky22.errors import InputError
+from kandinsky22.machine import highest_resident_memory
 from kandinsky22.pipeline import Pipeline
 
 PER_STEP = ("timestep", "row", "noise", "known_scales")
@@ -57,9 +58,13 @@ class Timing:
     memory: Memory
 
     def percentile(self, share: float) -> float:
-        """The nearest-rank percentile: 50 is the median, which is one of the measured times."""
-        ordered = sorted(self.seconds)
-        return ordered[max(math.ceil(share / 100 * len(ordered)), 1) - 1]
+        """See `percentile`."""
+        return percentile(self.seconds, share)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The nearest-rank percentile, 50 for the median: one of the values."""
+    return sorted(values)[max(math.ceil(share / 100 * len(values)), 1) - 1]
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class Stage:
 
     def prepare(self, size: Size) -> None:
         """Make inputs of a size."""
-        self._feeds = verify.feeds(self._bundle, self.name, self._shapes(size), seed=0)
+        self._feeds = sample_inputs.feeds(self._bundle, self.name, self._shapes(size), seed=0)
 
     def run(self) -> float:
         """Run once; the seconds that it took, of one step for a step graph."""
@@ -103,7 +108,7 @@ class Stage:
         self._loaded.close()
 
     def _shapes(self, size: Size) -> dict[str, tuple[int, ...]]:
-        downscale = self._bundle.manifest.geometry["downscale"] or 8
+        downscale = self._bundle.manifest.downscale
         values = {
             "B": size.batch,
             "G": 2 if size.guided else 1,
@@ -175,16 +180,7 @@ def highest_memory() -> Iterator[Callable[[], Memory]]:
     clear = Path("/proc/self/clear_refs")
     with contextlib.suppress(OSError):  # not Linux, or not allowed: the highest since the process began is told
         clear.write_text("5")
-    yield lambda: Memory(_resident_peak(), _device_memory())
-
-
-def _resident_peak() -> int:
-    """Highest resident memory in bytes; 0 where the system does not tell."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+    yield lambda: Memory(highest_resident_memory(), _device_memory())
 
 
 def _device_memory() -> int:
@@ -203,7 +199,7 @@ def sizes(bundle: Bundle, sides: Sequence[tuple[int, int]], batches: Sequence[in
 
     Raises InputError where a side is no multiple of the latents' unit (64), which the step graphs would refuse.
     """
-    unit = (bundle.manifest.geometry["downscale"] or 8) ** 2
+    unit = (bundle.manifest.downscale) ** 2
     largest = bundle.manifest.limits["max_size"]
     for side in {side for pair in sides for side in pair}:
         if side % unit or not unit <= side <= largest:

@@ -34,6 +34,10 @@ STEP_SCHEDULERS = {
 ATTENTION_IN_PARTS = "attention_in_parts"
 """The variant of a graph for backends without a kernel that attends with wide heads and writes no scores out."""
 
+PIXELS_AT_ONCE = 1 << 20
+"""What turns pictures into latents or back is given no more in one run, or one picture: MoVQ's memory grows with the
+batch, its speed does not."""
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -111,6 +115,16 @@ class Manifest:
     limits: dict[str, Any]
     image_processor: dict[str, Any] | None = None
     format_version: int = FORMAT_VERSION
+
+    @property
+    def downscale(self) -> int:
+        """Pixels a latent, a side. A bundle without a decoder has none, and nothing that depends on them: then 8."""
+        return int(self.geometry["downscale"] or 8)
+
+    @property
+    def default_size(self) -> int:
+        """Pixels a side that the decoder was trained at; the published 512 for a bundle without one."""
+        return int(self.geometry["default_size"] or 512)
 
     def to_json(self) -> str:
         """The manifest as indented JSON, ended by a newline."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 import warnings
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Mistakes of the user and failures of the machine become one sentence on stderr; anything else is a bug, and keeps
     its traceback.
     """
+    _escape_what_cannot_be_printed()
     try:
         with _one_line_warnings():
             return _run(sys.argv[1:] if argv is None else list(argv))
@@ -102,6 +104,13 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"kandinsky22 {kandinsky22.__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     return parser
+
+
+def _escape_what_cannot_be_printed() -> None:
+    """Print what stdout's encoding lacks, such as a file's name that is not UTF-8, as escapes of Python and JSON."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(sentence: str) -> int:

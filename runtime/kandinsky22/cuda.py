@@ -330,8 +330,11 @@ def _bytes(array: Array) -> Bytes:
 
 def _out_of_memory(cuda: Cuda, name: str, size: int) -> str:
     cuda.quietly("cudaGetLastError")
-    status, free, total = cuda.runtime.cudaMemGetInfo()
-    have = f"{_mib(int(free))} of {_mib(int(total))} are free" if int(status) == 0 else "how much is free is unknown"
+    try:
+        found = cuda.memory_info()
+        have = f"{_mib(found.free)} of {_mib(found.total)} are free"
+    except BackendError:
+        have = "how much is free is unknown"
     return (
         f"The GPU cannot give {_mib(size)} of memory ({name}); {have}. "
         "Make smaller pictures or fewer at once (batch_size), use low_memory, or end other programs on the GPU."

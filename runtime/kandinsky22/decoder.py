@@ -12,15 +12,12 @@ from numpy.typing import NDArray
 
 from kandinsky22.arrays import Array, Floats
 from kandinsky22.backends import OnStep
-from kandinsky22.bundle import Manifest
+from kandinsky22.bundle import PIXELS_AT_ONCE, Manifest
 from kandinsky22.errors import InputError
 from kandinsky22.noise import Generator
 from kandinsky22.prior import Embeddings, guidance_weights
 from kandinsky22.schedulers import Table
 from kandinsky22.stages import Stages
-
-PIXELS_AT_ONCE = 1 << 20
-"""Pictures are decoded one by one from this size on: MoVQ's memory grows with the batch, its speed does not."""
 
 
 def latent_size(height: int, width: int, downscale: int) -> tuple[int, int]:
@@ -52,6 +49,13 @@ class Conditions:
         arrays = {name: getattr(self, name) for name in ("noise", "known", "mask", "hint_latents")}
         return dataclasses.replace(self, **{name: a[of] for name, a in arrays.items() if a is not None})
 
+    def latents(self, noise: Floats) -> Floats:
+        """What the run begins with: `noise` (n, C, h, w), or a picture's latents with so much of it."""
+        if self.start is None or self.known is None:
+            return noise
+        latents: Floats = self.start[0] * self.known + self.start[1] * noise
+        return latents
+
     def feeds(self, noise: Floats) -> dict[str, Floats]:
         """Inputs of the step that it has beyond a plain `decoder_step`; `noise` is what the run began with."""
         if self.mask is not None and self.known is not None:
@@ -82,15 +86,9 @@ def sample(
         return np.stack([generator.randn(shape) for generator in generators])
 
     noise = draw() if conditions.noise is None else conditions.noise
-    latents = noise
-    if conditions.start is not None:
-        latents = conditions.start[0] * conditions.known + conditions.start[1] * noise
+    latents = conditions.latents(noise)
     nothing = np.zeros_like(latents)
-    per_step: dict[str, Sequence[Array]] = {
-        "timestep": list(table.timesteps.astype(np.float32)[:, None]),
-        "row": list(table.rows),
-        "noise": [draw() if noisy else nothing for noisy in table.noisy],
-    }
+    per_step = table.per_step(draw, nothing)
     if conditions.paste is not None:
         per_step["known_scales"] = list(conditions.paste)
     state: dict[str, Array] = {"latents": latents, "x0_before": nothing}
@@ -162,7 +160,7 @@ def _through(stages: Stages, component: str, source: str, result: str, values: F
     """`values` through a component between pixels and latents, as many at once as `PIXELS_AT_ONCE` lets."""
     pixels = values[0].size // 3  # of a picture
     if source == "latents":
-        pixels = values[0, 0].size * int(stages.bundle.manifest.geometry["downscale"]) ** 2
+        pixels = values[0, 0].size * stages.bundle.manifest.downscale**2
     at_once = max(1, PIXELS_AT_ONCE // pixels)
     with stages.use(component) as loaded:
         parts = [

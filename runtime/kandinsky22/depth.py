@@ -23,7 +23,7 @@ import PIL.Image
 
 from kandinsky22 import inputs
 from kandinsky22.arrays import Array, Floats
-from kandinsky22.errors import BackendError, InputError
+from kandinsky22.errors import BackendError, InputError, last_line
 from kandinsky22.inputs import Picture
 
 SHORTER_SIDE = 518
@@ -47,6 +47,7 @@ def estimate(model: str | Path, picture: Picture) -> Floats:
         BackendError: Neither ONNX Runtime nor OpenVINO is installed.
     """
     source = inputs.picture("the picture to estimate the depth of", picture)
+    inputs.not_too_long("the picture to estimate the depth of", source)
     run, shape = _loaded(Path(model))
     if len(shape) != 4 or shape[1] not in (3, None):
         raise InputError(f"{model} takes an input of shape {shape}; expected (1, 3, height, width).")
@@ -56,7 +57,7 @@ def estimate(model: str | Path, picture: Picture) -> Floats:
     try:
         found = np.squeeze(run(np.ascontiguousarray(values.transpose(2, 0, 1)[None], np.float32))).astype(np.float32)
     except Exception as error:
-        raise InputError(f"{model} fails on an input of (1, 3, {height}, {width}): {_last_line(error)}.") from error
+        raise InputError(f"{model} fails on an input of (1, 3, {height}, {width}): {last_line(error)}.") from error
     if found.ndim != 2:
         raise InputError(f"{model} gave an output of shape {found.shape}; expected one depth a pixel, (1, H, W).")
     if not np.isfinite(found).all() or found.max() <= found.min():
@@ -82,12 +83,8 @@ def _loaded(model: Path) -> tuple[Callable[[Array], Array], _Shape]:
         except ImportError:
             continue
         except Exception as error:  # both libraries raise classes of their own, or RuntimeError
-            raise InputError(f"{model} cannot be loaded ({_last_line(error)}); expected an ONNX network.") from error
+            raise InputError(f"{model} cannot be loaded ({last_line(error)}); expected an ONNX network.") from error
     raise BackendError("A depth model needs ONNX Runtime or OpenVINO; install one: pip install kandinsky22[cpu].")
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip().rstrip(".")
 
 
 def _onnxruntime(model: Path) -> tuple[Callable[[Array], Array], _Shape]:
@@ -100,8 +97,8 @@ def _onnxruntime(model: Path) -> tuple[Callable[[Array], Array], _Shape]:
 
 
 def _openvino(model: Path) -> tuple[Callable[[Array], Array], _Shape]:
-    import openvino as ov
+    from kandinsky22.backends import openvino
 
-    compiled: Any = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled: Any = openvino.core().compile_model(model, openvino.DEVICE, {"INFERENCE_PRECISION_HINT": "f32"})
     shape = tuple(side.get_length() if side.is_static else None for side in compiled.input(0).partial_shape)
     return lambda values: np.asarray(compiled(values)[0]), shape

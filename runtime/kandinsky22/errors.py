@@ -9,6 +9,10 @@ class InputError(KandinskyError, ValueError):
     """An argument is outside what is possible: a size, a number of steps, a seed, a prompt, a picture."""
 
 
+class MemoryLimitError(InputError):
+    """What is asked for would take more memory than the limit, by the estimate."""
+
+
 class BundleError(KandinskyError):
     """A bundle (the folder that the exporter writes) is missing, incomplete, altered or of another format."""
 
@@ -27,3 +31,13 @@ class ExportError(KandinskyError):
 
 class Cancelled(KandinskyError):  # noqa: N818 - not an error of anybody's
     """The step callback asked to stop."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says first, as far as it fits into our one sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].strip().rstrip(".")
+
+
+def last_line(error: BaseException) -> str:
+    """What a library's error says last, where it first tells where in its sources it happened."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip().rstrip(".")

@@ -31,6 +31,9 @@ Picture = str | Path | PIL.Image.Image | Array
 LARGEST = 178_956_970
 """Pixels of a file: Pillow's own limit against pictures that are small on disk and fill the memory."""
 
+MOST_ELONGATED = 20
+"""How many times longer than the other a side may be, of pictures whose shorter side is scaled to a fixed size."""
+
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 _EXPECTED = "expected one picture as PNG, JPEG, WebP, BMP, GIF, TIFF or AVIF"
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
@@ -77,7 +80,9 @@ def depth(name: str, value: Picture) -> Floats:
     array = value if isinstance(value, np.ndarray) else None
     if array is not None and array.dtype != np.uint8:
         values = _checked(name, array)
-        values = values[..., None] if values.ndim == 2 else values[..., :3]
+        values = values[..., None] if values.ndim == 2 else values
+        if values.shape[2] == 4:
+            return values[..., :3] * values[..., 3:]  # before black
         return np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values
     source = _source(name, value)
     if _is_deep(source):
@@ -226,6 +231,15 @@ def _reason(error: BaseException) -> str:
     """Pillow's reason on one line, without the object that it names."""
     text = " ".join(str(error).split())
     return "it is no picture of these formats" if isinstance(error, PIL.UnidentifiedImageError) else text.rstrip(".")
+
+
+def not_too_long(name: str, source: PIL.Image.Image) -> None:
+    """Raise InputError where one side is so much longer that scaling the shorter one up would take all memory."""
+    if max(source.size) > MOST_ELONGATED * min(source.size):
+        raise InputError(
+            f"{name} is {source.width}x{source.height}; expected the longer side to be {MOST_ELONGATED} times the "
+            "shorter one at most: cut out what matters."
+        )
 
 
 def same_size(name: str, one: Sequence[int], other_name: str, other: Sequence[int]) -> None:

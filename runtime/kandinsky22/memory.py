@@ -4,24 +4,25 @@ A component takes its weights and, while it runs, activations. Weights are its p
 holds for each at its peak, while it loads. Activations grow with the pixels, with the pictures at once and guidance's
 branches, and with the network's width, which is taken from its parameters: they grow with the square of it. Where a
 backend writes attention's scores out, those grow with the square of the pixels. One component runs at a time, so that
-a task's peak is the weights that are held and the largest activations.
+a job's peak is the weights that are held and the largest activations.
 
 `COSTS` was measured on CPUs: MoVQ at its published size (ONNX Runtime 1.31.1 at 512 and 1024 pixels a side, OpenVINO
-2026.4.1 in bf16 at 1024 and 2048), the UNet's weights at the published size (OpenVINO) and its activations on the tiny
-one (ONNX Runtime at 512, 1024 and 1536, OpenVINO in fp32 at 512 and 1024), from which they are scaled by the width.
-OpenVINO maps the weights of an fp16 bundle and copies those of an fp32 one: 4.9 and 8.1 GiB for the published UNet in
-bf16, between which the model stands. What runs on a GPU is not modelled, and not checked.
+2026.4.1 in bf16 at 1024 and 2048, in fp32 at 512 to 2048), the UNet at its published size in OpenVINO, and on the tiny
+one in ONNX Runtime (512, 1024 and 1536), from which its activations are scaled by the width. OpenVINO maps the weights
+of an fp16 bundle and copies those of an fp32 one: 4.9 and 8.1 GiB for the published UNet in bf16, between which the
+model stands. What runs on a GPU is not modelled, and not checked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from kandinsky22 import arguments
-from kandinsky22.bundle import ATTENTION_IN_PARTS, Manifest
-from kandinsky22.errors import InputError
-from kandinsky22.plan_files import available_memory
+from kandinsky22.bundle import ATTENTION_IN_PARTS, PIXELS_AT_ONCE, Manifest
+from kandinsky22.errors import MemoryLimitError
+from kandinsky22.machine import available_memory
 from kandinsky22.stages import Stages
 
 GIB = 1 << 30
@@ -63,79 +64,83 @@ class Width:
         return float(self.channels * (parameters / self.parameters) ** 0.5)
 
 
-UNET = Width(384, 1.253e9)
-MOVQ = {"movq_encoder": Width(128, 27.4e6), "movq_decoder": Width(128, 40.4e6)}
+UNET = Width(384, 1.283e9)
+MOVQ = {"movq_encoder": Width(128, 27.4e6), "movq_decoder": Width(128, 43.1e6)}
 CHANNELS_A_HEAD = 32
 """Channels of the UNet's first level for each head of its second, the first with attention: 12 heads at 384."""
 
 
-def estimate(
-    manifest: Manifest,
-    components: Sequence[str],
-    latent_pixels: int,
-    pictures: int,
-    *,
-    guided: bool,
-    cost: Cost,
-    low_memory: bool,
-) -> float:
-    """Bytes at the peak of a run on a CPU.
+@dataclass(frozen=True)
+class Job:
+    """What is to be run: names of components, and for pictures how many there are, of what size.
 
-    Args:
-        manifest: Of the bundle.
-        components: Names of all that is run.
-        latent_pixels: Height times width of a picture's latents.
-        pictures: How many the decoder denoises at once.
-        guided: Whether each is denoised twice a step.
-        cost: Of the backend and the precision.
-        low_memory: Whether only one component is held at a time.
+    `latents` are height and width of a picture's latents. The decoder denoises `at_once` of the `pictures`, each twice
+    a step where it is `guided`.
     """
-    rows = pictures * (2 if guided else 1)
-    downscale = int(manifest.geometry["downscale"])
-    parameters = {name: manifest.components[name].parameters for name in components}
-    weights = {name: count * cost.weight for name, count in parameters.items()}
-    held = 0.0 if low_memory else sum(weights.values())
+
+    components: Sequence[str]
+    latents: tuple[int, int] = (0, 0)
+    pictures: int = 0
+    at_once: int = 0
+    guided: bool = True
+
+
+def estimate(manifest: Manifest, job: Job, cost: Cost, kept: Collection[str] = ()) -> float:
+    """Bytes at the peak of a job on a CPU, with the `kept` components in memory all the time, others one at a time."""
+    weights = {name: component.parameters * cost.weight for name, component in manifest.components.items()}
     peaks = []
-    for name, count in parameters.items():
-        activations = 0.0  # of the others they are small beside the weights
-        if name.startswith("decoder_step"):
-            width = UNET.of(count)
-            scores = width / CHANNELS_A_HEAD * (latent_pixels / 4) ** 2
-            activations = rows * (latent_pixels * width * cost.unet + scores * cost.score)
-        elif name in MOVQ:  # large pictures go through it one by one; its attention has one head
-            pixels = latent_pixels * downscale**2
-            whole = ATTENTION_IN_PARTS not in manifest.components[name].variants
-            activations = pixels * MOVQ[name].of(count) * cost.movq + latent_pixels**2 * cost.score * whole
-        peaks.append((weights[name] if low_memory else held) + activations)
-    return BASE + max(peaks)
+    for name in job.components:
+        held = sum(weights[each] for each in {name, *kept})
+        peaks.append(held + _activations(manifest, name, job, cost))
+    return BASE + max(peaks, default=0)
 
 
-def check(
-    stages: Stages, components: Sequence[str], shape: tuple[int, int, int], pictures: int, *, guided: bool
-) -> None:
-    """Raise InputError where `estimate` is more than `stages.memory_limit`, in bytes; None checks nothing."""
+def _activations(manifest: Manifest, name: str, job: Job, cost: Cost) -> float:
+    """Bytes that a component takes beside its weights; of those that see no picture they are small beside them."""
+    component, latent_pixels = manifest.components[name], math.prod(job.latents)
+    if name.startswith("decoder_step"):
+        width = UNET.of(component.parameters)
+        scores = width / CHANNELS_A_HEAD * (latent_pixels / 4) ** 2
+        rows = job.at_once * (2 if job.guided else 1)
+        return rows * (latent_pixels * width * cost.unet + scores * cost.score)
+    if name in MOVQ and latent_pixels:
+        pixels = latent_pixels * manifest.downscale**2
+        together = min(job.pictures, max(1, PIXELS_AT_ONCE // pixels))
+        whole = ATTENTION_IN_PARTS not in component.variants  # its attention has one head
+        width = MOVQ[name].of(component.parameters)
+        return together * (pixels * width * cost.movq + latent_pixels**2 * cost.score * whole)
+    return 0.0
+
+
+def check(stages: Stages, job: Job) -> None:
+    """Raise MemoryLimitError where `estimate` is more than `stages.memory_limit`, in bytes; None checks nothing.
+
+    Components that earlier jobs have left in memory are freed where this one would not fit beside them.
+    """
     most = stages.memory_limit
     cost = COSTS.get((stages.backend_name, stages.precision))
     if most is None or cost is None:
         return
-    needed = estimate(
-        stages.bundle.manifest,
-        components,
-        shape[1] * shape[2],
-        pictures,
-        guided=guided,
-        cost=cost,
-        low_memory=stages.low_memory,
+    manifest = stages.bundle.manifest
+    kept = () if stages.low_memory else job.components
+    if estimate(manifest, job, cost, {*kept, *stages.loaded}) > most:
+        stages.free_all_but(kept)
+        needed = estimate(manifest, job, cost, kept)
+        if needed > most:
+            raise MemoryLimitError(_refusal(job, needed, most, manifest.downscale, low_memory=stages.low_memory))
+
+
+def _refusal(job: Job, needed: float, most: float, downscale: int, *, low_memory: bool) -> str:
+    what, remedies = "The prior", []
+    if job.pictures:
+        height, width = (side * downscale for side in job.latents)
+        what, remedies = f"{job.at_once} at once of {width}x{height}", ["a smaller picture"]
+    remedies += ["a smaller batch_size"] * (job.at_once > 1) + ["low_memory"] * (not low_memory)
+    ask = f"ask for {' or '.join(remedies)}, or set" if remedies else "set"
+    return (
+        f"{what} would take about {needed / GIB:.1f} GiB of memory and the limit is {most / GIB:.1f} GiB; {ask} "
+        "memory_limit."
     )
-    if needed > most:
-        downscale = stages.bundle.manifest.geometry["downscale"]
-        remedies = ["a smaller picture", *(["a smaller batch_size"] if pictures > 1 else [])]
-        remedies += [] if stages.low_memory else ["low_memory"]
-        raise InputError(
-            f"{pictures} at once of {shape[2] * downscale}x{shape[1] * downscale} would take about "
-            f"{needed / GIB:.1f} GiB of memory and the limit is {most / GIB:.1f} GiB; ask for "
-            f"{' or '.join(remedies)}, or set memory_limit."
-        )
 
 
 def limit(value: object) -> float | None:

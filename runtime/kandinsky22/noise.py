@@ -24,15 +24,13 @@ from typing import SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
+from kandinsky22.arguments import MAX_SEED
+from kandinsky22.arrays import Floats
 from kandinsky22.errors import InputError
 
-__all__ = ["LARGEST_SEED", "Generator"]
-
-LARGEST_SEED = 2**63 - 1
+__all__ = ["Generator"]
 
 _BLOCK = 16  # torch's own constant: it decides where its two ways part, and how uniforms pair up
-
-Floats = NDArray[np.float32]
 
 
 class Generator:
@@ -106,7 +104,7 @@ def _checked_seed(seed: SupportsIndex) -> int:
         value = -1 if isinstance(seed, bool) else operator.index(seed)
     except TypeError:
         value = -1
-    if not 0 <= value <= LARGEST_SEED:
+    if not 0 <= value <= MAX_SEED:
         raise InputError(f"The seed must be an integer from 0 to 2**63 - 1, not {seed!r}.")
     return value
 

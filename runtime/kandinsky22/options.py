@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from kandinsky22.arrays import Array
+from kandinsky22.arrays import Array, Floats
 
 if TYPE_CHECKING:
+    import PIL.Image
+
+    from kandinsky22.inputs import Picture
     from kandinsky22.pipeline import Pipeline
     from kandinsky22.prior import Embeddings
 
 OutputType = Literal["pil", "np", "latent"]
 Callback = Callable[["Pipeline", int, int, dict[str, Array]], "Mapping[str, Array] | None"]
 """`callback(pipeline, step, timestep, {"latents": …, "x0": …})`, as in diffusers; see `Options`."""
+OnBatch = Callable[[int, "list[PIL.Image.Image] | Floats"], object]
+"""`callback(first, images)`; see `Options`."""
 
 
 class PriorOptions(TypedDict, total=False):
@@ -53,8 +58,14 @@ class Options(PriorOptions, total=False):
     image_embeds: precomputed embeddings, from `embed`, `emb2emb`, `interpolate`, or (n, E); `seed` then begins at the
         decoder's noise.
     negative_image_embeds: (n, E) beside an array `image_embeds`; None takes the all-zero image's.
+    prior_image: a picture, or one a prompt, whose content and not its pixels is changed towards the prompt: the prior
+        begins with its embedding, as `Pipeline.emb2emb` does. Also embeddings (n, E).
+    prior_strength: 0..1: how much of `prior_image` is given up; None is 0.3.
     latents: noise (n, C, h, w) that the decoder begins with, in place of the seeds' own.
     output_type: "pil", "np" or "latent", see `Output`.
+    callback_on_batch_end: called as `callback(first, images)` as soon as a batch of `batch_size` pictures is finished:
+        the place of its first in all, and what `Output.images` will have of it. Each batch then has its own run of the
+        prior; None runs the prior for all first, and decodes all at the end.
     callback_on_step_end, prior_callback_on_step_end: called after each step as `callback(pipeline, step, timestep,
         tensors)` with `latents` and the predicted clean `x0`; may return `{"latents": …}` to replace them. To stop,
         raise `kandinsky22.Cancelled` in it: the exception reaches the caller.
@@ -69,8 +80,11 @@ class Options(PriorOptions, total=False):
     eta: float
     image_embeds: Embeddings | Array | None
     negative_image_embeds: Array | None
+    prior_image: Picture | Sequence[Picture] | None
+    prior_strength: float | None
     latents: Array | None
     output_type: OutputType
+    callback_on_batch_end: OnBatch | None
     callback_on_step_end: Callback | None
 
 
@@ -90,9 +104,12 @@ DEFAULTS: Options = {
     "eta": 0.0,
     "image_embeds": None,
     "negative_image_embeds": None,
+    "prior_image": None,
+    "prior_strength": None,
     "latents": None,
     "output_type": "pil",
     "batch_size": None,
+    "callback_on_batch_end": None,
     "callback_on_step_end": None,
 }
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from kandinsky22 import arguments, backends, decoder, inputs, memory, prior, schedulers, tasks
+from kandinsky22 import arguments, backends, decoder, inputs, memory, prior, scheduler_configs, schedulers, tasks
 from kandinsky22.arrays import Array, Floats
 from kandinsky22.backends import OnStep, Settings
-from kandinsky22.bundle import Bundle
+from kandinsky22.bundle import STEP_SCHEDULERS, Bundle
 from kandinsky22.errors import InputError
 from kandinsky22.images import to_pil
 from kandinsky22.inputs import Picture
@@ -26,7 +26,6 @@ from kandinsky22.prior import Embeddings
 from kandinsky22.sources import Source, Sources
 from kandinsky22.stages import Stages
 from kandinsky22.tasks import Task
-from kandinsky22.text import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ class Pipeline:
         image: Picture | Sequence[Picture] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         *,
-        strength: float = 0.3,
+        strength: float = arguments.STRENGTH,
         **options: Unpack[Options],
     ) -> Output:
         """Change a picture towards a prompt, as KandinskyV22Img2ImgPipeline does.
@@ -212,7 +211,7 @@ class Pipeline:
         **options: Unpack[PriorOptions],
     ) -> Embeddings:
         """Image embeddings of prompts: the text encoder and the prior alone. Arguments as in `__call__`."""
-        return self._sources.prompts(prompt, negative_prompt, completed(options, PriorOptions)).embed()
+        return self._embedded(self._sources.prompts(prompt, negative_prompt, completed(options, PriorOptions)))
 
     def emb2emb(
         self,
@@ -220,7 +219,7 @@ class Pipeline:
         image: Picture | Sequence[Picture],
         negative_prompt: str | Sequence[str] | None = None,
         *,
-        strength: float = 0.3,
+        strength: float = arguments.STRENGTH,
         **options: Unpack[PriorOptions],
     ) -> Embeddings:
         """Embeddings of pictures, changed towards prompts, as KandinskyV22PriorEmb2EmbPipeline makes them.
@@ -234,7 +233,7 @@ class Pipeline:
             InputError, BundleError: as in `__call__`.
         """
         asked = completed(options, PriorOptions)
-        return self._sources.pictures(prompt, image, negative_prompt, strength, asked).embed()
+        return self._embedded(self._sources.pictures(prompt, image, negative_prompt, strength, asked))
 
     def interpolate(
         self,
@@ -259,7 +258,8 @@ class Pipeline:
             InputError, BundleError: as in `__call__`.
         """
         asked = completed(options, PriorOptions)
-        return self._sources.blend(images_and_prompts, weights, negative_prompt, negative_prior_prompt, asked).embed()
+        source = self._sources.blend(images_and_prompts, weights, negative_prompt, negative_prior_prompt, asked)
+        return self._embedded(source)
 
     def close(self) -> None:
         """Free every component. The pipeline loads them again when it is used again."""
@@ -274,15 +274,22 @@ class Pipeline:
         self.close()
 
     @functools.cached_property
-    def _tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.bundle)
-
-    @property
     def _sources(self) -> Sources:
-        return Sources(self._stages, lambda: self._tokenizer, self._on_step)
+        return Sources(self._stages, self._on_step)
+
+    def _embedded(self, source: Source) -> Embeddings:
+        """What a source gives, where that is all that was asked for."""
+        memory.check(self._stages, memory.Job(source.components))
+        return source.embed(slice(None))
 
     def _source(self, prompt: object, negative_prompt: object, asked: Options) -> Source:
         """Where the embeddings come from: prompts, or the caller."""
+        image, strength = asked["prior_image"], asked["prior_strength"]
+        if image is None and strength is not None:
+            raise InputError("prior_strength was given without a prior_image to begin from; give both, or neither.")
+        if asked["image_embeds"] is None and image is not None:
+            strength = arguments.STRENGTH if strength is None else strength
+            return self._sources.pictures(prompt, image, negative_prompt, strength, asked, "prior_image")
         if asked["image_embeds"] is None:
             return self._sources.prompts(prompt, negative_prompt, asked)
         if prompt is not None or negative_prompt is not None:
@@ -307,34 +314,49 @@ class Pipeline:
         noise = _given_noise(asked, (pictures, *shape))
         task.check(self.bundle.manifest, pictures // asked["num_images_per_prompt"], shape)
         batches = prior.parts(pictures, asked["batch_size"])
-        memory.check(self._stages, components, shape, min(pictures, batches[0].stop), guided=scale > 1)
+        at_once = min(pictures, batches[0].stop)
+        memory.check(self._stages, memory.Job(components, shape[1:], pictures, at_once, guided=scale > 1))
 
-        embeddings = source.embed()
+        one_by_one = asked["callback_on_batch_end"] is not None
+        together = None if one_by_one else source.embed(slice(None))
         conditions = tasks.conditions(self._stages, task, table, shape, pictures, noise)
-        latents = np.concatenate(
-            [
-                decoder.sample(
-                    self._stages,
-                    table,
-                    Embeddings(embeddings.image_embeds[part], embeddings.negative_image_embeds[part]),
-                    source.generators[part],
-                    shape,
-                    guidance_scale=scale,
-                    guidance_interval=interval,
-                    conditions=conditions.part(part),
-                    on_step=self._on_step(asked["callback_on_step_end"], table.timesteps),
-                )
-                for part in batches
-            ]
-        )
-        images = self._images(task, latents, asked["output_type"])
+
+        def denoised(part: slice) -> Floats:
+            return decoder.sample(
+                self._stages,
+                table,
+                source.embed(part) if together is None else together.part(part),
+                source.generators[part],
+                shape,
+                guidance_scale=scale,
+                guidance_interval=interval,
+                conditions=conditions.part(part),
+                on_step=self._on_step(asked["callback_on_step_end"], table.timesteps),
+            )
+
+        images = self._finished(task, batches, denoised, pictures, asked)
         return Output(images, source.seeds, {**self._stages.timings, "total": time.perf_counter() - started})
+
+    def _finished(
+        self, task: Task, batches: Sequence[slice], denoised: Callable[[slice], Floats], count: int, asked: Options
+    ) -> list[PIL.Image.Image] | Floats:
+        """Pictures of all batches: decoded together, or one batch after the other where the caller waits for each."""
+        on_batch, output_type = asked["callback_on_batch_end"], asked["output_type"]
+        if on_batch is None:
+            latents = np.concatenate([denoised(part) for part in batches])
+            return self._images(task, latents, range(count), count, output_type)
+        finished: list[Any] = []
+        for part in batches:
+            of = range(count)[part]
+            finished.append(self._images(task, denoised(part), of, count, output_type))
+            on_batch(of.start, finished[-1])
+        return [each for batch in finished for each in batch] if output_type == "pil" else np.concatenate(finished)
 
     def _decoder_table(self, task: Task, asked: Options) -> schedulers.Table:
         """The decoder's coefficients. Raises InputError where the UNet has no variance that the scheduler needs."""
-        config, scheduler = self.bundle.manifest.schedulers[task.scheduler], asked["scheduler"]
+        config, scheduler = self.bundle.manifest.schedulers[STEP_SCHEDULERS[task.component]], asked["scheduler"]
         if isinstance(scheduler, str):
-            config = schedulers.switch(config, scheduler)
+            config = scheduler_configs.switch(config, scheduler)
         elif scheduler is not None:
             config = dict(scheduler)
         steps = arguments.whole("num_inference_steps", asked["num_inference_steps"], 1, arguments.MAX_STEPS)
@@ -347,12 +369,10 @@ class Pipeline:
         """Latent channels, height and width of a picture, checked."""
         manifest = self.bundle.manifest
         pixels = [
-            manifest.geometry["default_size"]
-            if side is None
-            else arguments.whole(name, side, 1, manifest.limits["max_size"])
+            manifest.default_size if side is None else arguments.whole(name, side, 1, manifest.limits["max_size"])
             for name, side in (("height", asked["height"]), ("width", asked["width"]))
         ]
-        size = decoder.latent_size(pixels[0], pixels[1], manifest.geometry["downscale"])
+        size = decoder.latent_size(pixels[0], pixels[1], manifest.downscale)
         return manifest.geometry["latent_channels"], *size
 
     def _on_step(self, callback: Callback | None, timesteps: NDArray[np.int64]) -> OnStep | None:
@@ -362,8 +382,16 @@ class Pipeline:
 
         def on_step(step: int, state: Mapping[str, Array]) -> Mapping[str, Array] | None:
             tensors = {"latents": state["latents"], "x0": state["x0_before"]}
-            replaced = callback(self, step, int(timesteps[step]), tensors)
-            if not replaced or "latents" not in replaced:
+            replaced = callback(self, step, int(timesteps[step]), dict(tensors))
+            if replaced is None:
+                return None
+            if not isinstance(replaced, Mapping):
+                raise InputError(f"The callback returned {type(replaced).__name__}; expected None or {{'latents': …}}.")
+            for name, value in replaced.items():
+                # diffusers' callbacks return all that they were given, of which the rest is as it was.
+                if name != "latents" and not (name in tensors and value is tensors[name]):
+                    raise InputError(f"The callback returned {name!r}; only 'latents' can be replaced: leave it out.")
+            if "latents" not in replaced:
                 return None
             latents = np.asarray(replaced["latents"], np.float32)
             if latents.shape != state["latents"].shape:
@@ -372,12 +400,15 @@ class Pipeline:
 
         return on_step
 
-    def _images(self, task: Task, latents: Floats, output_type: OutputType) -> list[PIL.Image.Image] | Floats:
+    def _images(
+        self, task: Task, latents: Floats, of: range, count: int, output_type: OutputType
+    ) -> list[PIL.Image.Image] | Floats:
+        """What comes out for the latents of some pictures (`of`) of a call for `count`."""
         if output_type == "latent":
             return latents
         pixels = decoder.to_pixels(self._stages, latents)
         if task.overlay:
-            pixels = tasks.overlaid(task, pixels)
+            pixels = tasks.overlaid(task, pixels, of, count)
         return to_pil(pixels) if output_type == "pil" else pixels
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 from kandinsky22.bundle import Component, TensorSpec
 from kandinsky22.errors import BackendError
+from kandinsky22.machine import resident_memory
 from kandinsky22.trt import Flavour, make_log, make_monitor, make_writer
 
 Shape = tuple[int, ...]
@@ -313,11 +313,3 @@ def run_watched(call: Callable[[], None], cancel: Callable[[], None]) -> int:
     if failures:
         raise failures[0]
     return peak
-
-
-def resident_memory() -> int:
-    """Resident memory of this process in bytes; 0 where /proc does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, AttributeError):
-        return 0

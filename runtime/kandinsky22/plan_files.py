@@ -1,4 +1,4 @@
-"""What writing plans asks of the machine: files that are whole or absent, a lock, and room."""
+"""What writing plans asks of the disk: files that are whole or absent, and a lock."""
 
 from __future__ import annotations
 
@@ -82,17 +82,3 @@ def locked(path: Path) -> Iterator[bool]:
             yield False
         else:
             yield True
-
-
-def available_memory() -> int | None:
-    """Bytes that can be allocated without swapping, by /proc/meminfo and the control group; None where neither says."""
-    limits = []
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        limits.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    with contextlib.suppress(OSError, ValueError, KeyError):  # the limit is "max" where the group has none
-        group = Path("/sys/fs/cgroup")
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(statistics["inactive_file"])
-        limits.append(int((group / "memory.max").read_text()) - used)
-    return min(limits, default=None)

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kandinsky22.bundle import Bundle, Component, TensorSpec
-from kandinsky22.decoder import PIXELS_AT_ONCE
+from kandinsky22.bundle import PIXELS_AT_ONCE, Bundle, Component, TensorSpec
 from kandinsky22.errors import InputError
 from kandinsky22.plan_builder import Range, Report
 from kandinsky22.trt import Device
@@ -49,7 +48,7 @@ class Profile:
 
     def check(self, bundle: Bundle) -> None:
         """Raise InputError where no picture has these sizes, or the bundle was exported for smaller ones."""
-        block = downscale(bundle) ** 2
+        block = bundle.manifest.downscale**2
         largest = bundle.manifest.limits["max_size"]
         sides = (self.minimum, self.optimum, self.maximum)
         if any(side < block or side % block for side in sides) or list(sides) != sorted(sides):
@@ -99,14 +98,9 @@ def default_profile(bundle: Bundle) -> Profile:
 
     Less where the bundle was exported for less, or its UNet was trained on less than the published 512.
     """
-    trained = bundle.manifest.geometry["default_size"] or 512
+    trained = bundle.manifest.default_size
     largest = bundle.manifest.limits["max_size"]
     return Profile(min(384, trained, largest), min(1024 if trained >= 512 else trained, largest), largest)
-
-
-def downscale(bundle: Bundle) -> int:
-    """Pixels a latent, a side. A bundle without a decoder has none, and nothing that depends on them: then 8."""
-    return int(bundle.manifest.geometry["downscale"] or 8)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,10 @@ class Embeddings:
     image_embeds: Floats
     negative_image_embeds: Floats
 
+    def part(self, of: slice) -> Embeddings:
+        """Those of some of the pictures."""
+        return Embeddings(self.image_embeds[of], self.negative_image_embeds[of])
+
 
 @dataclass(frozen=True)
 class Beginning:
@@ -34,6 +39,11 @@ class Beginning:
     noise: Floats | None = None
     embeds: Floats | None = None
     scales: Floats | None = None
+
+    def part(self, of: slice) -> Beginning:
+        """Where some of the pictures begin."""
+        noise = None if self.noise is None else self.noise[:, of]
+        return Beginning(noise, None if self.embeds is None else self.embeds[of], self.scales)
 
     def latents(self, part: slice, copies: int, drawn: Iterator[Floats]) -> Floats:
         """The first latents (copies · pictures, E) of a part of the pictures."""
@@ -96,11 +106,7 @@ def embed(
             nothing = np.zeros_like(latents)
             state = prior_step.loop(
                 {"latents": latents, "x0_before": nothing},
-                {
-                    "timestep": table.timesteps.astype(np.float32)[:, None],
-                    "row": table.rows,
-                    "noise": [next(noise) if noisy else nothing for noisy in table.noisy],
-                },
+                table.per_step(functools.partial(next, noise), nothing),
                 {
                     **_stacked(texts, branches),
                     "guidance": guidance_weights(guidance_scale),

@@ -1,10 +1,10 @@
 """Diffusion samplers as tables of coefficients: config and number of steps in, one row a step out.
 
-Every sampler here is one pure function that solves its whole schedule ahead; the step graphs (and `reference_step`,
-their NumPy twin) apply a row. docs/bundle.md says what a row means. The configs are those of diffusers' schedulers
-(`scheduler_config.json`), and so are the pictures: a schedule is made in float32, in diffusers' own order of
-operations, since its rounding can be seen. Near the end of a run 1 - ᾱ keeps three or four digits in float32, and the
-last step of Kandinsky's prior scales its result by β_0 / (1 - ᾱ_0) = 0.99947 where float64 has 1.
+Every sampler here is one pure function that solves its whole schedule ahead; the step graphs apply a row, and
+docs/bundle.md says what a row means. The configs are those of diffusers' schedulers, and so are the pictures: a
+schedule is made in float32, in diffusers' own order of operations, since its rounding can be seen. Near the end of a
+run 1 - ᾱ keeps three or four digits in float32, and the last step of Kandinsky's prior scales its result by
+β_0 / (1 - ᾱ_0) = 0.99947 where float64 has 1.
 
 It differs from diffusers 0.42.1 where that cannot mean what it does:
 
@@ -25,16 +25,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kandinsky22.arrays import Array, Floats
 from kandinsky22.errors import InputError
+from kandinsky22.scheduler_configs import (
+    LARGEST,
+    Config,
+    SchedulerOptions,
+    checked_eta,
+    checked_steps,
+    class_name,
+    read,
+)
 
 __all__ = [
     "Limits",
@@ -43,16 +51,10 @@ __all__ = [
     "ddpm",
     "dpm_solver",
     "ranks_needed",
-    "reference_step",
-    "switch",
     "table",
     "unclip",
 ]
 
-Config = Mapping[str, Any]
-Floats = NDArray[np.float32]
-
-_LARGEST = float(np.finfo(np.float32).max)
 _SMALLEST_VARIANCE = 1e-20  # diffusers' floor, so that a variance of 0 has a logarithm
 _ONE = np.float32(1)
 _B_0, _B_H = 2, 5  # columns of a row
@@ -131,6 +133,17 @@ class Table:
     diffusers' `add_noise` is scales[i, 0] · x0 + scales[i, 1] · noise.
     """
 
+    def per_step(self, draw: Callable[[], Floats], nothing: Floats) -> dict[str, list[Array]]:
+        """The step graphs' inputs that change with the step, a list each: `timestep`, `row` and `noise`.
+
+        `draw` is called for each step for which diffusers draws noise; the others get `nothing`.
+        """
+        return {
+            "timestep": list(self.timesteps.astype(np.float32)[:, None]),
+            "row": list(self.rows),
+            "noise": [draw() if noisy else nothing for noisy in self.noisy],
+        }
+
     def remaining(self, start: int) -> Table:
         """The run from step `start` (0..n-1) on, as it is when it begins there: with no x0 of a step before.
 
@@ -183,10 +196,10 @@ def table(config: Config, steps: SupportsIndex, *, eta: float = 0.0) -> Table:
     Raises:
         InputError: The class, an option or an argument is not supported.
     """
-    name = _class_name(config)
+    name = class_name(config)
     if name == "DDIMScheduler":
         return ddim(config, steps, eta)
-    if _checked_eta(eta) != 0:
+    if checked_eta(eta) != 0:
         raise InputError(f"eta is an option of DDIM: leave it at 0 with {name}.")
     samplers = {"DDPMScheduler": ddpm, "DPMSolverMultistepScheduler": dpm_solver, "UnCLIPScheduler": unclip}
     return samplers[name](config, steps)
@@ -210,8 +223,8 @@ def ddpm(config: Config, steps: SupportsIndex) -> Table:
     Raises:
         InputError: An option or the number of steps is not supported.
     """
-    options = _read("DDPMScheduler", config)
-    times = _spaced(options, _checked_steps(steps, options))
+    options = read("DDPMScheduler", config)
+    times = _spaced(options, checked_steps(steps, options))
     _, bars = _schedule(options)
     now, before = bars[times], np.append(bars[times[1:]], _ONE)
     alpha = now / before
@@ -235,8 +248,8 @@ def unclip(config: Config, steps: SupportsIndex) -> Table:
     Raises:
         InputError: An option or the number of steps is not supported.
     """
-    options = _read("UnCLIPScheduler", config)
-    count = _checked_steps(steps, options, least=2)
+    options = read("UnCLIPScheduler", config)
+    count = checked_steps(steps, options, least=2)
     ratio = (options.num_train_timesteps - 1) / (count - 1)
     times = (np.arange(count) * ratio).round()[::-1].astype(np.int64)
     betas, bars = _schedule(options)
@@ -265,8 +278,8 @@ def ddim(config: Config, steps: SupportsIndex, eta: float = 0.0) -> Table:
     Raises:
         InputError: An option, the number of steps or eta is not supported.
     """
-    options, eta = _read("DDIMScheduler", config), _checked_eta(eta)
-    count = _checked_steps(steps, options)
+    options, eta = read("DDIMScheduler", config), checked_eta(eta)
+    count = checked_steps(steps, options)
     times = _spaced(options, count)
     _, bars = _schedule(options)
     below = times - options.num_train_timesteps // count
@@ -305,8 +318,8 @@ def dpm_solver(config: Config, steps: SupportsIndex) -> Table:
     Raises:
         InputError: An option or the number of steps is not supported.
     """
-    options = _read("DPMSolverMultistepScheduler", config)
-    times, sigmas = _levels(options, _checked_steps(steps, options))
+    options = read("DPMSolverMultistepScheduler", config)
+    times, sigmas = _levels(options, checked_steps(steps, options))
     signal = 1 / np.sqrt(np.square(sigmas) + 1)
     noise = sigmas * signal
     lambdas = np.log(signal) - np.log(noise)
@@ -333,7 +346,7 @@ def dpm_solver(config: Config, steps: SupportsIndex) -> Table:
 
 
 def _ancestral(
-    options: _Options, times: NDArray[np.int64], now: Floats, before: Floats, alpha: Floats, beta: Floats
+    options: SchedulerOptions, times: NDArray[np.int64], now: Floats, before: Floats, alpha: Floats, beta: Floats
 ) -> Table:
     """Sample from the posterior q(x_before | x_t, x0), with ᾱ of both, and α and β = 1 - α between them, (n,) each.
 
@@ -356,7 +369,7 @@ def _ancestral(
 
 
 def _finished(
-    options: _Options,
+    options: SchedulerOptions,
     times: NDArray[np.int64],
     roots: tuple[Floats, Floats],
     *,
@@ -389,7 +402,7 @@ def _finished(
     return Table(times, rows, noisy, _limits(options), options.variance_type == "learned_range", scales)
 
 
-def _x0_of(options: _Options, signal: Floats, noise: Floats) -> tuple[Floats, Floats]:
+def _x0_of(options: SchedulerOptions, signal: Floats, noise: Floats) -> tuple[Floats, Floats]:
     """x0 as weights (n,) of x and of the network's output (v: arXiv:2202.00512, appendix D)."""
     if options.prediction_type == "epsilon":
         return np.reciprocal(signal), -np.divide(noise, signal)
@@ -398,7 +411,7 @@ def _x0_of(options: _Options, signal: Floats, noise: Floats) -> tuple[Floats, Fl
     return signal, -noise
 
 
-def _noise_of(options: _Options, now: Floats) -> tuple[Floats, Floats]:
+def _noise_of(options: SchedulerOptions, now: Floats) -> tuple[Floats, Floats]:
     """The noise in x as weights (n,) of x and of the network's output, with ᾱ = now."""
     signal, noise = _roots(now)
     if options.prediction_type == "epsilon":
@@ -413,18 +426,18 @@ def _roots(bars: Floats) -> tuple[Floats, Floats]:
     return np.sqrt(bars), np.sqrt(1 - bars)
 
 
-def _limits(options: _Options) -> Limits:
+def _limits(options: SchedulerOptions) -> Limits:
     if options.thresholding:  # wins over clip_sample
-        ceiling = _LARGEST if options.sample_max_value is None else options.sample_max_value
+        ceiling = LARGEST if options.sample_max_value is None else options.sample_max_value
         return Limits(min(1.0, ceiling), ceiling, True, options.dynamic_thresholding_ratio)
-    span = options.clip_sample_range if options.clip_sample else _LARGEST
+    span = options.clip_sample_range if options.clip_sample else LARGEST
     return Limits(span, span, False, None)
 
 
 # The schedules
 
 
-def _levels(options: _Options, steps: int) -> tuple[NDArray[np.int64], Floats]:
+def _levels(options: SchedulerOptions, steps: int) -> tuple[NDArray[np.int64], Floats]:
     """Timesteps (n,) of DPM-Solver++ and σ = noise / signal at each, (n + 1,): the last is where the run ends.
 
     σ falls evenly in its seventh roots (Karras: arXiv:2206.00364, equation 5), in its logarithm (Lu: arXiv:2206.00927,
@@ -451,7 +464,7 @@ def _levels(options: _Options, steps: int) -> tuple[NDArray[np.int64], Floats]:
     return (exact.round() if rounded else exact).astype(np.int64), _ended(options, sigmas, all_sigmas)
 
 
-def _ended(options: _Options, sigmas: NDArray[np.float64], all_sigmas: Floats) -> Floats:
+def _ended(options: SchedulerOptions, sigmas: NDArray[np.float64], all_sigmas: Floats) -> Floats:
     """The σ (n,) of a run with the one that it ends at: none, or the smallest of training."""
     last = 0.0 if options.final_sigmas_type == "zero" else all_sigmas[0]
     return np.append(sigmas, last).astype(np.float32)
@@ -471,7 +484,7 @@ def _times_of(sigmas: NDArray[np.float64], logs: Floats) -> NDArray[np.float64]:
     return times
 
 
-def _spaced_for_multistep(options: _Options, steps: int, bars: Floats) -> NDArray[np.int64]:
+def _spaced_for_multistep(options: SchedulerOptions, steps: int, bars: Floats) -> NDArray[np.int64]:
     """As `_spaced`, with the differences of diffusers' multistep schedulers: one step more is counted, and left out.
 
     Timesteps with a log-SNR below `lambda_min_clipped` are never begun at.
@@ -491,7 +504,7 @@ def _spaced_for_multistep(options: _Options, steps: int, bars: Floats) -> NDArra
     return times.astype(np.int64)
 
 
-def _of_second_order(options: _Options, steps: int) -> NDArray[np.bool_]:
+def _of_second_order(options: SchedulerOptions, steps: int) -> NDArray[np.bool_]:
     """Which steps (steps,) of DPM-Solver++ may look at the x0 of the step before."""
     second = np.full(steps, options.solver_order == 2)
     second[0] = False
@@ -501,7 +514,7 @@ def _of_second_order(options: _Options, steps: int) -> NDArray[np.bool_]:
     return second
 
 
-def _spaced(options: _Options, steps: int) -> NDArray[np.int64]:
+def _spaced(options: SchedulerOptions, steps: int) -> NDArray[np.int64]:
     """Timesteps (steps,) in falling order (arXiv:2305.08891, Table 2)."""
     last = options.num_train_timesteps
     if options.timestep_spacing == "linspace":
@@ -517,7 +530,7 @@ def _spaced(options: _Options, steps: int) -> NDArray[np.int64]:
     return times.astype(np.int64)
 
 
-def _schedule(options: _Options) -> tuple[Floats, Floats]:
+def _schedule(options: SchedulerOptions) -> tuple[Floats, Floats]:
     """β and ᾱ of every training timestep, (T,) each: the variance that it adds, and what is left of the picture's."""
     betas = _betas(options)
     if not ((betas > 0) & (betas <= 1)).all():
@@ -527,7 +540,7 @@ def _schedule(options: _Options) -> tuple[Floats, Floats]:
     return betas, _product(betas)
 
 
-def _betas(options: _Options) -> Floats:
+def _betas(options: SchedulerOptions) -> Floats:
     """β as configured, (T,), made in the order in which diffusers rounds to float32."""
     count, start, end = options.num_train_timesteps, options.beta_start, options.beta_end
     if options.trained_betas is not None:
@@ -571,310 +584,3 @@ def _line(start: float, end: float, count: int) -> Floats:
     i = np.arange(count)
     line = np.where(i < max(count // 2, 1), float(first) + step * i, float(last) - step * (count - 1 - i))
     return line.astype(np.float32)
-
-
-# The configs
-
-
-@dataclass(frozen=True)
-class _Options:
-    """A scheduler's config, checked. Options that its class does not have keep values that change nothing."""
-
-    num_train_timesteps: int
-    beta_schedule: str
-    variance_type: str = "fixed_small"
-    clip_sample: bool = False
-    clip_sample_range: float = 1.0
-    prediction_type: str = "epsilon"
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
-    trained_betas: tuple[float, ...] | None = None
-    thresholding: bool = False
-    dynamic_thresholding_ratio: float = 0.995
-    sample_max_value: float | None = None
-    timestep_spacing: str = "leading"
-    steps_offset: int = 0
-    rescale_betas_zero_snr: bool = False
-    set_alpha_to_one: bool = True
-    solver_order: int = 2
-    algorithm_type: str = "dpmsolver++"
-    solver_type: str = "midpoint"
-    lower_order_final: bool = True
-    euler_at_final: bool = False
-    final_sigmas_type: str = "zero"
-    lambda_min_clipped: float = -math.inf
-    use_karras_sigmas: bool = False
-    use_lu_lambdas: bool = False
-    use_exponential_sigmas: bool = False
-
-
-_Check = Callable[[Any], str | None]  # says what was expected, where the value is not it
-
-
-def _one_of(*names: str) -> _Check:
-    return lambda value: None if isinstance(value, str) and value in names else "one of " + ", ".join(names)
-
-
-def _whole(least: int) -> _Check:
-    most = 10**6  # keeps a damaged config from asking for all memory
-    good = range(least, most + 1)
-    return lambda value: None if type(value) is int and value in good else f"a whole number from {least} to {most}"
-
-
-def _one_of_numbers(*numbers: int) -> _Check:
-    return lambda value: None if type(value) is int and value in numbers else " or ".join(map(str, numbers))
-
-
-def _number(expected: str, good: Callable[[float], bool]) -> _Check:
-    return lambda value: None if _is_number(value) and good(value) else expected
-
-
-def _or_null(check: _Check) -> _Check:
-    def checked(value: Any) -> str | None:
-        unmet = None if value is None else check(value)
-        return unmet and f"null or {unmet}"
-
-    return checked
-
-
-def _flag(value: Any) -> str | None:
-    return None if isinstance(value, bool) else "true or false"
-
-
-def _off(value: Any) -> str | None:
-    return None if value is False else "false"
-
-
-def _lower_bound(value: Any) -> str | None:
-    return None if value == -math.inf or _is_number(value) else "a number, or minus infinity"
-
-
-def _numbers(value: Any) -> str | None:
-    good = isinstance(value, list | tuple) and all(map(_is_number, value))
-    return None if good else "a list of numbers"
-
-
-def _variance(value: Any) -> str | None:
-    """DDPM's variance types that can work; two of diffusers' cannot."""
-    unmet = _one_of("fixed_small", "fixed_small_log", "fixed_large", "learned_range")(value)
-    if value == "fixed_large_log":
-        return f"{unmet} (diffusers' pictures are NaN with this one: it takes the root of a negative logarithm)"
-    if value == "learned":
-        return f"{unmet} (diffusers takes the root of the network's raw output for this one: NaN where negative)"
-    return unmet
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
-
-
-_POSITIVE = _number("a number above 0", lambda v: v > 0)
-_BETA = _number("a number between 0 and 1", lambda v: 0 < v < 1)
-
-# Every option of a class: diffusers' default, and what it may be.
-_SHARED: dict[str, tuple[Any, _Check]] = {
-    "num_train_timesteps": (1000, _whole(1)),
-    "beta_start": (0.0001, _BETA),
-    "beta_end": (0.02, _BETA),
-    "trained_betas": (None, _or_null(_numbers)),
-    "clip_sample": (True, _flag),
-    "clip_sample_range": (1.0, _POSITIVE),
-    "prediction_type": ("epsilon", _one_of("epsilon", "sample", "v_prediction")),
-    "thresholding": (False, _flag),
-    "dynamic_thresholding_ratio": (0.995, _number("a number from 0 to 1", lambda v: 0 <= v <= 1)),
-    "sample_max_value": (1.0, _or_null(_POSITIVE)),
-    "timestep_spacing": ("leading", _one_of("leading", "linspace", "trailing")),
-    "steps_offset": (0, _whole(0)),
-    "rescale_betas_zero_snr": (False, _flag),
-}
-_CLASSES: dict[str, dict[str, tuple[Any, _Check]]] = {
-    "DDPMScheduler": {
-        **_SHARED,
-        "beta_schedule": ("linear", _one_of("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")),
-        "variance_type": ("fixed_small", _variance),
-    },
-    "DDIMScheduler": {
-        **_SHARED,
-        "beta_schedule": ("linear", _one_of("linear", "scaled_linear", "squaredcos_cap_v2")),
-        "set_alpha_to_one": (True, _flag),
-    },
-    "DPMSolverMultistepScheduler": {
-        **{key: rule for key, rule in _SHARED.items() if key not in ("clip_sample", "clip_sample_range")},
-        "beta_schedule": ("linear", _one_of("linear", "scaled_linear", "squaredcos_cap_v2")),
-        "timestep_spacing": ("linspace", _one_of("leading", "linspace", "trailing")),
-        "solver_order": (2, _one_of_numbers(1, 2)),
-        "algorithm_type": ("dpmsolver++", _one_of("dpmsolver++", "sde-dpmsolver++")),
-        "solver_type": ("midpoint", _one_of("midpoint", "heun")),
-        "lower_order_final": (True, _flag),
-        "euler_at_final": (False, _flag),
-        "final_sigmas_type": ("zero", _one_of("zero", "sigma_min")),
-        "lambda_min_clipped": (-math.inf, _lower_bound),
-        "use_karras_sigmas": (False, _or_null(_flag)),
-        "use_lu_lambdas": (False, _or_null(_flag)),
-        "use_exponential_sigmas": (False, _or_null(_flag)),
-        **{key: (False, _or_null(_off)) for key in ("use_beta_sigmas", "use_flow_sigmas", "use_dynamic_shifting")},
-    },
-    "UnCLIPScheduler": {
-        "num_train_timesteps": (1000, _whole(1)),
-        "variance_type": ("fixed_small_log", _one_of("fixed_small_log", "learned_range")),
-        "clip_sample": (True, _flag),
-        "clip_sample_range": (1.0, _POSITIVE),
-        "prediction_type": ("epsilon", _one_of("epsilon", "sample")),
-        "beta_schedule": ("squaredcos_cap_v2", _one_of("squaredcos_cap_v2")),
-    },
-}
-
-# diffusers writes these and other schedulers' options into a config that was converted, and ignores them.
-_FOREIGN = {
-    *(
-        "clip_sample",
-        "clip_sample_range",
-        "algorithm_type",
-        "disable_corrector",
-        "euler_at_final",
-        "final_sigmas_type",
-        "flow_shift",
-        "interpolation_type",
-    ),
-    *("lambda_min_clipped", "lower_order_final", "predict_x0", "rho", "set_alpha_to_one", "shift_terminal"),
-    *("sigma_data", "sigma_max", "sigma_min", "sigma_schedule", "skip_prk_steps", "solver_order", "solver_p"),
-    *("solver_type", "time_shift_type", "timestep_type", "use_beta_sigmas", "use_dynamic_shifting"),
-    *("use_exponential_sigmas", "use_flow_sigmas", "use_karras_sigmas", "use_lu_lambdas", "variance_type"),
-}
-
-
-_NAMES: dict[str, tuple[str, Config]] = {
-    "ddpm": ("DDPMScheduler", {}),
-    "ddim": ("DDIMScheduler", {}),
-    "dpm++": ("DPMSolverMultistepScheduler", {}),
-    "dpm++karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-    "dpmsolvermultistep": ("DPMSolverMultistepScheduler", {}),
-}
-"""Classes of schedulers for the decoder, and options, by the names that `switch` knows them by: small letters alone."""
-
-
-def switch(config: Config, name: str) -> dict[str, Any]:
-    """Make the config that `OtherScheduler.from_config(scheduler.config)` works with in diffusers.
-
-    What both classes have is kept, what only the old one has is dropped, and what only the new one has gets its
-    default, unless diffusers stored it in the config from an earlier conversion.
-
-    Args:
-        config: A DDPM, DDIM or DPM-Solver++ config with its `_class_name`.
-        name: "DDPM", "DDIM", "DPM++" (diffusers' "DPMSolverMultistep") or "DPM++ Karras" (the same with
-            `use_karras_sigmas`), in any case, with or without "Scheduler", spaces and hyphens.
-
-    Returns:
-        Every option of the new class, and its `_class_name`.
-
-    Raises:
-        InputError: The name or the config is not supported.
-    """
-    letters = re.sub("[ -]", "", name.lower()).removesuffix("scheduler") if isinstance(name, str) else None
-    if letters not in _NAMES:
-        raise InputError(f"The scheduler must be DDPM, DDIM, DPM++ or DPM++ Karras, not {name!r}.")
-    wanted, chosen = _NAMES[letters]
-    current = _class_name(config)
-    if current not in (known for known, _ in _NAMES.values()):
-        raise InputError(f"A {current} config cannot be switched to {wanted}: they share no options.")
-    _read(current, config)
-    options = {key: default for key, (default, _) in _CLASSES[wanted].items()}
-    kept = {key: value for key, value in config.items() if key in options}
-    return {"_class_name": wanted, **options, **kept, **chosen}
-
-
-def _read(name: str, config: Config) -> _Options:
-    """Check a config against the options of diffusers' class `name` and fill in that class's defaults."""
-    options = _CLASSES[name]
-    ignored = set() if name == "UnCLIPScheduler" else _FOREIGN
-    for key, value in config.items():
-        if key in options:
-            unmet = options[key][1](value)
-            if unmet:
-                raise InputError(f"The {name} config has {key} {value!r}, but it must be {unmet}.")
-        elif not key.startswith("_") and key not in ignored:
-            raise InputError(f"The {name} config has an option {key!r} that {name} does not have: remove it.")
-    values = {key: config.get(key, default) for key, (default, _) in options.items()}
-    betas = values.get("trained_betas")
-    if betas is not None and len(betas) < values["num_train_timesteps"]:
-        raise InputError(
-            f"The {name} config has {len(betas)} trained_betas, fewer than its {values['num_train_timesteps']} "
-            "num_train_timesteps."
-        )
-    if values.get("use_karras_sigmas") and values.get("use_exponential_sigmas"):
-        raise InputError(f"The {name} config has use_karras_sigmas and use_exponential_sigmas; expected one of them.")
-    return _Options(**{key: value for key, value in values.items() if key in _Options.__dataclass_fields__})
-
-
-def _class_name(config: Config) -> str:
-    name = config.get("_class_name") if isinstance(config, Mapping) else None
-    if not isinstance(name, str) or name not in _CLASSES:
-        raise InputError(
-            f"The scheduler {name!r} is not supported: the config's _class_name must be one of {', '.join(_CLASSES)}."
-        )
-    return name
-
-
-def _checked_steps(steps: SupportsIndex, options: _Options, least: int = 1) -> int:
-    try:
-        count = -1 if isinstance(steps, bool) else operator.index(steps)
-    except TypeError:
-        count = -1
-    if not least <= count <= options.num_train_timesteps:
-        raise InputError(
-            f"The number of steps must be a whole number from {least} to {options.num_train_timesteps}, not {steps!r}."
-        )
-    return count
-
-
-def _checked_eta(eta: float) -> float:
-    if not _is_number(eta) or not 0 <= eta <= 1:
-        raise InputError(f"eta must be a number from 0 to 1, not {eta!r}.")
-    return float(eta)
-
-
-# The step
-
-
-def reference_step(
-    row: NDArray[np.float32],
-    limits: Limits,
-    x: NDArray[Any],
-    m: NDArray[Any],
-    v: NDArray[Any] | None,
-    noise: NDArray[Any],
-    x0_before: NDArray[Any],
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Take one step as the step graphs take it (docs/bundle.md), after the network and guidance.
-
-    Args:
-        row: float32 (9,), a row of a table.
-        limits: The table's limits.
-        x: (B, ...), the state: float32 as in the graphs, or float64.
-        m: Like x, the network's guided output.
-        v: Like x, the network's variance output, -1..1; None where it has none.
-        noise: Like x, standard normal; anything finite where the row's gate is 0.
-        x0_before: Like x, the x0 of the step before; zeros at first.
-
-    Returns:
-        The next state and this step's x0, both like x.
-    """
-    a_x, a_m, b_0, b_x, b_m, b_h, log_min, log_max, gate = row
-    x0 = a_x * x + a_m * m
-    s = _bound(np.abs(x0).reshape(len(x0), -1), limits).reshape(-1, *[1] * (x.ndim - 1))
-    x0 = np.clip(x0, -s, s)
-    if limits.divide:
-        x0 = x0 / s
-    share = 0.5 if v is None else (v + 1) / 2
-    sigma = gate * np.exp((log_min + share * (log_max - log_min)) / 2)
-    return b_0 * x0 + b_x * x + b_m * m + b_h * x0_before + sigma * noise, x0
-
-
-def _bound(sizes: NDArray[Any], limits: Limits) -> NDArray[Any]:
-    """How far x0 may reach in each picture, (B,), from its |x0| (B, n)."""
-    quantile = np.zeros(len(sizes), sizes.dtype)
-    if limits.ratio is not None:
-        (low, high), (weight,) = limits.ranks(sizes.shape[1])
-        falling = -np.sort(-sizes, axis=1)
-        quantile = (1 - weight) * falling[:, low] + weight * falling[:, high]
-    return np.clip(quantile, sizes.dtype.type(limits.floor), sizes.dtype.type(limits.ceiling))

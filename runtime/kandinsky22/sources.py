@@ -6,6 +6,7 @@ diffusers' one generator would be, and the decoder goes on drawing from them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from kandinsky22 import arguments, clip_image, inputs, prior, schedulers
 from kandinsky22.arrays import Floats
 from kandinsky22.backends import OnStep
 from kandinsky22.errors import InputError
+from kandinsky22.inputs import Picture
 from kandinsky22.noise import Generator
 from kandinsky22.options import Callback, Options
 from kandinsky22.prior import Beginning, Embeddings
@@ -33,22 +35,24 @@ OnStepOf = Callable[["Callback | None", NDArray[np.int64]], "OnStep | None"]
 
 @dataclass(frozen=True)
 class Source:
-    """Embeddings to be: one a picture. `components` are the names of what `embed` runs, in order."""
+    """Embeddings to be: one a picture. `components` are the names of what `embed` runs, in order.
+
+    `embed` makes those of some of the pictures. Each is to be made once, since that draws from its generator; inputs
+    that are pictures are encoded once for all.
+    """
 
     seeds: list[int]
     generators: list[Generator]
     components: tuple[str, ...]
-    embed: Callable[[], Embeddings]
+    embed: Callable[[slice], Embeddings]
 
 
 class Sources:
     """Makes the sources of one pipeline. Every method raises InputError or BundleError before anything is loaded."""
 
-    def __init__(self, stages: Stages, tokenizer: Callable[[], Tokenizer], on_step: OnStepOf) -> None:
-        """`tokenizer` gives the bundle's, which is read when it is first needed."""
+    def __init__(self, stages: Stages, on_step: OnStepOf) -> None:
         self._stages = stages
         self._bundle = stages.bundle
-        self._tokenizer = tokenizer
         self._on_step = on_step
 
     def prompts(self, prompt: object, negative_prompt: object, asked: Options) -> Source:
@@ -57,31 +61,39 @@ class Sources:
         seeds, generators = _seeds(asked, len(prompts))
         self._require(_PRIOR)
         table = self._table(asked)
-        noise = self._prior_noise(asked, len(seeds), negatives)
+        beginning = Beginning(self._prior_noise(asked, len(seeds), negatives))
 
-        def embed() -> Embeddings:
-            return self._run(prompts, negatives, generators, table, asked, Beginning(noise))
+        def embed(part: slice) -> Embeddings:
+            return self._run(prompts, negatives, generators, table, asked, beginning, part)
 
         return Source(seeds, generators, _PRIOR, embed)
 
-    def pictures(self, prompt: object, image: Any, negative_prompt: object, strength: object, asked: Options) -> Source:
-        """Pictures' embeddings noised and led towards prompts, as KandinskyV22PriorEmb2EmbPipeline."""
+    def pictures(
+        self, prompt: object, image: Any, negative_prompt: object, strength: object, asked: Options, name: str = "image"
+    ) -> Source:
+        """Pictures' embeddings noised and led towards prompts, as KandinskyV22PriorEmb2EmbPipeline.
+
+        `name` is what the caller calls the pictures.
+        """
         prompts, negatives = _prompts(prompt, negative_prompt)
         seeds, generators = _seeds(asked, len(prompts))
-        given = self._embeds_or_pictures(image)
+        given = self._embeds_or_pictures(name, image)
         encoder = ("image_encoder",) if isinstance(given, list) else ()
         self._require((*encoder, *_PRIOR))
         if len(given) not in (1, len(prompts)):
             raise InputError(
-                f"image has {len(given)} pictures for {len(prompts)} prompts; expected one for all, or one a prompt."
+                f"{name} has {len(given)} pictures for {len(prompts)} prompts; expected one for all, or one a prompt."
             )
         table = self._table(asked).last_part(arguments.share("strength", strength))
         noise = self._prior_noise(asked, len(seeds), negatives)
 
-        def embed() -> Embeddings:
+        @functools.cache
+        def beginning() -> Beginning:
             embeds = clip_image.encode(self._stages, given) if isinstance(given, list) else given
-            beginning = Beginning(noise, np.repeat(embeds, len(seeds) // len(embeds), axis=0), table.scales[0])
-            return self._run(prompts, negatives, generators, table, asked, beginning)
+            return Beginning(noise, np.repeat(embeds, len(seeds) // len(embeds), axis=0), table.scales[0])
+
+        def embed(part: slice) -> Embeddings:
+            return self._run(prompts, negatives, generators, table, asked, beginning(), part)
 
         return Source(seeds, generators, (*encoder, *_PRIOR), embed)
 
@@ -98,8 +110,9 @@ class Sources:
         diffusers runs it for `negative_prompt` as well, and throws the result away where that is "": here the same
         noise is drawn and nothing is run.
         """
-        if asked["image_embeds"] is not None:
-            raise InputError("image_embeds was given beside what is to be mixed; expected one of them.")
+        for name in ("image_embeds", "prior_image"):
+            if asked[name] is not None:
+                raise InputError(f"{name} was given beside what is to be mixed; expected one of them.")
         parts = _parts(images_and_prompts)
         shares = arguments.weights(weights, len(parts))
         negative = arguments.text("negative_prompt", negative_prompt)
@@ -107,35 +120,45 @@ class Sources:
         if negative_prior_prompt is not None:
             negatives = [arguments.text("negative_prior_prompt", negative_prior_prompt)]
         seeds, generators = _seeds(asked, 1)
-        runs_prior = bool(negative) or negatives is not None or any(isinstance(part, str) for part in parts)
-        encoder = ("image_encoder",) if any(not isinstance(part, str) for part in parts) else ()
+        pictures = {place: part for place, part in enumerate(parts) if not isinstance(part, str)}
+        runs_prior = bool(negative) or negatives is not None or len(pictures) < len(parts)
+        encoder = ("image_encoder",) if pictures else ()
         components = (*encoder, *(_PRIOR if runs_prior else ()))
         self._require(components)
         table = self._table(asked)
         noise = self._prior_noise(asked, len(seeds), negatives)
 
-        def of_text(text: str) -> Embeddings:
-            return self._run([text], negatives, generators, table, asked, Beginning(noise))
+        def of_text(text: str, of: slice) -> Embeddings:
+            return self._run([text], negatives, generators, table, asked, Beginning(noise), of)
 
-        def of_part(part: str | PIL.Image.Image) -> Floats:
+        @functools.cache
+        def of_picture(place: int) -> Floats:
+            return clip_image.encode(self._stages, [pictures[place]])
+
+        def of_part(place: int, of: slice) -> Floats:
+            part = parts[place]
             if isinstance(part, str):
-                return of_text(part).image_embeds
-            return np.repeat(clip_image.encode(self._stages, [part]), len(seeds), axis=0)
+                return of_text(part, of).image_embeds
+            return np.repeat(of_picture(place), len(generators[of]), axis=0)
 
-        def embed() -> Embeddings:
-            weighted = [of_part(part) * np.float32(share) for part, share in zip(parts, shares, strict=True)]
+        def embed(of: slice) -> Embeddings:
+            weighted = [of_part(place, of) * np.float32(share) for place, share in enumerate(shares)]
             embeds: Floats = np.sum(weighted, axis=0)
             if negative:
-                return Embeddings(embeds, of_text(negative).image_embeds)
+                return Embeddings(embeds, of_text(negative, of).image_embeds)
             if negatives is not None:
-                return Embeddings(embeds, of_text(negative).negative_image_embeds)
-            prior.pass_over(table, generators, embeds.shape[1], first=noise is None)
+                return Embeddings(embeds, of_text(negative, of).negative_image_embeds)
+            prior.pass_over(table, generators[of], self._width, first=noise is None)
             return Embeddings(embeds, self._zero_embeds(len(embeds)))
 
         return Source(seeds, generators, components, embed)
 
     def given(self, asked: Options) -> Source:
         """Embeddings that the caller has, checked."""
+        if asked["prior_latents"] is not None:
+            raise InputError("prior_latents was given beside image_embeds, which need no prior; give one of them.")
+        if asked["prior_image"] is not None:
+            raise InputError("prior_image was given beside image_embeds, which need no prior; give one of them.")
         image_embeds, negative_image_embeds = asked["image_embeds"], asked["negative_image_embeds"]
         if isinstance(image_embeds, Embeddings):
             if negative_image_embeds is not None:
@@ -152,7 +175,7 @@ class Sources:
             raise InputError(f"There are {len(embeds)} image_embeds and {len(negatives)} negative_image_embeds.")
         seeds, generators = _seeds(asked, len(embeds))
         pairs = [np.repeat(each, len(seeds) // len(embeds), axis=0) for each in (embeds, negatives)]
-        return Source(seeds, generators, (), lambda: Embeddings(*pairs))
+        return Source(seeds, generators, (), lambda part: Embeddings(*(each[part] for each in pairs)))
 
     def _run(
         self,
@@ -162,24 +185,27 @@ class Sources:
         table: Table,
         asked: Options,
         beginning: Beginning,
+        part: slice,
     ) -> Embeddings:
-        """One run of the prior, with as many pictures a prompt as there are generators for."""
+        """The prior's for a part of the pictures, of which there are as many a prompt as there are generators for."""
         times = len(generators) // len(prompts)
         return prior.embed(
             self._stages,
-            self._tokenizer(),
+            self._tokenizer,
             table,
-            _repeat(prompts, times),
-            None if negatives is None else _repeat(negatives, times),
-            generators,
+            _repeat(prompts, times)[part],
+            None if negatives is None else _repeat(negatives, times)[part],
+            generators[part],
             guidance_scale=arguments.scale("prior_guidance_scale", asked["prior_guidance_scale"]),
             at_once=asked["batch_size"],
-            beginning=beginning,
+            beginning=beginning.part(part),
             on_step=self._on_step(asked["prior_callback_on_step_end"], table.timesteps),
         )
 
     def _table(self, asked: Options) -> Table:
         """The prior's coefficients, and a check of what else it is given."""
+        if asked["negative_image_embeds"] is not None:
+            raise InputError("negative_image_embeds was given without image_embeds; give both, or a negative_prompt.")
         arguments.scale("prior_guidance_scale", asked["prior_guidance_scale"])
         steps = arguments.whole("prior_num_inference_steps", asked["prior_num_inference_steps"], 1, arguments.MAX_STEPS)
         return schedulers.unclip(self._bundle.manifest.schedulers["prior"], steps)
@@ -197,11 +223,15 @@ class Sources:
         noise = inputs.floats("prior_latents", asked["prior_latents"], f"{shape}, noise", shape)
         return noise.reshape(copies, pictures, self._width)
 
-    def _embeds_or_pictures(self, image: Any) -> Floats | list[PIL.Image.Image]:
+    def _embeds_or_pictures(self, name: str, image: Any) -> Floats | list[PIL.Image.Image]:
         """Pictures, or their embeddings (n, E), which diffusers takes too."""
         if isinstance(image, np.ndarray) and image.ndim == 2 and image.shape[1] == self._width:
-            return self._embedding("image", image)
-        return inputs.several("image", image, inputs.picture)
+            return self._embedding(name, image)
+        return inputs.several(name, image, _picture_for_clip)
+
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer(self._bundle)
 
     @property
     def _width(self) -> int:
@@ -241,8 +271,15 @@ def _parts(values: Any) -> list[str | PIL.Image.Image]:
         raise InputError("There is nothing to mix; expected a list of prompts and pictures.")
     named = [(f"images_and_prompts[{i}]", value) for i, value in enumerate(values)]
     return [
-        arguments.text(name, value) if isinstance(value, str) else inputs.picture(name, value) for name, value in named
+        arguments.text(name, value) if isinstance(value, str) else _picture_for_clip(name, value)
+        for name, value in named
     ]
+
+
+def _picture_for_clip(name: str, value: Picture) -> PIL.Image.Image:
+    picture = inputs.picture(name, value)
+    inputs.not_too_long(name, picture)
+    return picture
 
 
 def _repeat(values: Sequence[str], times: int) -> list[str]:

@@ -27,13 +27,12 @@ Shape = tuple[int, int, int]
 class Task:
     """A decoder and its inputs, one for all prompts or one a prompt.
 
-    `component` is the step's name in the bundle, `scheduler` that of its config. `images` are RGB pictures, or clean
-    latents (n, C, h, w). With `strength` the run begins from them with its last steps; without, from noise. `overlay`
-    puts the images' own pixels back where the masks are black.
+    `component` is the step's name in the bundle. `images` are RGB pictures, or clean latents (n, C, h, w). With
+    `strength` the run begins from them with its last steps; without, from noise. `overlay` puts the images' own pixels
+    back where the masks are black.
     """
 
     component: str = "decoder_step"
-    scheduler: str = "decoder"
     images: list[PIL.Image.Image] | Floats | None = None
     strength: float | None = None
     masks: list[PIL.Image.Image] | None = None
@@ -91,7 +90,7 @@ def inpainting(image: Any, mask_image: Any, *, overlay: bool = False) -> Task:
             inputs.same_size(place, mask.size, "the image", picture.size)
         if not (np.asarray(mask.convert("L")) >= 128).any():
             raise InputError(f"{place} is empty: nothing is white; expected white where the picture is repainted.")
-    return Task("decoder_step_inpaint", "inpaint", images=images, masks=found, overlay=overlay)
+    return Task("decoder_step_inpaint", images=images, masks=found, overlay=overlay)
 
 
 def controlled(hint: Any, image: Any, strength: object) -> Task:
@@ -100,9 +99,9 @@ def controlled(hint: Any, image: Any, strength: object) -> Task:
     if image is None:
         if strength is not None:
             raise InputError("strength was given without an image to begin from; give the image too, or neither.")
-        return Task("decoder_step_controlnet", "controlnet", hints=hints)
-    strength = arguments.share("strength", 0.3 if strength is None else strength)
-    return Task("decoder_step_controlnet", "controlnet", images=_images(image), strength=strength, hints=hints)
+        return Task("decoder_step_controlnet", hints=hints)
+    strength = arguments.share("strength", arguments.STRENGTH if strength is None else strength)
+    return Task("decoder_step_controlnet", images=_images(image), strength=strength, hints=hints)
 
 
 def conditions(
@@ -131,18 +130,18 @@ def conditions(
     return Conditions(task.component, noise, known, start, mask, paste, hint_latents)
 
 
-def overlaid(task: Task, pixels: Floats) -> Floats:
-    """Painted `pixels` (pictures, H, W, 3) in 0..1 with the task's images put back where its masks are black.
+def overlaid(task: Task, pixels: Floats, of: range, count: int) -> Floats:
+    """Painted `pixels` (n, H, W, 3) in 0..1 with the task's images put back where its masks are black.
 
-    As diffusers' `VaeImageProcessor.apply_overlay` of a mask and an image of this size: grey mixes in proportion. It
-    rounds on the way, so that at grey it may differ in the last bits.
+    They are the pictures `of` a call for `count`. As diffusers' `VaeImageProcessor.apply_overlay` of masks and images
+    of one size: grey mixes in proportion. It rounds on the way, so that at grey it may differ in the last bits.
     """
     if not isinstance(task.images, list) or task.masks is None:
         raise TypeError("Only inpainting has images and masks to overlay.")
     height, width = pixels.shape[1:3]
     images = np.stack([inputs.resized_picture(image, height, width) for image in task.images])
     painted = np.stack([_painted_share(mask, height, width) for mask in task.masks])
-    images, painted = (_spread(values, len(pixels)) for values in (images, painted))
+    images, painted = (_spread(values, count)[of.start : of.stop] for values in (images, painted))
     return pixels * painted + images * (1 - painted)
 
 
@@ -160,14 +159,14 @@ def _images(value: Any) -> list[PIL.Image.Image] | Floats:
 
 
 def _pixels(manifest: Manifest, shape: Shape) -> tuple[int, int]:
-    downscale = manifest.geometry["downscale"]
+    downscale = manifest.downscale
     return shape[1] * downscale, shape[2] * downscale
 
 
 def _latent_masks(manifest: Manifest, found: Sequence[PIL.Image.Image], shape: Shape) -> Floats:
     """Masks (n, 1, h, w) as the inpainting steps take them. Raises InputError where one has nothing to repaint."""
     height, width = _pixels(manifest, shape)
-    downscale = manifest.geometry["downscale"]
+    downscale = manifest.downscale
     latent = masks.to_latents(np.stack([inputs.resized_mask(mask, height, width) for mask in found]), downscale)
     if (latent == 1).all(axis=(1, 2, 3)).any():
         raise InputError(

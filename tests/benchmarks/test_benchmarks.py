@@ -73,12 +73,12 @@ def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
 
 def data() -> dict[str, Any]:
     def result(stage: str, subject: str, side: int, seconds: float, case: int, batch: int = 1) -> dict[str, Any]:
-        kind = {"dtype": "bfloat16"} if "diffusers" in subject else {}
         return {
             "case": f"{stage} {case}",
             "stage": stage,
             "subject": subject,
-            "settings": kind,
+            "precision": "bf16",
+            "commit": "abc",
             "version": "1.0",
             "height": side,
             "width": side,
@@ -120,6 +120,7 @@ def data() -> dict[str, Any]:
         "pictures": [
             {
                 "settings": settings,
+                "commit": "def",
                 "pictures": [picture],
                 "imported": 0.1,
                 "opened": 0.2,
@@ -136,6 +137,7 @@ def test_the_report_is_made_of_the_measurements(tmp_path: Path) -> None:
     ours = next(line for line in text.splitlines() if line.startswith("| decoder_step | 512x512 | ours openvino"))
     cells = [cell.strip() for cell in ours.strip("|").split("|")]
     # Median 2 s for 2 TFLOP is 1 TFLOP/s, a quarter of the limit of 4, and half of the peer's 4 s.
+    assert "| date; commits | 2026-01-01; abc, def |" in text
     assert cells[3:] == ["3", "2", "3", "3", "2", "1.000", "25%", "3.00", "3.0", "0.50"]
     assert "| 512x512 | ours, 25 prior + 20 DPM-Solver++ steps, low memory | measured | 102.0 |" in text
     # 4 s of the text encoder, 25 x 4 of the prior, 50 x 4 of the UNet, 4 of MoVQ.
@@ -145,10 +147,22 @@ def test_the_report_is_made_of_the_measurements(tmp_path: Path) -> None:
         assert (tmp_path / f"test-{name}.png").stat().st_size > 5000
 
 
+def test_growth_goes_on_with_the_sizes_of_pictures_alone(tmp_path: Path) -> None:
+    """A UNet's step is a twentieth of 40 s of 20 steps; sizes that stages were measured at are not told twice."""
+    made = data()
+    (painted,) = made["pictures"]
+    large = {**painted, "settings": painted["settings"] | {"width": 1000, "height": 1000}}
+    made["pictures"] = [painted, large]
+    growth = report.write(made, tmp_path / "test").read_text().split("## Growth")[1].split("##")[0]
+    assert "| decoder_step | 1000x1000, in a picture | 2 | 2 |" in growth
+    assert "| movq_decoder | 1000x1000, in a picture | 2 | 2 |" in growth
+    assert growth.count("in a picture") == 2
+
+
 def test_a_picture_that_would_not_fit_is_told_with_its_reason(tmp_path: Path) -> None:
     made = data()
     (painted,) = made["pictures"]
-    refused = {"settings": painted["settings"] | {"low_memory": False}, "refused": "It would take 24 GiB."}
+    refused = {**painted, "settings": painted["settings"] | {"low_memory": False}, "refused": "It would take 24 GiB."}
     made["pictures"] = [refused, painted]
     text = report.write(made, tmp_path / "test").read_text()
     assert "| 512x512 | ours, all components held | refused |  | It would take 24 GiB. |" in text

@@ -217,7 +217,6 @@ def test_the_manifest(shapes_bundle: Path, shapes_manifest: Manifest, shapes_par
     assert shapes_manifest.text == {
         "max_length": 77,
         "pad_token_id": shapes_parts.tokenizer.pad_token_id,
-        "eos_token_id": shapes_parts.tokenizer.eos_token_id,
     }
     assert shapes_manifest.geometry == {
         "latent_channels": 4,

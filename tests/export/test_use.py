@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kandinsky22 import backends, plans, verify
+from kandinsky22 import backends, plans, sample_inputs, verify
 from kandinsky22.bundle import Bundle
 
 PICTURES = ("image_encoder", "hint_encoder", "decoder_step_controlnet", "decoder_step_inpaint", "movq_encoder")
@@ -39,7 +39,7 @@ def test_the_inputs_are_in_their_ranges(shapes_bundle: Path) -> None:
         for name in PICTURES
         for spec in bundle.component(name).inputs
     }
-    drawn = {name: verify.feeds(bundle, name, shapes, 0) for name in PICTURES}
+    drawn = {name: sample_inputs.feeds(bundle, name, shapes, 0) for name in PICTURES}
     for name, key in (("movq_encoder", "image"), ("hint_encoder", "hint")):
         picture = drawn[name][key]
         assert picture.dtype == "float32"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kandinsky22 import BackendError, Cancelled, Pipeline, backends, plans, trt, verify
+from kandinsky22 import BackendError, Cancelled, Pipeline, backends, plan_choice, trt, verify
 from kandinsky22.backends.device import DeviceComponent
 from kandinsky22.bundle import Bundle
 from kandinsky22.cuda import Cuda
@@ -140,7 +140,7 @@ def test_plans_that_do_not_belong_here_are_refused(planned: Bundle, monkeypatch:
 
 def test_an_altered_plan_is_refused(planned: Bundle, tmp_path: Any) -> None:
     flavour, device = trt.flavour("auto"), trt.gpu()
-    _, record = plans.verified_plan(planned, "movq_decoder", flavour, device)
+    _, record = plan_choice.verified_plan(planned, "movq_decoder", flavour, device)
     (path,) = planned.path.glob(f"tensorrt/*/{record.plan}")
     data = path.read_bytes()
     try:

@@ -118,6 +118,10 @@ def steps_of_255(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     return float(np.abs(one - other).max() * 255)
 
 
+NEAR, EQUAL = 30.0, 60.0
+"""PSNR in dB: what bf16 has to reach, and what float32 alone does."""
+
+
 def psnr(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     """Peak signal-to-noise ratio in dB of pictures with values 0..1."""
     return float(-10 * np.log10(np.mean((one.astype(np.float64) - other) ** 2)))

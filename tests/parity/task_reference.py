@@ -186,20 +186,27 @@ class TaskReference:
         decoder.set_progress_bar_config(disable=True)
         return self._run(decoder, case, common, image_embeds=embeds, negative_image_embeds=negative)
 
+    def _prior_image(self, case: TaskCase, generator: torch.Generator, common: dict[str, Any]) -> Any:
+        embeds, negative = self._changed(case, case.prior_steps, 4.0, generator, "pt")
+        return self._decode(case, common, embeds, negative)
+
     def emb2emb(self, case: TaskCase) -> tuple[Floats, Floats]:
         """Embeddings (1, E) of `photograph`, changed towards the prompt, and the negative ones."""
-        embeds, negative = self.emb2emb_prior(
+        generator = torch.Generator("cpu").manual_seed(case.seed)
+        return self._changed(case, case.steps, case.guidance, generator, "np")
+
+    def _changed(self, case: TaskCase, steps: int, guidance: float, generator: torch.Generator, kind: str) -> Any:
+        return self.emb2emb_prior(
             PROMPT,
             photograph(case.size),
             strength=case.strength,
             negative_prompt=case.negative_prompt,
-            num_inference_steps=case.steps,
-            guidance_scale=case.guidance,
-            generator=torch.Generator("cpu").manual_seed(case.seed),
-            output_type="np",
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generator,
+            output_type=kind,
             return_dict=False,
         )
-        return embeds, negative
 
 
 def ours(pipe: Pipeline, reference: TaskReference, case: TaskCase, **more: Any) -> Any:
@@ -225,6 +232,8 @@ def ours(pipe: Pipeline, reference: TaskReference, case: TaskCase, **more: Any) 
         return pipe.controlnet(PROMPT, depth_of(case.size), None, negative, **options)
     if case.task == "controlnet_img2img":
         return pipe.controlnet(PROMPT, depth_of(case.size), image, negative, strength=case.strength, **options)
+    if case.task == "prior_image":
+        return pipe(PROMPT, negative, prior_image=image, prior_strength=case.strength, **options)
     if case.task == "mix":
         prior_negative = None if negative is None else "a blue square"
         parts = [PROMPT, image, "a green star"]
@@ -249,6 +258,8 @@ SMALL = [
     TaskCase("mix"),
     TaskCase("mix", negative_prompt="a yellow square", guidance=1.0),
     TaskCase("variations"),
+    TaskCase("prior_image", (64, 128), prior_steps=5, seed=6),
+    TaskCase("prior_image", strength=1.0, negative_prompt="a green star", scheduler="DDIMScheduler"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from diffusers.image_processor import VaeImageProcessor
 
 from kandinsky22 import Pipeline
 
-from .reference import PROMPT, steps_of_255
+from .reference import EQUAL, NEAR, PROMPT, psnr, steps_of_255
 from .task_reference import SMALL, TaskCase, TaskReference, everything, mask_of, ours, photograph
 
 LARGEST = 2.0  # of 255
@@ -30,6 +31,15 @@ def test_same_picture_as_diffusers_in_every_combination(
     shapes_pipe: Pipeline, task_reference: TaskReference, case: TaskCase
 ) -> None:
     _same(shapes_pipe, task_reference, case)
+
+
+@pytest.mark.usefixtures("openvino_bf16")
+@pytest.mark.parametrize("task", ["img2img", "inpaint", "controlnet", "mix"])
+def test_openvino_bf16_is_near(shapes_bundle: Path, task_reference: TaskReference, task: str) -> None:
+    """Through every component that text to image has not."""
+    with Pipeline.load(shapes_bundle, "openvino", precision="bf16") as openvino:
+        picture = ours(openvino, task_reference, TaskCase(task)).images[0]
+    assert NEAR <= psnr(np.asarray(picture), task_reference.picture(TaskCase(task))) < EQUAL, "it is not bf16"
 
 
 @pytest.mark.parametrize("negative", [None, "a green star"])
@@ -96,6 +106,18 @@ def test_overlay_is_diffusers_own(shapes_pipe: Pipeline, kind: str) -> None:
     assert (np.asarray(plain)[black] != np.asarray(given)[black]).any()
     assert black.any()
     assert not clear.all()
+
+
+def test_overlay_knows_its_picture_in_every_batch(shapes_pipe: Pipeline) -> None:
+    """The second batch puts back pixels of its own picture."""
+    options: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 2, "prior_num_inference_steps": 2}
+    pictures, masks = [photograph((64, 64)), photograph((64, 64), seed=3)], [mask_of("corner", (64, 64))] * 2
+    call = {"overlay": True, "seed": 1, "batch_size": 1, "output_type": "np", **options}
+    whole = shapes_pipe.inpaint([PROMPT, PROMPT], pictures, masks, **call).images
+    batches: dict[int, Any] = {}
+    shapes_pipe.inpaint([PROMPT, PROMPT], pictures, masks, callback_on_batch_end=batches.__setitem__, **call)
+    for i in range(2):
+        np.testing.assert_allclose(batches[i][0], whole[i], rtol=0, atol=1e-5)
 
 
 def test_a_mix_of_one_prompt_is_that_prompt(shapes_pipe: Pipeline) -> None:

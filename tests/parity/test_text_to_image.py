@@ -10,7 +10,7 @@ import pytest
 
 from kandinsky22 import Pipeline
 
-from .reference import LONG_PROMPT, PROMPT, SMALL, Case, Reference, everything, ours, psnr, steps_of_255
+from .reference import EQUAL, LONG_PROMPT, NEAR, PROMPT, SMALL, Case, Reference, everything, ours, psnr, steps_of_255
 
 LARGEST = 2.0  # of 255: what the issue of parity allows in float32
 BETWEEN_BATCHES = 1.0  # of 255
@@ -35,15 +35,11 @@ def test_openvino_fp32_gives_the_same_picture(shapes_bundle: Path, reference: Re
             _same(openvino, reference, case)
 
 
+@pytest.mark.usefixtures("openvino_bf16")
 def test_openvino_bf16_is_near(shapes_bundle: Path, reference: Reference) -> None:
-    try:
-        openvino = Pipeline.load(shapes_bundle, "openvino", precision="bf16")
+    with Pipeline.load(shapes_bundle, "openvino", precision="bf16") as openvino:
         picture = ours(openvino, Case(), reference.scheduler_config(Case()))
-    except Exception as error:
-        if "has no bf16" in str(error):
-            pytest.skip(f"needs bf16 in the processor: {error}")
-        raise
-    assert psnr(picture, reference.picture(Case())) >= 30
+    assert NEAR <= psnr(picture, reference.picture(Case())) < EQUAL, "it is not bf16"
 
 
 @pytest.mark.parametrize("negative", [None, "a green star"])

@@ -129,6 +129,18 @@ def test_embeddings_are_finite_and_come_alone(shapes_pipe: Pipeline, monkeypatch
     two = np.zeros((2, wide), np.float32)
     changes = {"prompt": None, "image_embeds": sound, "negative_image_embeds": two}
     assert "1 image_embeds and 2 negative_image_embeds" in refused(shapes_pipe, monkeypatch, changes)
+    monkeypatch.undo()
+    assert "without image_embeds" in refused(shapes_pipe, monkeypatch, {"negative_image_embeds": sound})
+    monkeypatch.undo()
+    changes = {"prompt": None, "image_embeds": sound, "prior_latents": sound}
+    assert "need no prior" in refused(shapes_pipe, monkeypatch, changes)
+    monkeypatch.undo()
+    assert "without a prior_image" in refused(shapes_pipe, monkeypatch, {"prior_strength": 0.5})
+    monkeypatch.undo()
+    changes = {"prompt": None, "image_embeds": sound, "prior_image": sound}
+    assert "need no prior" in refused(shapes_pipe, monkeypatch, changes)
+    with pytest.raises(InputError, match="without image_embeds"):
+        shapes_pipe.mix(["a"], [1.0], negative_image_embeds=sound)
 
 
 @pytest.mark.parametrize(

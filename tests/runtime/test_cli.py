@@ -101,6 +101,30 @@ def test_show_of_a_picture_that_does_not_tell_is_one_sentence(cli: Cli, tmp_path
         assert done.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("stored", "reason"),
+    [
+        ({"task": "mix"}, "its arguments, which were edited since, lack images_and_prompts and weights"),
+        ({"task": "mix", "arguments": {"images_and_prompts": [], "weights": 1}}, "lack weights;"),
+        ({"task": "variations", "arguments": {"prompt": "a"}}, "lack image;"),
+        ({"arguments": [1, 2]}, "lack prompt;"),
+        ({"task": "knit", "arguments": {"prompt": "a"}}, "'knit' made it; expected one of generate, variations, mix"),
+        ({"task": ["mix"]}, "expected one of generate"),
+    ],
+)
+def test_show_of_what_was_edited_is_one_sentence(stored: dict[str, Any], reason: str, cli: Cli, tmp_path: Path) -> None:
+    images.save(PIL.Image.new("RGB", (8, 8)), tmp_path / "a.png", stored)
+    done = cli("show", tmp_path / "a.png")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("error: ")
+    assert reason in done.err
+    assert done.err.count("\n") == 1
+    assert json.loads(cli("show", tmp_path / "a.png", "--json").out) == {
+        "kandinsky22": kandinsky22.__version__,
+        **stored,
+    }
+
+
 def test_prompts_come_from_a_file_or_from_standard_input(
     cli: Cli, shapes_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,10 +141,11 @@ def test_prompts_come_from_a_file_or_from_standard_input(
 def test_json_tells_what_a_program_needs(cli: Cli, shapes_bundle: Path, tmp_path: Path) -> None:
     done = cli("generate", shapes_bundle, "a", "b", *QUICK, "--seed=1", "-o", tmp_path, "--json", "--batch-size", 2)
     assert (done.code, done.err) == (0, "")
-    first, second = json.loads(done.out)["pictures"]
+    told = json.loads(done.out)
+    first, second = told["pictures"]
     assert Path(first["path"]).name == "a-1.png"
     assert (second["prompt"], second["seed"], second["width"], second["height"]) == ("b", 2, 64, 64)
-    assert second["timings"]["total"] > 0
+    assert 0 < told["timings"]["decoder_step"] < told["timings"]["total"]
     assert images.read_parameters(second["path"])["arguments"]["seed"] == 2
 
 

@@ -132,7 +132,7 @@ def test_ctrl_c_before_the_first_picture_takes_back_the_folder(shapes_bundle: Pa
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (130, "Stopped; 0 pictures were written.\n")
-    assert json.loads(out) == {"pictures": []}
+    assert json.loads(out) == {"pictures": [], "timings": {}}
     assert not os.listdir(tmp_path)
 
 

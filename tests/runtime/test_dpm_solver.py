@@ -10,9 +10,10 @@ import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.schedulers import scheduling_dpmsolver_multistep
 
-from kandinsky22 import schedulers
 from kandinsky22.errors import InputError
-from kandinsky22.schedulers import dpm_solver, switch, table
+from kandinsky22.scheduler_configs import switch
+from kandinsky22.schedulers import dpm_solver, table
+from tests.reference_step import reference_step
 from tests.runtime.test_schedulers import DECODER, KANDINSKY, LIMITS, SCHEDULES, Material, of_class, run_ours
 
 NAME = "DPMSolverMultistepScheduler"
@@ -139,7 +140,7 @@ def test_second_order_converges_as_such():
             signal, noise = 1 / row[0], -row[1] / row[0]
             variances.append((signal * spread) ** 2 + noise**2)
             output = noise * x / variances[-1]  # E[ε | x]
-            x, before = schedulers.reference_step(row, solved.limits, x, output, None, none, before)
+            x, before = reference_step(row, solved.limits, x, output, None, none, before)
         return abs(x.item() - 1.7 * np.sqrt(variances[-1] / variances[0]))
 
     assert 3.3 < error(20, 2) / error(40, 2) < 5

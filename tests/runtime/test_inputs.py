@@ -12,7 +12,7 @@ import pytest
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.kandinsky2_2.pipeline_kandinsky2_2_inpainting import prepare_mask_and_masked_image
 
-from kandinsky22 import inputs
+from kandinsky22 import InputError, inputs
 from kandinsky22.arrays import Array
 
 
@@ -50,8 +50,8 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     np.testing.assert_array_equal(read(source), np.asarray(source.convert("RGB")))
 
 
-@pytest.mark.parametrize("form", ["RGBA", "LA", "PA", "palette", "array"])
-def test_what_is_transparent_is_white_in_pictures_and_black_in_masks(form: str) -> None:
+@pytest.mark.parametrize("form", ["RGBA", "LA", "PA", "palette", "array", "floats", "16 bits"])
+def test_what_is_transparent_is_white_in_pictures_and_black_in_masks_and_depth_maps(form: str) -> None:
     alpha = np.zeros((40, 56), np.uint8)
     alpha[:, 20:] = 255
     grey = np.full((40, 56), 100, np.uint8)
@@ -61,8 +61,14 @@ def test_what_is_transparent_is_white_in_pictures_and_black_in_masks(form: str) 
         source.putpalette([7, 7, 7, 100, 100, 100])
         source.info["transparency"] = 0
     else:
-        source = np.asarray(rgba) if form == "array" else rgba.convert(form)
+        array = np.asarray(rgba)
+        arrays = {"array": array, "floats": array / np.float32(255), "16 bits": array.astype(np.uint16) * 257}
+        source = arrays[form] if form in arrays else rgba.convert(form)
     picture, mask = read(source), np.asarray(inputs.mask("mask_image", source).convert("L"))
+    depth = inputs.depth("hint", source)
+    assert depth.dtype == np.float32
+    assert (depth[:, :20] == 0).all()
+    np.testing.assert_allclose(depth[:, 20:], 100 / 255, rtol=0, atol=1e-6)
     assert (picture[:, :20] == 255).all()
     assert (mask[:, :20] == 0).all()
     assert (picture[:, 20:] == 100).all()
@@ -146,6 +152,13 @@ def test_masks_are_resized_as_diffusers_resizes_them(form: str, size: tuple[int,
     np.testing.assert_allclose(
         inputs.resized_picture(image, *size) * 2 - 1, pixels[0].numpy().transpose(1, 2, 0), rtol=0, atol=2e-7
     )
+
+
+@pytest.mark.parametrize("size", [(2100, 100), (100, 2100)])
+def test_pictures_of_which_one_side_would_fill_the_memory_are_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match=f"image is {size[0]}x{size[1]}; expected the longer side to be 20 times"):
+        inputs.not_too_long("image", PIL.Image.new("RGB", size))
+    inputs.not_too_long("image", PIL.Image.new("RGB", (2000, 100)))
 
 
 def test_depth_maps_are_resized_without_losing_depth() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kandinsky22 import InputError, Pipeline, memory
+from kandinsky22 import InputError, MemoryLimitError, Pipeline, memory
 from kandinsky22.bundle import ATTENTION_IN_PARTS, Bundle
 from kandinsky22.stages import Stages
 
@@ -19,17 +19,22 @@ OPENVINO = memory.COSTS["openvino", "fp32"]
 
 def published(name: str, size: int, **changes: Any) -> float:
     """GiB of one component at its published size."""
-    parameters = {"decoder_step": 1.253e9, "movq_decoder": 40.4e6, "prior_step": 1.026e9}[name]
+    parameters = {"decoder_step": 1.283e9, "movq_decoder": 43.1e6, "prior_step": 1.026e9}[name]
     return _estimate({name: parameters}, (size // 8) ** 2, **changes) / memory.GIB
 
 
 def _estimate(
-    parameters: dict[str, float], latent_pixels: int, variants: tuple[str, ...] = (), **changes: Any
+    parameters: dict[str, float],
+    latent_pixels: int,
+    variants: tuple[str, ...] = (),
+    cost: memory.Cost = OPENVINO,
+    kept: tuple[str, ...] = (),
+    **changes: Any,
 ) -> float:
     components = {name: SimpleNamespace(parameters=count, variants=variants) for name, count in parameters.items()}
-    manifest: Any = SimpleNamespace(components=components, geometry={"downscale": 8})
-    options: dict[str, Any] = {"guided": True, "cost": OPENVINO, "low_memory": True, "pictures": 1, **changes}
-    return memory.estimate(manifest, list(parameters), latent_pixels, **options)
+    manifest: Any = SimpleNamespace(components=components, downscale=8)
+    job = memory.Job(list(parameters), (1, latent_pixels), **{"pictures": 1, "at_once": 1, **changes})
+    return memory.estimate(manifest, job, cost, kept)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +45,10 @@ def _estimate(
         ("movq_decoder", 1024, "openvino", "bf16", 2.3),
         ("movq_decoder", 1024, "openvino", "fp32", 4.4),
         ("movq_decoder", 2048, "openvino", "bf16", 11.0),
+        ("movq_decoder", 2048, "openvino", "fp32", 16.5),
+        ("decoder_step", 512, "openvino", "fp32", 7.6),
+        ("decoder_step", 1024, "openvino", "fp32", 8.0),
+        ("decoder_step", 1536, "openvino", "fp32", 11.5),
         ("decoder_step", 512, "openvino", "bf16", 4.9),
         ("decoder_step", 512, "openvino", "bf16", 8.1),
     ],
@@ -70,15 +79,49 @@ def test_attention_in_parts_does_not() -> None:
 def test_the_estimate_grows_with_what_it_says() -> None:
     small = _estimate({"decoder_step": 1e9}, 64**2)
     assert _estimate({"decoder_step": 1e9}, 128**2) - small == pytest.approx(3 * (small - _weights(1e9)))
-    assert _estimate({"decoder_step": 1e9}, 64**2, pictures=3) == _estimate({"decoder_step": 1e9}, 3 * 64**2)
+    assert _estimate({"decoder_step": 1e9}, 64**2, at_once=3) == _estimate({"decoder_step": 1e9}, 3 * 64**2)
     assert _estimate({"decoder_step": 1e9}, 64**2, guided=False) == _estimate({"decoder_step": 1e9}, 64**2 // 2)
     both = {"prior_step": 2e9, "decoder_step": 1e9}
-    assert _estimate(both, 64**2, low_memory=True) == max(_weights(2e9), small)
-    assert _estimate(both, 64**2, low_memory=False) == pytest.approx(small + 2e9 * OPENVINO.weight)
+    assert _estimate(both, 64**2) == max(_weights(2e9), small)
+    assert _estimate(both, 64**2, kept=("prior_step",)) == pytest.approx(small + 2e9 * OPENVINO.weight)
 
 
 def _weights(parameters: float) -> float:
     return memory.BASE + parameters * OPENVINO.weight
+
+
+def test_small_pictures_go_through_movq_together() -> None:
+    """Seven of 384x384 have just under 2²⁰ pixels, whatever the decoder's batch is."""
+    one, seven, eight = (published("movq_decoder", 384, pictures=count) for count in (1, 7, 8))
+    assert eight == seven
+    assert seven - _weights(43.1e6) / memory.GIB == pytest.approx(7 * (one - _weights(43.1e6) / memory.GIB))
+    assert published("movq_decoder", 1024, pictures=2) == published("movq_decoder", 1024)
+
+
+def test_what_earlier_tasks_have_left_is_freed_where_a_task_would_not_fit_beside_it(handmade_bundle: Bundle) -> None:
+    quick = {"height": 128, "width": 128, "num_inference_steps": 2, "prior_num_inference_steps": 2, "seed": 0}
+    with Pipeline.load(handmade_bundle.path, "onnxruntime", threads=1, memory_limit=None) as pipe:
+        manifest = pipe.bundle.manifest
+        for name, component in manifest.components.items():
+            manifest.components[name] = dataclasses.replace(component, parameters=10**7)
+        embeds = pipe.embed("a", prior_num_inference_steps=2)
+        assert pipe._stages.loaded == {"text_encoder", "prior_step"}
+        task = memory.Job(("decoder_step", "movq_decoder"), (16, 16), 1, 1)
+        cost = memory.COSTS["onnxruntime", "fp32"]
+        alone = memory.estimate(manifest, task, cost, task.components)
+        together = memory.estimate(manifest, task, cost, manifest.components)
+        pipe._stages.memory_limit = (alone + together) / 2
+        pipe(image_embeds=embeds, **quick)  # type: ignore[arg-type]
+        assert pipe._stages.loaded == {"decoder_step", "movq_decoder"}
+        pipe._stages.memory_limit = alone - 1
+        with pytest.raises(MemoryLimitError, match="1 at once of 128x128"):
+            pipe(image_embeds=embeds, **quick)  # type: ignore[arg-type]
+
+
+def test_the_prior_alone_is_checked_too(handmade_bundle: Bundle) -> None:
+    pipe = Pipeline.load(handmade_bundle.path, "onnxruntime", threads=1, memory_limit=0.25)
+    with pytest.raises(MemoryLimitError, match=r"^The prior would take .*; ask for low_memory, or set memory_limit\.$"):
+        pipe.embed("a", prior_num_inference_steps=2)
 
 
 def test_what_cannot_fit_is_refused_with_the_limit(handmade_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +129,7 @@ def test_what_cannot_fit_is_refused_with_the_limit(handmade_bundle: Bundle, monk
     with Pipeline.load(handmade_bundle.path, "onnxruntime", threads=1, memory_limit=0.25) as pipe:
         with monkeypatch.context() as patch:
             patch.delattr(Stages, "use")
-            with pytest.raises(InputError) as raised:
+            with pytest.raises(MemoryLimitError) as raised:
                 pipe("a", num_images_per_prompt=2, **quick)
         assert str(raised.value) == (
             "2 at once of 256x512 would take about 0.5 GiB of memory and the limit is 0.2 GiB; "

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kandinsky22.arrays import Array
-from kandinsky22.backends.openvino import _core
+from kandinsky22.backends.openvino import core
 
 ov = pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
@@ -25,7 +25,7 @@ WEIGHT, BIAS = (RNG.normal(size=CHANNELS).astype(np.float32) for _ in range(2))
 
 def run(model: Any, *arrays: Array) -> Array:
     """The first output of a model in float32."""
-    compiled = _core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
+    compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
     return np.array(compiled(arrays)[0])
 
 

@@ -70,6 +70,26 @@ def test_batch_size_changes_nothing_but_memory(shapes_pipe: Pipeline) -> None:
     np.testing.assert_allclose(parts, whole, atol=1 / 255)
 
 
+@pytest.mark.parametrize("output_type", ["pil", "np", "latent"])
+def test_batches_are_handed_over_as_they_are_finished(shapes_pipe: Pipeline, output_type: Any) -> None:
+    events: list[Any] = []
+    options: dict[str, Any] = {"seed": 4, "num_images_per_prompt": 3, "batch_size": 2, "output_type": output_type}
+    out = shapes_pipe(
+        PROMPT,
+        callback_on_step_end=lambda pipe, step, timestep, tensors: events.append(step),
+        callback_on_batch_end=lambda first, images: events.append((first, images)),
+        **options,
+        **QUICK,
+    )
+    steps = [*range(QUICK["num_inference_steps"])]
+    assert [event if isinstance(event, int) else event[0] for event in events] == [*steps, 0, *steps, 2]
+    handed = [picture for event in events if not isinstance(event, int) for picture in event[1]]
+    at_once = shapes_pipe(PROMPT, **options, **QUICK).images
+    for one, other, whole in zip(handed, out.images, at_once, strict=True):
+        np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(np.asarray(one, np.float32), np.asarray(whole, np.float32), atol=1e-3)
+
+
 def test_low_memory_frees_every_stage_and_gives_the_same_picture(shapes_bundle: Path, shapes_pipe: Pipeline) -> None:
     frugal = Pipeline.load(shapes_bundle, "onnxruntime", low_memory=True)
     out = frugal(PROMPT, seed=5, output_type="np", **QUICK)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kandinsky22 import BundleError, InputError, plans
+from kandinsky22 import BundleError, InputError, plan_choice, plans
 from kandinsky22.bundle import Component, TensorSpec
 from kandinsky22.plan_records import PlanRecord, Profile
 from tests.runtime import plan_bundles
@@ -161,7 +161,7 @@ def test_a_record_of_another_format_says_so(tmp_path: Path) -> None:
     path = tmp_path / "decoder_step.json"
     path.write_text(dataclasses.replace(record(), format_version=7).to_json())
     with pytest.raises(BundleError, match="format 7, this kandinsky22 reads 1"):
-        plans.read_record(path)
+        plan_choice.read_record(path)
 
 
 @pytest.mark.parametrize("plan", ["../../other.plan", "/etc/passwd", "..", ""])
@@ -169,7 +169,7 @@ def test_a_record_must_not_point_out_of_its_folder(tmp_path: Path, plan: str) ->
     path = tmp_path / "decoder_step.json"
     path.write_text(record(plan=plan).to_json())
     with pytest.raises(BundleError, match="outside of its folder"):
-        plans.read_record(path)
+        plan_choice.read_record(path)
 
 
 def test_misfit_names_the_input_and_what_it_takes() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from kandinsky22 import BackendError, InputError, cli, plan_builder, plans
+from kandinsky22 import BackendError, InputError, cli, plan_builder, plan_choice, plans
 from kandinsky22.bundle import Bundle, Component, TensorSpec
 from tests.runtime.plan_bundles import (
     GPU,
@@ -52,7 +52,7 @@ def test_every_component_is_built_in_the_types_of_its_graph(
     network = {"fp16": "Half", "fp32": "Float"}[precision]
     products = {"text_encoder": 4, "decoder_step": 1, "movq_decoder": 1}  # those that the graphs were written with
     for record in records:
-        plan, _ = plans.verified_plan(bundle, record.component, rtx, GPU)
+        plan, _ = plan_choice.verified_plan(bundle, record.component, rtx, GPU)
         assert len(plan) == record.bytes > record.weight_bytes
         assert record.report.products == {network: products[record.component]}
         assert network in record.report.layers
@@ -124,7 +124,7 @@ def test_a_graph_that_tensorrt_cannot_read_is_one_sentence(tmp_path: Path, rtx: 
         BackendError, match=r"tensorrt-rtx [\d.]+ cannot read the graph of movq_decoder\.onnx: .*NoSuch"
     ):
         build(bundle, rtx)
-    assert plans.refusal(bundle, "movq_decoder", rtx, GPU) is not None
+    assert plan_choice.refusal(bundle, "movq_decoder", rtx, GPU) is not None
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_ctrl_c_stops_a_build_and_leaves_nothing_half_written(tmp_path: Path, rt
     (folder,) = (path for path in (bundle.path / "tensorrt").iterdir() if path.is_dir())
     finished = [path.stem for path in folder.glob("*.json")]
     assert len(finished) < 3
-    assert all(plans.refusal(bundle, name, rtx, GPU) is None for name in finished)
+    assert all(plan_choice.refusal(bundle, name, rtx, GPU) is None for name in finished)
     assert len(list(folder.iterdir())) == 2 * len(finished)
 
 
@@ -329,7 +329,7 @@ def test_killed_at_random_moments_a_bundle_loads_as_before_or_as_after(
     started = time.monotonic()
     build(old, rtx, rebuild=True)
     duration = time.monotonic() - started
-    before = {name: plans.verified_plan(old, name, rtx, GPU)[1] for name in before}
+    before = {name: plan_choice.verified_plan(old, name, rtx, GPU)[1] for name in before}
     dice = random.Random(moments)
     outcomes = set()
     for _ in range(moments):
@@ -341,7 +341,7 @@ def test_killed_at_random_moments_a_bundle_loads_as_before_or_as_after(
         process.kill()
         process.communicate()
         for name, earlier in before.items():
-            _, record = plans.verified_plan(old, name, rtx, GPU)
+            _, record = plan_choice.verified_plan(old, name, rtx, GPU)
             outcomes.add(record == earlier)
             before[name] = record
     assert True in outcomes
@@ -356,14 +356,14 @@ LAB = """
 import json, sys
 from pathlib import Path
 import tensorrt
-from kandinsky22 import plans
+from kandinsky22 import plan_choice, plans
 from kandinsky22.bundle import Bundle
 bundle, device = Bundle(sys.argv[1]), plans.Device("NVIDIA Laboratory", (9, 0))
 flavour = plans.flavour("tensorrt")
 plans.build(bundle, flavour, plans.Profile(64, 128, 256, 2), device=device, progress=False)
 again = plans.build(bundle, flavour, plans.Profile(64, 128, 256, 2), device=device, progress=False)
 for name in bundle.manifest.components:
-    plans.verified_plan(bundle, name, flavour, device)
+    plan_choice.verified_plan(bundle, name, flavour, device)
 print(json.dumps([flavour.version, [record.component for record in again]]))
 """
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kandinsky22 import plans
+from kandinsky22 import plan_choice, plans
 from kandinsky22.bundle import Bundle
 from kandinsky22_export import export
 from kandinsky22_export.assemble import NETWORKS
@@ -35,7 +35,7 @@ def test_components_of_the_trained_checkpoint_become_plans(
     records = plans.build(bundle, rtx, profile, components=components, progress=False)
     assert [record.component for record in records] == components
     for record in records:
-        assert plans.verified_plan(bundle, record.component, rtx, GPU)[1] == record
+        assert plan_choice.verified_plan(bundle, record.component, rtx, GPU)[1] == record
         assert set(record.shapes) == {spec.name for spec in bundle.component(record.component).inputs}
         assert set(record.report.products) == {"Float"}
         assert record.warnings == ()

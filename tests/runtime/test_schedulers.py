@@ -12,10 +12,12 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UnCLIPScheduler
 from diffusers.schedulers import scheduling_ddim, scheduling_ddpm, scheduling_unclip
 
-from kandinsky22 import schedulers
+from kandinsky22 import scheduler_configs, schedulers
 from kandinsky22.errors import InputError
 from kandinsky22.noise import Generator
-from kandinsky22.schedulers import Limits, ddim, ddpm, ranks_needed, reference_step, switch, table, unclip
+from kandinsky22.scheduler_configs import switch
+from kandinsky22.schedulers import Limits, ddim, ddpm, ranks_needed, table, unclip
+from tests.reference_step import reference_step
 
 CLASSES = {"DDPMScheduler": DDPMScheduler, "DDIMScheduler": DDIMScheduler, "UnCLIPScheduler": UnCLIPScheduler}
 KANDINSKY = {"beta_start": 0.00085, "beta_end": 0.012}
@@ -201,7 +203,7 @@ def test_zero_terminal_snr(name, schedule):
     for prediction, spacing, steps in itertools.product(PREDICTIONS[1:], SPACINGS[2:], [7, 20]):
         options = {"rescale_betas_zero_snr": True, "prediction_type": prediction, **spacing, **schedule}
         config = of_class(name, **options)
-        _, bars = schedulers._schedule(schedulers._read(name, config))
+        _, bars = schedulers._schedule(scheduler_configs.read(name, config))
         np.testing.assert_allclose(bars, diffusers_scheduler(config).alphas_cumprod.numpy(), rtol=2e-5, atol=1e-6)
         assert bars[-1] == 0
         assert_same_run(config, steps, bars=bars)
@@ -212,7 +214,7 @@ def test_zero_terminal_snr(name, schedule):
 def test_zero_terminal_snr_with_epsilon_where_the_last_timestep_is_left_out():
     options = {"rescale_betas_zero_snr": True}
     config = of_class("DDPMScheduler", **options)
-    assert_same_run(config, 10, bars=schedulers._schedule(schedulers._read("DDPMScheduler", config))[1])
+    assert_same_run(config, 10, bars=schedulers._schedule(scheduler_configs.read("DDPMScheduler", config))[1])
 
 
 def test_zero_terminal_snr_with_full_noise_is_never_nan():
@@ -225,7 +227,7 @@ def test_zero_terminal_snr_with_full_noise_is_never_nan():
 
 @pytest.mark.parametrize("schedule", ANCESTRAL_SCHEDULES, ids=str)
 def test_schedules_are_diffusers_own_float32_numbers(schedule):
-    ours = schedulers._schedule(schedulers._read("DDPMScheduler", schedule))
+    ours = schedulers._schedule(scheduler_configs.read("DDPMScheduler", schedule))
     theirs = DDPMScheduler(**schedule)
     exact = schedule.get("beta_schedule") != "sigmoid"
     for mine, their in zip(ours, (theirs.betas, theirs.alphas_cumprod), strict=True):
@@ -384,7 +386,7 @@ def test_learned_says_whether_the_network_must_predict_a_variance(config, learne
 def test_every_option_of_diffusers_is_known_with_its_default(name):
     parameters = inspect.signature(CLASSES[name].__init__).parameters
     theirs = {key: p.default for key, p in parameters.items() if key != "self"}
-    assert theirs == {key: default for key, (default, _) in schedulers._CLASSES[name].items()}
+    assert theirs == {key: default for key, (default, _) in scheduler_configs.CLASSES[name].items()}
     np.testing.assert_array_equal(table(of_class(name), 7).rows, table(of_class(name, **theirs), 7).rows)
 
 
@@ -393,7 +395,7 @@ def test_options_of_other_schedulers_that_diffusers_ignores(name):
     cls = CLASSES[name]
     foreign = set().union(*(cls._get_init_keys(other) for other in cls._get_compatibles()))
     foreign -= cls._get_init_keys(cls) | {"args", "kwargs"}
-    assert foreign <= schedulers._FOREIGN
+    assert foreign <= scheduler_configs.FOREIGN
     config = of_class(name, _diffusers_version="0.42.1", **dict.fromkeys(foreign, "anything"))
     np.testing.assert_array_equal(table(config, 7).rows, table(of_class(name), 7).rows)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kandinsky22 import BackendError, BundleError, Cancelled, Pipeline, plans, trt
+from kandinsky22 import BackendError, BundleError, Cancelled, Pipeline, plan_choice, trt
 from kandinsky22.arrays import Array
 from kandinsky22.backends import Settings, device
 from kandinsky22.backends.device import Lender
@@ -70,8 +70,8 @@ class Machine:
         monkeypatch.setattr(trt, "gpu", lambda: H100)
         monkeypatch.setattr(trt, "flavours", lambda: [self.flavour])
         monkeypatch.setattr(trt, "flavour", lambda name: self.flavour)
-        monkeypatch.setattr(plans, "refusal", lambda *arguments: None)
-        monkeypatch.setattr(plans, "verified_plan", self.plan)
+        monkeypatch.setattr(plan_choice, "refusal", lambda *arguments: None)
+        monkeypatch.setattr(plan_choice, "verified_plan", self.plan)
 
     def plan(self, bundle: Bundle, name: str, flavour: Any, gpu: Any, shapes: Any = None) -> Any:
         self.asked.append(shapes)
@@ -384,7 +384,7 @@ def test_a_precision_that_the_plan_has_not_is_refused(machine: Machine, handmade
 def test_availability_says_why_not(machine: Machine, handmade_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     found = machine.backend.availability(handmade_bundle)
     assert (found.usable, found.gpu, found.version) == (True, True, "tensorrt 11.4.0")
-    monkeypatch.setattr(plans, "refusal", lambda bundle, name, flavour, gpu: f"there is no plan of {name}")
+    monkeypatch.setattr(plan_choice, "refusal", lambda bundle, name, flavour, gpu: f"there is no plan of {name}")
     assert machine.backend.availability().usable
     found = machine.backend.availability(handmade_bundle)
     assert (found.usable, found.reason) == (False, "there is no plan of text_encoder")

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-from kandinsky22 import BackendError, BundleError, InputError, backends, cli, verify
+from kandinsky22 import BackendError, BundleError, InputError, backends, cli, sample_inputs, verify
 from kandinsky22.backends import Settings
 from kandinsky22.backends.onnxruntime import CPU
 from kandinsky22.bundle import MANIFEST, Bundle, FileRecord, Manifest
@@ -126,16 +126,16 @@ def test_the_bounds_are_those_of_the_coarser_precision(handmade_bundle: Bundle) 
 
 def test_the_inputs_are_those_of_a_real_run_and_depend_on_the_seed_alone(handmade_bundle: Bundle) -> None:
     shapes = {"input_ids": (4, 8)}
-    (ids,) = verify.feeds(handmade_bundle, "text_encoder", shapes, 3).values()
-    np.testing.assert_array_equal(ids, verify.feeds(handmade_bundle, "text_encoder", shapes, 3)["input_ids"])
-    assert (ids != verify.feeds(handmade_bundle, "text_encoder", shapes, 4)["input_ids"]).any()
+    (ids,) = sample_inputs.feeds(handmade_bundle, "text_encoder", shapes, 3).values()
+    np.testing.assert_array_equal(ids, sample_inputs.feeds(handmade_bundle, "text_encoder", shapes, 3)["input_ids"])
+    assert (ids != sample_inputs.feeds(handmade_bundle, "text_encoder", shapes, 4)["input_ids"]).any()
     assert ids.dtype == np.int64
     assert (ids >= 0).all()
     assert (ids[:, -1] == 7).all()
     specs = handmade_bundle.component("prior_step").inputs
     sizes = {"B": 3, "G": 2}
     shapes = {spec.name: tuple(sizes[d] if isinstance(d, str) else d for d in spec.shape) for spec in specs}
-    drawn = verify.feeds(handmade_bundle, "prior_step", shapes, 0)
+    drawn = sample_inputs.feeds(handmade_bundle, "prior_step", shapes, 0)
     assert {name: array.shape for name, array in drawn.items()} == shapes
     assert {spec.name: drawn[spec.name].dtype.name for spec in specs} == {spec.name: spec.dtype for spec in specs}
     assert drawn["guidance"].tolist() == [-3, 4]

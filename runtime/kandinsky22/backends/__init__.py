@@ -27,7 +27,10 @@ PerStep = Mapping[str, "Sequence[Array] | Array"]
 
 
 class LoadedComponent(Protocol):
-    """A graph that is ready to run."""
+    """A graph that is ready to run.
+
+    One that compiles when it first runs has the seconds that went into that as `compile_seconds`.
+    """
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once: arrays by input name in, arrays by output name out."""
@@ -69,7 +72,7 @@ class Availability:
 
 
 class Backend(Protocol):
-    """What a module of this package offers."""
+    """What a module of this package offers as `BACKEND`."""
 
     def availability(self, bundle: Bundle | None = None) -> Availability:
         """Whether it is installed and can run on this machine, and has what it needs of `bundle`. Never raises."""

@@ -14,7 +14,7 @@ from kandinsky22.arrays import Array
 from kandinsky22.backends import Availability, LoadedComponent, OnStep, PerStep, Settings
 from kandinsky22.backends.loop import plain_loop
 from kandinsky22.bundle import ATTENTION_IN_PARTS, Bundle, Component
-from kandinsky22.errors import BackendError
+from kandinsky22.errors import BackendError, first_line
 
 NAME = "onnxruntime"
 PROVIDER = "CUDAExecutionProvider"
@@ -92,11 +92,6 @@ class OnnxRuntimeBackend:
                 f"ONNX Runtime's CPU kernels have no {settings.precision}; use precision fp32, or the openvino backend."
             )
         return OnnxRuntimeComponent(bundle.graph(name, ATTENTION_IN_PARTS), bundle.component(name), settings)
-
-
-def first_line(error: Exception) -> str:
-    """What ONNX Runtime says first: the rest is where in its sources."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 BACKEND = OnnxRuntimeBackend()

@@ -14,9 +14,9 @@ import numpy as np
 from kandinsky22.arrays import Array
 from kandinsky22.backends import Settings
 from kandinsky22.backends.device import GPU, Bound, DeviceComponent, Lender
-from kandinsky22.backends.onnxruntime import PROVIDER, first_line
+from kandinsky22.backends.onnxruntime import PROVIDER
 from kandinsky22.bundle import ATTENTION_IN_PARTS, Bundle
-from kandinsky22.errors import BackendError
+from kandinsky22.errors import BackendError, first_line
 
 NO_GRAPH = "-1"
 """The graph id of a run that is neither captured nor replayed."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from kandinsky22 import machine
 from kandinsky22.arrays import Array
 from kandinsky22.backends import Availability, LoadedComponent, OnStep, PerStep, Settings
 from kandinsky22.backends.loop import plain_loop
 from kandinsky22.bundle import ATTENTION_IN_PARTS, Bundle, Component
-from kandinsky22.errors import BackendError
+from kandinsky22.errors import BackendError, last_line
 
 NAME = "openvino"
 DEVICE = "CPU"
@@ -27,12 +29,12 @@ class OpenVinoComponent:
     gains less, is compiled once more for any shapes and stays so.
     """
 
-    def __init__(self, graph: Path, component: Component, settings: Settings) -> None:
-        self._graph, self._feedback = graph, component.state
+    def __init__(self, graph: Path, component: Component, settings: Settings, *, in_parts: bool = False) -> None:
+        """`in_parts` says that the graph is the variant whose attention is in parts, see `_variant`."""
+        self._graph, self._feedback, self._in_parts = graph, component.state, in_parts
         self._outputs = {spec.name: index for index, spec in enumerate(component.outputs)}
-        self._is_movq = ATTENTION_IN_PARTS in component.variants
-        self._in_parts = self._is_movq and not _has_amx()  # see `_variant`
-        self._precision = _precision(_core(), settings.precision)
+        self._compiles_quickly = ATTENTION_IN_PARTS in component.variants  # it is of MoVQ
+        self._precision = _precision(settings.precision)
         self._config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": HINTS[self._precision],
             "PERFORMANCE_HINT": "LATENCY",
@@ -41,6 +43,7 @@ class OpenVinoComponent:
             self._config["INFERENCE_NUM_THREADS"] = settings.threads
         if self._in_parts:
             self._config["SNIPPETS_MODE"] = "DISABLE"
+        self.compile_seconds = 0.0
         self._request: Any = None
         self._shapes: dict[str, tuple[int, ...]] | None = None
         with self._refusing():
@@ -52,12 +55,12 @@ class OpenVinoComponent:
         if self._request is None:
             self._compile(shapes)
         elif self._shapes not in (None, shapes):
-            self._compile(shapes if self._is_movq else None)
+            self._compile(shapes if self._compiles_quickly else None)
         try:
             # Outputs are copied: the request writes the next run's results into the same memory.
             results = self._request.infer(dict(feeds), share_inputs=True, share_outputs=False)
         except RuntimeError as error:
-            raise BackendError(f"OpenVINO failed: {_last_line(error)}") from error
+            raise BackendError(f"OpenVINO failed: {last_line(error)}") from error
         return {name: results[index] for name, index in self._outputs.items()}
 
     def loop(
@@ -78,7 +81,7 @@ class OpenVinoComponent:
         """The graph as this processor runs it best."""
         from kandinsky22.backends import openvino_rewrites
 
-        model = _core().read_model(self._graph)
+        model = core().read_model(self._graph)
         openvino_rewrites.in_float32(model)
         if self._precision == "fp32":
             openvino_rewrites.channels_last(model)
@@ -88,13 +91,15 @@ class OpenVinoComponent:
 
     def _compile(self, shapes: dict[str, tuple[int, ...]] | None) -> None:
         """Make the request anew, for these shapes alone or, with None, for any."""
+        started = time.perf_counter()
         self._request = None  # the weights that it has packed must not be held twice
         with self._refusing():
             model = self._model or self._rewritten()
             if shapes is not None:
                 model.reshape({name: list(shape) for name, shape in shapes.items()})
-            self._request = _core().compile_model(model, DEVICE, self._config).create_infer_request()
+            self._request = core().compile_model(model, DEVICE, self._config).create_infer_request()
         self._model, self._shapes = None, shapes
+        self.compile_seconds += time.perf_counter() - started
 
     @contextlib.contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -104,7 +109,7 @@ class OpenVinoComponent:
         try:
             yield
         except RuntimeError as error:
-            raise BackendError(f"OpenVINO {ov.__version__} cannot load {self._graph}: {_last_line(error)}") from error
+            raise BackendError(f"OpenVINO {ov.__version__} cannot load {self._graph}: {last_line(error)}") from error
 
 
 class OpenVinoBackend:
@@ -115,20 +120,21 @@ class OpenVinoBackend:
         try:
             import openvino as ov
 
-            core = _core()
-            name = core.get_property(DEVICE, "FULL_DEVICE_NAME").strip()
-            precision = _precision(core, "auto")
+            name = core().get_property(DEVICE, "FULL_DEVICE_NAME").strip()
+            precision = _precision("auto")
         except ImportError as error:
             return Availability(NAME, False, f"{error}; install it: pip install kandinsky22[openvino]")
         except RuntimeError as error:
-            return Availability(NAME, False, f"it finds no processor it can use ({_last_line(error)})")
+            return Availability(NAME, False, f"it finds no processor it can use ({last_line(error)})")
         why = "has" if precision == "bf16" else "lacks"
         reason = f"runs on this processor ({name}), which {why} instructions for bf16"
         return Availability(NAME, True, reason, ov.__version__.split("-")[0], precision)
 
     def load(self, bundle: Bundle, name: str, settings: Settings) -> LoadedComponent:
         """See `Backend.load`."""
-        return OpenVinoComponent(bundle.graph(name, _variant()), bundle.component(name), settings)
+        component, variant = bundle.component(name), _variant()
+        in_parts = variant in component.variants
+        return OpenVinoComponent(bundle.graph(name, variant), component, settings, in_parts=in_parts)
 
 
 def _variant() -> str:
@@ -141,17 +147,13 @@ def _variant() -> str:
     return "" if _has_amx() else ATTENTION_IN_PARTS
 
 
-@functools.cache
 def _has_amx() -> bool:
-    """Whether the processor multiplies matrices of bf16 in hardware (x86 under Linux, which is where it is asked)."""
-    try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
+    """Whether the processor multiplies matrices of bf16 in hardware (x86 under Linux, which is where it is told)."""
+    return "amx_bf16" in machine.processor().flags
 
 
 @functools.cache
-def _core() -> Any:
+def core() -> Any:
     """OpenVINO, started once and never stopped.
 
     Its CPU plugin gives the thread that starts it an alternate stack for signals, and puts the one before back when it
@@ -163,22 +165,20 @@ def _core() -> Any:
     return ov.Core()
 
 
-def _precision(core: Any, asked: str) -> str:
+def _precision(asked: str) -> str:
     """Resolve "auto", and refuse what this processor would only emulate."""
-    has_bf16 = "BF16" in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
     if asked == "auto":
-        return "bf16" if has_bf16 else "fp32"
+        return "bf16" if _has_bf16() else "fp32"
     if asked not in HINTS:
         raise BackendError(f"OpenVINO on a CPU has no precision {asked!r}; choose one of auto, {', '.join(HINTS)}.")
-    if asked == "bf16" and not has_bf16:
+    if asked == "bf16" and not _has_bf16():
         raise BackendError("This processor has no bf16 (it needs AMX or AVX-512 BF16); use precision fp32.")
     return asked
 
 
-def _last_line(error: Exception) -> str:
-    """OpenVINO's messages end with what happened, after where in its sources."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _has_bf16() -> bool:
+    """Whether the processor has instructions for bf16; where it only has AVX-512, OpenVINO emulates it, slowly."""
+    return "BF16" in core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
 
 
 BACKEND = OpenVinoBackend()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kandinsky22 import plans, trt
+from kandinsky22 import plan_choice, trt
 from kandinsky22.arrays import Array
 from kandinsky22.backends import Availability, LoadedComponent, Settings
 from kandinsky22.backends.device import GPU, Bound, DeviceComponent, Layout, Lender
@@ -88,7 +88,7 @@ class TensorRtComponent(DeviceComponent):
         return said
 
     def _load_plan(self, shapes: Mapping[str, tuple[int, ...]] | None) -> None:
-        plan, record = plans.verified_plan(self._bundle, self.name, self._flavour, self._device, shapes)
+        plan, record = plan_choice.verified_plan(self._bundle, self.name, self._flavour, self._device, shapes)
         self.unbind()
         self.engine = None  # before the next one is loaded: two engines need not fit
         self.engine = self._runtime.deserialize_cuda_engine(plan)
@@ -244,7 +244,7 @@ def _with_plans(bundle: Bundle, flavours: list[trt.Flavour], device: trt.Device)
     """The first flavour that has a plan of every component of the bundle for this device."""
     refusals = []
     for flavour in flavours:
-        found = (plans.refusal(bundle, name, flavour, device) for name in bundle.manifest.components)
+        found = (plan_choice.refusal(bundle, name, flavour, device) for name in bundle.manifest.components)
         refusal = next((each for each in found if each is not None), None)
         if refusal is None:
             return flavour

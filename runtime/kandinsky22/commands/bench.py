@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from kandinsky22.columns import columns
 from kandinsky22.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     for batch in options.batch or ():
         arguments.whole("batch", batch, 1, arguments.MAX_PICTURES)
     bundle = Bundle(options.bundle)
-    trained = bundle.manifest.geometry["default_size"] or 512
+    trained = bundle.manifest.default_size
     wanted = bench.sizes(bundle, [_sides(text) for text in options.size or [f"{trained}"]], options.batch or [1])
     settings = backends.Settings(options.precision, options.threads)
     report: dict[str, Any] = {"bundle": _about(bundle), "backends": []}
@@ -196,7 +197,7 @@ def _stage_table(timings: Sequence[Timing], loads: dict[str, float]) -> str:
                 f"{loads[timing.stage]:.1f}",
             )
         )
-    return _table(rows)
+    return columns(rows)
 
 
 def _picture_table(pictures: Sequence[Picture]) -> str:
@@ -212,10 +213,4 @@ def _picture_table(pictures: Sequence[Picture]) -> str:
                 f"{picture.memory.host / MIB:.0f}",
             )
         )
-    return _table(rows)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    return columns(rows)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kandinsky22
+from kandinsky22 import machine
 from kandinsky22.errors import BundleError
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     if options.bundle is not None:
         report["bundle"] = _bundle(Path(options.bundle))
         problems += report["bundle"]["problems"]
-    print(json.dumps(report, indent=2, ensure_ascii=False) if options.json else _text(report))
+    print(json.dumps(report, indent=2) if options.json else _text(report))
     sys.stdout.flush()
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
@@ -62,65 +61,22 @@ def _machine() -> dict[str, Any]:
     from kandinsky22 import backends
 
     survey = backends.survey()
-    processor, flags = _cpuinfo()
+    processor, total, available = machine.processor(), machine.total_memory(), machine.available_memory()
     return {
         "kandinsky22": kandinsky22.__version__,
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": {
-            "name": processor or platform.processor() or platform.machine(),
-            "cores": _cores(),
-            "features": [name for name in PROCESSOR_FEATURES if name in flags],
+            "name": processor.name,
+            "cores": machine.cores(),
+            "features": [name for name in PROCESSOR_FEATURES if name in processor.flags],
         },
-        "memory": _memory(),
+        "memory": None if total is None else {"total": total, "available": available},
         "disk": {"folder": str(Path.cwd()), "free": shutil.disk_usage(Path.cwd()).free},
-        "nvidia_gpus": _nvidia_gpus(),
+        "nvidia_gpus": machine.nvidia_gpus(),
         "backends": [dataclasses.asdict(each) for each in survey],
         "auto": next((each.name for each in survey if each.usable), None),
     }
-
-
-def _cpuinfo() -> tuple[str, set[str]]:
-    """Name and feature flags of the processor, empty where Linux does not tell them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return "", set()
-    pairs = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    return pairs.get("model name", ""), set((pairs.get("flags") or pairs.get("Features") or "").split())
-
-
-def _cores() -> int:
-    """Cores that this process may use: a container often has fewer than the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _memory() -> dict[str, int] | None:
-    """Bytes in all and available, or None where the system does not tell them the Linux way."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-    return {"total": kilobytes["MemTotal"] * 1024, "available": kilobytes["MemAvailable"] * 1024}
-
-
-def _nvidia_gpus() -> list[str]:
-    """Names of NVIDIA's GPUs, as their driver tells them."""
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return []
-    try:
-        told = subprocess.run(
-            [command, "--query-gpu=name,driver_version", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):  # the command is there, and no GPU or no driver
-        return []
-    return [line.strip() for line in told.stdout.splitlines() if line.strip()]
 
 
 def _bundle(path: Path) -> dict[str, Any]:

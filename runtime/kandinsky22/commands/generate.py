@@ -16,12 +16,10 @@ from kandinsky22.errors import InputError
 
 if TYPE_CHECKING:
     from kandinsky22.arrays import Floats
-    from kandinsky22.options import Callback
+    from kandinsky22.options import Options
     from kandinsky22.pipeline import Output, Pipeline
 
 SUMMARY = "make pictures from prompts"
-STRENGTH = 0.3
-"""How much of --image is given up where nothing else is asked for."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--image", metavar="FILE", help="a picture to change, to repaint in part (--mask), or to begin from (--hint)")
-    add("--strength", metavar="SHARE", type=painting.share, help=f"of --image that is given up, 0 to 1 ({STRENGTH})")
+    add("--strength", metavar="SHARE", type=painting.share, help=f"of --image that is given up ({arguments.STRENGTH})")
     add("--mask", metavar="FILE", help="of the size of --image, white where it is to be repainted")
     add("--overlay", action="store_true", help="put the pixels of --image back where --mask is black")
     add("--hint", metavar="FILE", help="a depth map to follow, near is bright")
@@ -56,16 +54,26 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
         help="take --hint for a picture, and make its depth map with this network (inverse depth, as MiDaS, DPT and "
         "Depth Anything give it; input (1, 3, H, W) normalised as ImageNet)",
     )
+    add("--prior-image", metavar="FILE", help="a picture whose content, not its pixels, is changed towards the prompt")
+    add(
+        "--prior-strength",
+        metavar="SHARE",
+        type=painting.share,
+        help=f"of --prior-image that is given up, 0 to 1 ({arguments.STRENGTH})",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Make the pictures; the exit code."""
     settings = _settings(options)
     jobs = _jobs(options, settings)
-    steps = settings["prior_num_inference_steps"] + settings["num_inference_steps"]
-    if "strength" in settings:
-        steps -= settings["num_inference_steps"] - int(settings["num_inference_steps"] * settings["strength"])
-    return painting.make(options, "generate", jobs, functools.partial(_paint, hint=_Hint(options)), steps)
+    return painting.make(options, "generate", jobs, functools.partial(_paint, hint=_Hint(options)), _steps(settings))
+
+
+def _steps(settings: dict[str, Any]) -> int:
+    """How many steps of the prior and the decoder a batch takes."""
+    prior, decoder = settings["prior_num_inference_steps"], settings["num_inference_steps"]
+    return int(prior * settings.get("prior_strength", 1)) + int(decoder * settings.get("strength", 1))
 
 
 class _Hint:
@@ -84,28 +92,26 @@ class _Hint:
         return depth.estimate(self._model, self._file)
 
 
-def _paint(pipe: Pipeline, jobs: Sequence[Job], on_step: Callback, *, hint: _Hint) -> Output:
+def _paint(pipe: Pipeline, jobs: Sequence[Job], options: Options, *, hint: _Hint) -> Output:
     """The pictures of `jobs`, which differ in prompts and seeds alone, by the task that their settings ask for."""
-    shared = {name: value for name, value in jobs[0].settings.items() if name not in ("prompt", "negative_prompt")}
+    own = ("prompt", "negative_prompt", "depth_model")
+    shared = {name: value for name, value in jobs[0].settings.items() if name not in own}
     negatives = [job.settings["negative_prompt"] for job in jobs if job.settings["negative_prompt"] is not None]
     call: dict[str, Any] = {
         **shared,
+        **options,
         "prompt": [job.settings["prompt"] for job in jobs],
         "negative_prompt": negatives or None,
-        "seed": [job.seed for job in jobs],
-        "callback_on_step_end": on_step,
-        "prior_callback_on_step_end": on_step,
     }
     if "hint" in call:
-        call.pop("depth_model", None)
         return pipe.controlnet(**{**call, "hint": hint.value})
     if "mask_image" in call:
         return pipe.inpaint(**call)
     return pipe.img2img(**call) if "image" in call else pipe(**call)
 
 
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What all pictures share, in the words of `Pipeline`. Raises InputError where the inputs do not fit together."""
+def _check_together(options: argparse.Namespace) -> None:
+    """Raise InputError where the inputs do not fit together."""
     if options.mask is not None and options.image is None:
         raise InputError("--mask says where a picture is repainted; give the picture too, with --image.")
     if options.mask is not None and options.hint is not None:
@@ -116,6 +122,13 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         raise InputError("--strength goes with --image, and not with --mask: a mask says what is kept.")
     if options.depth_model is not None and options.hint is None:
         raise InputError("--depth-model makes a depth map of --hint; give the picture with --hint.")
+    if options.prior_strength is not None and options.prior_image is None:
+        raise InputError("--prior-strength is of --prior-image; give that picture too, or leave --prior-strength out.")
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What all pictures share, in the words of `Pipeline`. Raises InputError where it makes no sense."""
+    _check_together(options)
     settings = {**painting.decoder_settings(options), **painting.prior_settings(options)}
     given = {
         "image": options.image,
@@ -123,10 +136,18 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         "hint": options.hint,
         "depth_model": options.depth_model,
         "overlay": options.overlay or None,
+        "prior_image": options.prior_image,
     }
     settings |= {name: value for name, value in given.items() if value is not None}
     if options.image is not None and options.mask is None:
-        settings["strength"] = STRENGTH if options.strength is None else options.strength
+        settings["strength"] = arguments.STRENGTH if options.strength is None else options.strength
+    if options.prior_image is not None:
+        settings["prior_strength"] = arguments.STRENGTH if options.prior_strength is None else options.prior_strength
+        if int(options.prior_steps * settings["prior_strength"]) < 1:
+            raise InputError(
+                f"--prior-strength {settings['prior_strength']:g} leaves none of {options.prior_steps} steps of the "
+                f"prior; ask for more --prior-steps or a larger --prior-strength."
+            )
     return settings
 
 

@@ -13,7 +13,7 @@ from kandinsky22.commands.painting import Job
 from kandinsky22.errors import InputError
 
 if TYPE_CHECKING:
-    from kandinsky22.options import Callback
+    from kandinsky22.options import Options
     from kandinsky22.pipeline import Output, Pipeline
 
 SUMMARY = "blend prompts and pictures"
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
         **painting.decoder_settings(options),
         **painting.prior_settings(options),
     }
-    title = " ".join(part.get("text") or Path(part["image"]).stem for part in parts)
+    title = " ".join(filter(None, map(_title, parts)))
     jobs = [Job(title, seed, settings) for seed in arguments.seeds(options.seed, options.num_images)]
     runs = sum("text" in part for part in parts)
     runs += bool(options.negative_prompt) or options.negative_prior_prompt is not None
@@ -62,17 +62,21 @@ def run(options: argparse.Namespace) -> int:
     return painting.make(options, "mix", jobs, _paint, steps)
 
 
-def _paint(pipe: Pipeline, jobs: Sequence[Job], on_step: Callback) -> Output:
+def _paint(pipe: Pipeline, jobs: Sequence[Job], options: Options) -> Output:
     """The pictures of `jobs`, which differ in seeds alone."""
+    parts = jobs[0].settings["images_and_prompts"]
     call: dict[str, Any] = {
         **jobs[0].settings,
-        "images_and_prompts": [
-            part["text"] if "text" in part else Path(part["image"]) for part in jobs[0].settings["images_and_prompts"]
-        ],
+        **options,
+        "images_and_prompts": [part["text"] if "text" in part else Path(part["image"]) for part in parts],
         "num_images_per_prompt": len(jobs),
-        "seed": [job.seed for job in jobs],
     }
-    return pipe.mix(**call, callback_on_step_end=on_step, prior_callback_on_step_end=on_step)
+    return pipe.mix(**call)
+
+
+def _title(part: dict[str, str]) -> str:
+    """What a part adds to the file's name: nothing, where it is the prompt ""."""
+    return part["text"] if "text" in part else Path(part["image"]).stem
 
 
 def _text(value: str) -> dict[str, str]:

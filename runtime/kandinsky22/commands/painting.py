@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
     from kandinsky22.backends import Availability
     from kandinsky22.commands.places import Places
-    from kandinsky22.options import Callback
+    from kandinsky22.options import Options
     from kandinsky22.pipeline import Output, Pipeline
 
 INTERRUPTED = 130
+AT_ONCE = 64
+"""Pictures that one call of a task is for. Their inputs are encoded once, and they are kept until its end."""
 SCHEDULERS = ("ddpm", "ddim", "dpm++", "dpm++-karras")
 
 
@@ -46,8 +48,8 @@ class Job:
 class Paint(Protocol):
     """How a command makes the pictures of some jobs, in one call of a task."""
 
-    def __call__(self, pipe: Pipeline, jobs: Sequence[Job], on_step: Callback) -> Output:
-        """The pictures of `jobs`; `on_step` is called after every step."""
+    def __call__(self, pipe: Pipeline, jobs: Sequence[Job], options: Options) -> Output:
+        """The pictures of `jobs`. `options` go on to the task: seeds, batches and callbacks."""
 
 
 def add_decoder_arguments(group: argparse._ArgumentGroup) -> None:
@@ -60,6 +62,14 @@ def add_decoder_arguments(group: argparse._ArgumentGroup) -> None:
     add("--height", metavar="PIXELS", type=int, help="rounded up to a multiple of 64 (the training size)")
     add("--steps", metavar="N", type=steps, default=50, help="denoising steps of the decoder (%(default)s)")
     add("--guidance", metavar="SCALE", type=scale, default=4.0, help="of the decoder; none at 1 or below (%(default)s)")
+    add(
+        "--guidance-interval",
+        metavar=("FROM", "TO"),
+        nargs=2,
+        type=share,
+        default=(0.0, 1.0),
+        help="shares of --steps that guidance begins and ends at; a step without it takes half the time (all: 0 1)",
+    )
     add(
         "--seed",
         metavar="N",
@@ -132,6 +142,7 @@ def decoder_settings(options: argparse.Namespace) -> dict[str, Any]:
         "width": width,
         "num_inference_steps": options.steps,
         "guidance_scale": options.guidance,
+        "guidance_interval": arguments.interval("--guidance-interval", options.guidance_interval),
         "scheduler": options.scheduler and options.scheduler.upper(),
         "eta": options.eta,
     }
@@ -159,7 +170,7 @@ def make(options: argparse.Namespace, task: str, jobs: Sequence[Job], paint: Pai
     places = Places(options.output, options.format, names, quality=options.quality, force=options.force)
     bundle = Bundle(options.bundle)
     backend = backends.get(options.backend, bundle).availability(bundle)
-    written: list[dict[str, Any]] = []
+    told: dict[str, Any] = {"pictures": [], "timings": {}}
     machine = {
         "precision": options.precision,
         "threads": options.threads,
@@ -168,15 +179,16 @@ def make(options: argparse.Namespace, task: str, jobs: Sequence[Job], paint: Pai
     }
     try:
         with Pipeline.load(options.bundle, backend.name, **machine) as pipe, places.ready():
-            origin = {"task": task, **_origin(pipe, backend, options.precision)}
-            _make(pipe, jobs, paint, steps, origin, places, options, written)
+            origin = {"task": task, **_origin(pipe, jobs[0].settings, backend, options.precision)}
+            _make(pipe, jobs, paint, steps, origin, places, options, told)
     except KeyboardInterrupt:
-        count = "1 picture was" if len(written) == 1 else f"{len(written)} pictures were"
+        written = len(told["pictures"])
+        count = "1 picture was" if written == 1 else f"{written} pictures were"
         print(f"Stopped; {count} written.", file=sys.stderr)
         return INTERRUPTED
     finally:
         if options.json:
-            print(json.dumps({"pictures": written}, indent=2, ensure_ascii=False))
+            print(json.dumps(told, indent=2))
     return 0
 
 
@@ -188,55 +200,66 @@ def _make(
     origin: Mapping[str, Any],
     places: Places,
     options: argparse.Namespace,
-    written: list[dict[str, Any]],
+    told: dict[str, Any],
 ) -> None:
-    """Make and write the pictures batch by batch; what is told about each goes to `written`."""
+    """Make and write the pictures batch by batch; what --json tells goes to `told`."""
     from tqdm import tqdm
 
     places.check({"arguments": job.parameters(), **origin} for job in jobs)
-    batches = [
-        range(len(jobs))[start : start + options.batch_size] for start in range(0, len(jobs), options.batch_size)
-    ]
+    calls = [jobs[start : start + AT_ONCE] for start in range(0, len(jobs), AT_ONCE)]
+    batches = sum(-(-len(call) // options.batch_size) for call in calls)
     # `disable=None`: no bar where stderr is no terminal.
-    with tqdm(total=len(batches) * steps, unit="step", disable=True if options.quiet else None) as bar:
+    with tqdm(total=batches * steps, unit="step", disable=True if options.quiet else None) as bar:
 
         def advance(*_: object) -> None:
             bar.update()
 
-        for batch in batches:
-            out = paint(pipe, [jobs[i] for i in batch], advance)
-            for i, picture in zip(batch, out.images, strict=True):
-                path = places.save(i, picture, {"arguments": jobs[i].parameters(picture.size), **origin})
-                written.append(_told(path, picture, jobs[i], out.timings))
+        def write(_: int, pictures: Sequence[PIL.Image.Image]) -> None:
+            for picture in pictures:
+                index = len(told["pictures"])
+                parameters = {"arguments": jobs[index].parameters(picture.size), **origin}
+                path = places.save(index, picture, parameters)
+                told["pictures"].append(_told(path, picture, jobs[index]))
                 if not options.json:
                     tqdm.write(str(path), file=sys.stdout)
                     sys.stdout.flush()
 
+        for call in calls:
+            shared: Any = {
+                "seed": [job.seed for job in call],
+                "batch_size": options.batch_size,
+                "callback_on_step_end": advance,
+                "prior_callback_on_step_end": advance,
+                "callback_on_batch_end": write,
+            }
+            for stage, seconds in paint(pipe, call, shared).timings.items():
+                told["timings"][stage] = told["timings"].get(stage, 0.0) + seconds
 
-def _told(path: Path, picture: PIL.Image.Image, job: Job, timings: dict[str, float]) -> dict[str, Any]:
-    """What --json tells about a picture; `timings` are those of its batch."""
+
+def _told(path: Path, picture: PIL.Image.Image, job: Job) -> dict[str, Any]:
+    """What --json tells about a picture."""
     return {
         "path": str(path),
         "prompt": job.title,
         "seed": job.seed,
         "width": picture.width,
         "height": picture.height,
-        "timings": timings,
     }
 
 
-def _origin(pipe: Pipeline, backend: Availability, precision: str) -> dict[str, Any]:
-    """What a picture depends on beside its arguments: the bundle, and what ran it."""
+def _origin(pipe: Pipeline, settings: Mapping[str, Any], backend: Availability, precision: str) -> dict[str, Any]:
+    """What a picture depends on beside its arguments, `settings`: the bundle, and what ran it."""
     from kandinsky22.bundle import MANIFEST
     from kandinsky22.checksums import sha256
 
     manifest = pipe.bundle.manifest
+    role = "controlnet" if "hint" in settings else "inpaint" if "mask_image" in settings else "decoder"
     return {
         "bundle": {
             "name": manifest.name,
             "precision": manifest.precision,
             "source": manifest.source,
-            "scheduler": manifest.schedulers.get("decoder", {}).get("_class_name"),
+            "scheduler": manifest.schedulers.get(role, {}).get("_class_name"),
             "manifest_sha256": sha256(pipe.bundle.path / MANIFEST),
         },
         "backend": {
