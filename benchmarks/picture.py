@@ -47,7 +47,12 @@ def main() -> None:
         begun = time.perf_counter() - STARTED
         try:
             picture = bench.time_picture(
-                pipe, size, steps=spec["steps"], prior_steps=spec["prior_steps"], scheduler=spec.get("scheduler")
+                pipe,
+                size,
+                steps=spec["steps"],
+                prior_steps=spec["prior_steps"],
+                scheduler=spec.get("scheduler"),
+                first=not pictures,
             )
         except MemoryLimitError as error:
             print(json.dumps({"settings": spec, "refused": str(error)}))

@@ -18,18 +18,21 @@ from kandinsky22 import bench
 Result = Mapping[str, Any]
 PRIOR_STEPS = 25
 OUR_STEPS, THEIR_STEPS = 20, 50
-GIB, MIB = 1 << 30, 1 << 20
+SAMPLERS = {OUR_STEPS: "DPM-Solver++", THEIR_STEPS: "DDPM"}
+GIB = 1 << 30
 SHARES = {"text_encoder": 1, "prior_step": PRIOR_STEPS, "movq_decoder": 1}
 
 
 def write(data: Mapping[str, Any], path: Path) -> Path:
     """Write `path`.md and its plots `path`-*.png; the path of the report."""
-    stages = [_with_ceiling(result, data) for result in data["stages"]]
+    stages = [_with_ceiling(result, data) for result in data["stages"] if "error" not in result]
+    failed = [result for result in data["stages"] if "error" in result]
     parts = [
         f"# Latency and memory: {data['machine']['processor']}",
-        _about(data),
+        _about(stages, data),
         "## The machine's own limit\n\n" + _ceilings(data),
         "## Stages\n\n" + _stages(stages),
+        _failed(failed),
         "## Whole pictures\n\n" + _whole(stages, data),
         "## Growth\n\n" + _growth(stages, data),
         "## Start and memory\n\n" + _start(data),
@@ -51,22 +54,32 @@ def median(result: Result) -> float:
     return statistics.median(result["seconds"])
 
 
+def ceiling_name(what: str, precision: str, device: str) -> str:
+    """What a limit of the machine is called: of "matmul", "convolution" or "copy", on "cpu" or "cuda"."""
+    return f"{what} {precision}".strip() + (" on the GPU" if device == "cuda" else "")
+
+
 def commits(results: Iterable[Result]) -> str:
     """The commits that results were made at, in the order of their first."""
     return ", ".join(dict.fromkeys(result["commit"] for result in results))
 
 
 def _with_ceiling(result: Result, data: Mapping[str, Any]) -> dict[str, Any]:
-    """A result with the limit that its precision has on this machine, in TFLOP/s."""
-    kinds = [f"{what} {result['precision']}" for what in ("matmul", "convolution")]
-    limits = [found[kind] for found in data["ceilings"].values() for kind in kinds]
-    return {**result, "ceiling": max(limits, default=math.nan)}
+    """A result with the limit that its precision has on its device, in TFLOP/s; NaN where it was not measured."""
+    kinds = [ceiling_name(what, result["precision"], _device(result)) for what in ("matmul", "convolution")]
+    return {**result, "ceiling": _limit(data, kinds)}
 
 
-def _about(data: Mapping[str, Any]) -> str:
+def _limit(data: Mapping[str, Any], names: Sequence[str]) -> float:
+    """The best of some limits, before all else and after; NaN where none was measured."""
+    found = [limits.get(name) for limits in data["ceilings"].values() for name in names]
+    return max((limit for limit in found if limit is not None), default=math.nan)
+
+
+def _about(stages: Sequence[Result], data: Mapping[str, Any]) -> str:
     machine = data["machine"]
     bundle = machine["bundle"]
-    versions = sorted({(result["subject"], result["version"]) for result in data["stages"]})
+    versions = sorted({(result["subject"], result["version"]) for result in stages})
     rows = [
         ("processor", f"{machine['processor']}; {', '.join(machine['instructions'])}"),
         ("memory", f"{machine['memory'] / GIB:.0f} GiB"),
@@ -86,24 +99,24 @@ def _about(data: Mapping[str, Any]) -> str:
 
 
 def _ceilings(data: Mapping[str, Any]) -> str:
-    names = list(next(iter(data["ceilings"].values()), {}))
+    measured = list(data["ceilings"].values())
     rows = []
-    for name in names:
-        unit = "GB/s" if name == "copy" else "TFLOP/s"
-        rows.append((name, *(f"{found[name]:.3g} {unit}" for found in data["ceilings"].values())))
+    for name in dict.fromkeys(name for found in measured for name in found):
+        unit = "GB/s" if name.startswith("copy") else "TFLOP/s"
+        limits = [found.get(name) for found in measured]
+        rows.append((name, *("failed" if limit is None else f"{limit:.3g} {unit}" for limit in limits)))
     lead = "Best of seven runs, with torch (oneDNN): 4096³ products, 3x3 convolutions of 512 channels, 1 GiB copies."
     return lead + "\n\n" + table(("", *(f"{when} all else" for when in data["ceilings"])), rows)
 
 
 def _stages(stages: Sequence[Result]) -> str:
     header = ("stage", "size", "subject", "turns", "p50 s", "p90 s", "p99 s", "TFLOP", "TFLOP/s", "of the limit")
-    header += ("peak GiB", "load s", "of the best peer")
+    gpu = _has_gpu(stages)
+    header += ("peak GiB", *(["GPU GiB"] if gpu else []), "load s", "of the best peer")
     rows = []
     for case in dict.fromkeys(result["case"] for result in stages):
-        results = [result for result in stages if result["case"] == case]
-        peers = [median(result) for result in results if not _is_ours(result)]
-        for result in results:
-            seconds, rate = median(result), result["flop"] / median(result) / 1e12
+        for result in (result for result in stages if result["case"] == case):
+            peer, rate = _best_peer(stages, result), result["flop"] / median(result) / 1e12
             rows.append(
                 (
                     result["stage"],
@@ -113,17 +126,37 @@ def _stages(stages: Sequence[Result]) -> str:
                     *(f"{bench.percentile(result['seconds'], share):.3g}" for share in (50, 90, 99)),
                     f"{result['flop'] / 1e12:.3g}",
                     f"{rate:.3f}",
-                    f"{rate / result['ceiling']:.0%}",
-                    f"{result['peak_host_memory'] / GIB:.2f}",
+                    "" if math.isnan(result["ceiling"]) else f"{rate / result['ceiling']:.0%}",
+                    *_memory(result, gpu),
                     f"{result['load_seconds']:.1f}",
-                    f"{seconds / min(peers):.2f}" if peers and _is_ours(result) else "",
+                    f"{median(result) / peer:.2f}" if peer is not None and _is_ours(result) else "",
                 )
             )
     note = (
         "TFLOP are those of our graphs, counted with OpenVINO's shapes; peers compute a little more for the same "
-        "result, so that their share of the limit is a little higher than it says."
+        'result, so that their share of the limit is a little higher than it says. "Of the best peer" is against the '
+        "lowest median of all peers at that stage and size, also of one that took its turns in another case."
     )
     return table(header, rows) + "\n\n" + note
+
+
+def _best_peer(stages: Sequence[Result], like: Result) -> float | None:
+    """The lowest median of any peer at the stage and size of a result, in whichever case; None without one."""
+    kind = ("stage", "height", "width", "batch", "guided")
+    alike = [result for result in stages if all(result[key] == like[key] for key in kind)]
+    return min((median(result) for result in alike if not _is_ours(result)), default=None)
+
+
+def _memory(result: Result, gpu: bool) -> list[str]:
+    """GiB of the process and, where a GPU was used at all, of the GPU."""
+    cells = [f"{result['peak_host_memory'] / GIB:.2f}"]
+    return [*cells, f"{result['device_memory'] / GIB:.2f}" if result["device_memory"] else ""] if gpu else cells
+
+
+def _failed(results: Sequence[Result]) -> str:
+    """What could not be measured, and why; nothing without any."""
+    lines = [f"- {each['stage']}, {_size(each)}, {each['subject']}: {each['error']}." for each in results]
+    return "Failed:\n\n" + "\n".join(dict.fromkeys(lines)) if lines else ""
 
 
 def _whole(stages: Sequence[Result], data: Mapping[str, Any]) -> str:
@@ -131,9 +164,10 @@ def _whole(stages: Sequence[Result], data: Mapping[str, Any]) -> str:
     for entry in data["pictures"]:
         spec = entry["settings"]
         size = f"{spec['width']}x{spec['height']}"
-        if "refused" in entry:
+        if not _is_painted(entry):
             held = "low memory" if spec["low_memory"] else "all components held"
-            rows.append((size, f"ours, {held}", "refused", "", entry["refused"]))
+            how = "refused" if "refused" in entry else "failed"
+            rows.append((size, f"ours, {held}", how, "", entry.get("refused") or entry["error"] + "."))
             continue
         last = entry["pictures"][-1]
         parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in last["timings"].items() if name != "total")
@@ -147,25 +181,34 @@ def _whole(stages: Sequence[Result], data: Mapping[str, Any]) -> str:
                 parts,
             )
         )
-    for size in sorted({_size(result) for result in stages if not _is_ours(result)}):
-        for subject in dict.fromkeys(result["subject"] for result in stages if not _is_ours(result)):
-            seconds = _composed(stages, subject, size)
-            if seconds is not None:
-                how = "from the medians above"
-                rows.append(
-                    (size, f"{subject}, {PRIOR_STEPS} prior + {THEIR_STEPS} DDPM steps", how, f"{seconds:.1f}", "")
-                )
+    rows += [
+        (
+            size,
+            f"{subject}, {PRIOR_STEPS} prior + {steps} {SAMPLERS[steps]} steps",
+            "from the medians above",
+            seconds,
+            "",
+        )
+        for size, subject, steps, seconds in _composed(stages)
+    ]
     note = (
-        f"Those of diffusers are put together: the text encoder, {PRIOR_STEPS} steps of the prior, {THEIR_STEPS} of "
-        "the UNet and the decoding, each at its median above; loading is left out."
+        f"Those from the medians are put together: the text encoder, {PRIOR_STEPS} steps of the prior, the steps of "
+        "the UNet and the decoding, each at its median above; loading is left out, for ours and for peers alike."
     )
     return table(("size", "what", "how", "s", "of which"), rows) + "\n\n" + note
 
 
-def _composed(stages: Sequence[Result], subject: str, size: str) -> float | None:
-    """Seconds of a whole picture by a subject's medians; None where one is missing."""
-    parts = _stage_seconds(stages, subject, size, THEIR_STEPS)
-    return None if parts is None else sum(parts.values())
+def _composed(stages: Sequence[Result]) -> list[tuple[str, str, int, str]]:
+    """Whole pictures by the medians of their stages: size, subject, steps and seconds; ours also with fewer steps."""
+    sizes = {_size(result): result["width"] * result["height"] for result in stages if result["batch"] == 1}
+    found = []
+    for size in sorted(sizes, key=lambda size: sizes[size]):
+        for subject in dict.fromkeys(result["subject"] for result in stages):
+            for steps in (OUR_STEPS, THEIR_STEPS) if subject.startswith("ours") else (THEIR_STEPS,):
+                parts = _stage_seconds(stages, subject, size, steps)
+                if parts is not None:
+                    found.append((size, subject, steps, f"{sum(parts.values()):.1f}"))
+    return found
 
 
 def _stage_seconds(stages: Sequence[Result], subject: str, size: str, steps: int) -> dict[str, float] | None:
@@ -186,6 +229,7 @@ def _stage_seconds(stages: Sequence[Result], subject: str, size: str, steps: int
 
 def _growth(stages: Sequence[Result], data: Mapping[str, Any]) -> str:
     rows = []
+    gpu = _has_gpu(stages)
     for stage in ("decoder_step", "movq_decoder"):
         measured = _grown(stages, stage)
         for result in measured:
@@ -198,12 +242,13 @@ def _growth(stages: Sequence[Result], data: Mapping[str, Any]) -> str:
                     f"{median(result) / pixels * 1e6:.3g}",
                     f"{result['flop'] / pixels / 1e6:.3g}",
                     f"{result['flop'] / median(result) / 1e12:.3f}",
-                    f"{result['peak_host_memory'] / GIB:.2f}",
+                    *_memory(result, gpu),
                 )
             )
-        rows += _growth_of_pictures(data, stage, {_size(result) for result in measured})
+        in_pictures = _growth_of_pictures(data, stage, {_size(result) for result in measured})
+        rows += [(*row, "") if gpu else row for row in in_pictures]
     header = ("stage", "size", "s", "s per megapixel", "MFLOP per pixel", "TFLOP/s", "peak GiB")
-    return table(header, rows)
+    return table((*header, "GPU GiB") if gpu else header, rows)
 
 
 def _growth_of_pictures(data: Mapping[str, Any], stage: str, known: set[str]) -> list[tuple[str, ...]]:
@@ -220,12 +265,13 @@ def _growth_of_pictures(data: Mapping[str, Any], stage: str, known: set[str]) ->
 
 
 def _grown(stages: Sequence[Result], stage: str) -> list[Result]:
-    """Our first backend's results of a stage, one a size, by pixels."""
-    found: dict[tuple[int, int], Result] = {}
+    """Our first backend's results of a stage, one a size, by pixels: the backend that our first result is of."""
+    first = next((result["subject"] for result in stages if _is_ours(result)), None)
+    found: dict[str, Result] = {}
     for result in stages:
-        if result["stage"] == stage and _is_ours(result) and "onnxruntime" not in result["subject"]:
-            found.setdefault((result["height"], result["batch"]), result)
-    return sorted(found.values(), key=lambda result: (result["batch"], result["height"]))
+        if (result["stage"], result["subject"]) == (stage, first):
+            found.setdefault(_size(result), result)
+    return sorted(found.values(), key=lambda result: (result["batch"], result["height"] * result["width"]))
 
 
 def _start(data: Mapping[str, Any]) -> str:
@@ -247,8 +293,12 @@ def _start(data: Mapping[str, Any]) -> str:
 
 
 def _painted(data: Mapping[str, Any]) -> list[Any]:
-    """Whole pictures that were made, without those that would not have fitted."""
-    return [entry for entry in data["pictures"] if "refused" not in entry]
+    """Whole pictures that were made, without those that would not have fitted, and those that failed."""
+    return [entry for entry in data["pictures"] if _is_painted(entry)]
+
+
+def _is_painted(entry: Mapping[str, Any]) -> bool:
+    return "refused" not in entry and "error" not in entry
 
 
 def _plot_stages(stages: Sequence[Result], path: Path) -> Path | None:
@@ -281,11 +331,12 @@ def _plot_roofline(stages: Sequence[Result], data: Mapping[str, Any], path: Path
         return None
     files = data["machine"]["bundle"]["files"]
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    copy = max(found["copy"] for found in data["ceilings"].values())
-    for precision in sorted({result["precision"] for result in stages}):
-        limit = max(result["ceiling"] for result in stages if result["precision"] == precision)
-        intensities = [10**exponent for exponent in (0, 1, 2, 3, 4, 5)]
-        axes.plot(intensities, [min(limit, each * copy / 1e3) for each in intensities], label=f"limit, {precision}")
+    intensities = [10**exponent for exponent in (0, 1, 2, 3, 4, 5)]
+    limits = {(_device(result), result["precision"]): result["ceiling"] for result in stages}
+    for (device, precision), limit in sorted(limits.items()):
+        copy = _limit(data, [ceiling_name("copy", "", device)])
+        name = ceiling_name("limit,", precision, device)
+        axes.plot(intensities, [min(limit, each * copy / 1e3) for each in intensities], label=name)
     for subject in dict.fromkeys(result["subject"] for result in stages):
         points = [result for result in stages if result["subject"] == subject]
         weights = [files[f"onnx/{result['stage']}.onnx.data"] for result in points]
@@ -339,6 +390,15 @@ def _save(figure: Any, path: Path, name: str) -> Path:
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
     return file
+
+
+def _has_gpu(stages: Sequence[Result]) -> bool:
+    return any(result["device_memory"] for result in stages)
+
+
+def _device(result: Result) -> str:
+    """Where it ran, "cpu" or "cuda": the first in reports that do not say it."""
+    return str(result.get("device", "cpu"))
 
 
 def _is_ours(result: Result) -> bool:

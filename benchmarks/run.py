@@ -8,29 +8,31 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import platform
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "runtime"), str(HERE.parent / "export")]
 
 import arithmetic  # noqa: E402
 import report  # noqa: E402
-from kandinsky22 import bench  # noqa: E402
+import workers  # noqa: E402
+from kandinsky22 import backends, bench  # noqa: E402
 from kandinsky22 import machine as this_machine  # noqa: E402
 from kandinsky22.bench import Size  # noqa: E402
 from kandinsky22.bundle import Bundle  # noqa: E402
+from kandinsky22.errors import KandinskyError  # noqa: E402
+from progress import Progress, Work, rate  # noqa: E402
 from store import MachineStore  # noqa: E402
-from workers import Worker, take_turns  # noqa: E402
 
 PEERS: dict[str, dict[str, Any]] = {
     "diffusers fp32": {"kind": "diffusers", "precision": "fp32"},
@@ -49,6 +51,8 @@ PEERS: dict[str, dict[str, Any]] = {
 PRECISIONS = {"cpu": ("bf16", "fp32"), "cuda": ("fp16", "bf16", "fp32")}
 """Whose limits are measured on a device."""
 STAGES = ("decoder_step", "movq_decoder", "prior_step", "text_encoder")
+Sides = tuple[int, int]
+"""Width and height of a picture."""
 
 
 @dataclass(frozen=True)
@@ -63,72 +67,90 @@ class Case:
 
 def main() -> None:
     """Measure what is missing, and write the report."""
-    options = _options()
-    bundle = Bundle(options.bundle)
+    try:
+        options = _options()
+        bundle = Bundle(options.bundle)
+        cases, pictures = list(_cases(options, bundle)), _pictures(options)
+        devices = _devices(options, bundle)
+    except KandinskyError as error:
+        raise SystemExit(f"error: {error}") from error
     path = options.reports / f"{options.name}.json"
     store = Store(path, machine(bundle, options.checkpoint))
-    cases = list(_cases(options, bundle))
-    with tqdm(total=len(cases) + len(_pictures(options)) + 2, unit="case", dynamic_ncols=True) as bar:
-        _measure_ceilings(store, options, "before", bar)
-        for stage in dict.fromkeys(case.stage for case in cases):
-            _measure_stage(store, options, bundle, [case for case in cases if case.stage == stage], bar)
-        for spec in _pictures(options):
-            bar.set_description(f"picture {spec['width']}x{spec['height']}, {spec['steps']} steps")
-            if not any(done["settings"] == spec for done in store.data["pictures"]):
-                store.keep("pictures", _picture(spec))
-            bar.update()
-        _measure_ceilings(store, options, "after", bar)
+    with contextlib.closing(Progress(_pending(store, bundle, cases, pictures, options.patience))) as progress:
+        _measure_ceilings(store, options, devices, "before", progress)
+        for case in cases:
+            _measure_case(store, options, bundle, case, progress)
+        for spec in pictures:
+            _measure_picture(store, options, spec, progress)
+        _measure_ceilings(store, options, devices, "after", progress)
     print(report.write(store.data, path.with_suffix("")), file=sys.stderr)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    add, size = parser.add_argument, {"type": bench.sides, "metavar": "WxH"}
+    usual = [(512, 512), (1024, 1024)]
+    growth = [(side, side) for side in (384, 768, 1536, 2048)]
     add("bundle", type=Path, help="a bundle; fp16 is what our backends run best")
     add("--fp32-bundle", type=Path, help="the same checkpoint in fp32, for ONNX Runtime on the processor")
     add("--checkpoint", help="what the bundle was exported from (random weights of the published sizes)")
     add("--name", default=platform.node() or "machine", help="of the report (%(default)s)")
     add("--reports", type=Path, default=HERE / "reports", help="folder of reports (%(default)s)")
-    add("--sizes", type=int, nargs="+", default=[512, 1024], help="pixels a side, against peers (%(default)s)")
-    add("--growth", type=int, nargs="*", default=[384, 768, 1536, 2048], help="sizes of ours alone (%(default)s)")
+    add("--sizes", nargs="+", default=usual, help="pixels, against peers: 512 or 768x512 (512 1024)", **size)
+    add("--growth", nargs="*", default=growth, help="sizes of ours alone (384 768 1536 2048)", **size)
     add("--batches", type=int, nargs="*", default=[2, 4, 8], help="at the smallest size, ours alone (%(default)s)")
-    add("--backends", nargs="+", default=["openvino"], help="of ours (%(default)s)")
+    add("--backends", nargs="+", default=["openvino"], choices=backends.PREFERENCE, help="of ours (%(default)s)")
     add("--peers", nargs="*", default=["diffusers bf16"], choices=PEERS, help="at every size (%(default)s)")
-    add("--slow-peers", nargs="*", default=["diffusers fp32", "diffusers bf16 compiled"], help="at the smallest size")
+    slow = ["diffusers fp32", "diffusers bf16 compiled"]
+    add("--slow-peers", nargs="*", default=slow, choices=PEERS, help="at the smallest size (%(default)s)")
     add("--repeat", type=int, default=5, help="turns (%(default)s)")
     add("--patience", type=float, default=120, help="seconds of turns after which a case ends early (%(default)s)")
     add("--steps", type=int, nargs="*", default=[20], help="DPM-Solver++ steps of whole pictures (%(default)s)")
-    add("--pictures", type=int, nargs="*", default=[512, 1024], help="sizes of whole pictures (%(default)s)")
+    add("--pictures", nargs="*", default=usual, help="sizes of whole pictures (512 1024)", **size)
     add("--quick", action="store_true", help="few turns at the size of training")
     options = parser.parse_args()
+    for name in ("repeat", "patience"):
+        if not getattr(options, name) > 0:
+            parser.error(f"--{name} is {getattr(options, name)}; expected more than 0")
     if options.quick:
         trained = Bundle(options.bundle).manifest.default_size
-        options.sizes, options.growth, options.batches, options.pictures = [trained], [], [], [trained]
+        options.sizes = options.pictures = [(trained, trained)]
+        options.growth, options.batches = [], []
         options.repeat, options.slow_peers = 3, ["diffusers fp32"]
     options.reports.mkdir(parents=True, exist_ok=True)
     return options
 
 
+def _pixels(sides: Sides) -> int:
+    return sides[0] * sides[1]
+
+
 def _cases(options: argparse.Namespace, bundle: Bundle) -> Iterator[Case]:
-    """All that is to be measured, stage by stage."""
+    """All that is to be measured, stage by stage. Raises InputError for sizes that cannot be."""
     ours = tuple(f"ours {backend}" for backend in options.backends)
-    first = min(options.sizes)
+    bench.sizes(bundle, [*options.sizes, *options.growth, *options.pictures], [1])
+    first = _size(min(options.sizes, key=_pixels))
+    smallest = min([*options.sizes, *options.growth], key=_pixels)
+    few = max(options.repeat // 2, 1)
     for stage in STAGES:
         slow = tuple(options.slow_peers) + (("ours onnxruntime",) if options.fp32_bundle else ())
         sized = bench.depends_on_size(bundle, stage)
-        for side in options.sizes if sized else [first]:
-            yield Case(stage, Size(side, side), (*ours, *options.peers), options.repeat)
+        for size in map(_size, options.sizes) if sized else [first]:
+            yield Case(stage, size, (*ours, *options.peers), options.repeat)
         # Subjects that do not fit beside the others, each against the first of ours.
         for subject in slow:
-            yield Case(stage, Size(first, first), (ours[0], subject), max(options.repeat // 2, 1))
-        if options.fp32_bundle and stage == "movq_decoder" and 1024 in options.sizes:
+            yield Case(stage, first, (ours[0], subject), few)
+        if options.fp32_bundle and stage == "movq_decoder" and (1024, 1024) in options.sizes:
             yield Case(stage, Size(1024, 1024), ("ours onnxruntime",), 1)
         if sized:
-            for side in options.growth:
-                yield Case(stage, Size(side, side), ours[:1], max(options.repeat // 2, 1))
+            for sides in options.growth:
+                yield Case(stage, _size(sides), ours[:1], few)
             for batch in options.batches:
-                smallest = min([*options.sizes, *options.growth])
-                yield Case(stage, Size(smallest, smallest, batch), ours[:1], max(options.repeat // 2, 1))
+                yield Case(stage, _size(smallest, batch), ours[:1], few)
+
+
+def _size(sides: Sides, batch: int = 1) -> Size:
+    return Size(height=sides[1], width=sides[0], batch=batch)
 
 
 def _spec(options: argparse.Namespace, stage: str, subject: str) -> dict[str, Any]:
@@ -140,82 +162,149 @@ def _spec(options: argparse.Namespace, stage: str, subject: str) -> dict[str, An
     return {**PEERS[subject], "stage": stage, "checkpoint": options.checkpoint}
 
 
-def _measure_stage(
-    store: Store, options: argparse.Namespace, bundle: Bundle, cases: Sequence[Case], bar: tqdm[Any]
-) -> None:
-    """Measure a stage's cases; subjects stay loaded from one case to the next that needs them."""
-    workers: dict[str, Worker] = {}
+def _devices(options: argparse.Namespace, bundle: Bundle) -> list[str]:
+    """Where subjects run, "cpu" or "cuda": the limits are measured there. Raises BackendError where one cannot run."""
+    names = {*options.backends, *(["onnxruntime"] if options.fp32_bundle else [])}
+    ours = {"cuda" if backends.get(name, bundle).availability(bundle).gpu else "cpu" for name in names}
+    return sorted(ours | {PEERS[peer].get("device", "cpu") for peer in (*options.peers, *options.slow_peers)})
+
+
+def _pending(
+    store: Store, bundle: Bundle, cases: Iterable[Case], pictures: Iterable[dict[str, Any]], patience: float
+) -> dict[Hashable, Work]:
+    """What is not measured yet, with its arithmetic; a picture by its settings as text."""
+    found: dict[Hashable, Work] = {}
+    for case in cases:
+        if not store.has(case):
+            turn = len(case.subjects) * _flop(bundle, case.stage, case.size)
+            found[case] = Work(turn, case.repeat, patience)
+    for spec in pictures:
+        if not store.has_picture(spec):
+            size = Size(spec["height"], spec["width"])
+            runs = {
+                "text_encoder": 1,
+                "prior_step": spec["prior_steps"],
+                "decoder_step": spec["steps"],
+                "movq_decoder": 1,
+            }
+            found[repr(spec)] = Work(
+                spec["pictures"] * sum(count * _flop(bundle, stage, size) for stage, count in runs.items())
+            )
+    return found
+
+
+@functools.cache
+def _flop(bundle: Bundle, stage: str, size: Size) -> int:
+    """FLOP of a run."""
+    return arithmetic.flop(bundle.graph(stage), bench.shapes(bundle, stage, size))
+
+
+def _measure_case(store: Store, options: argparse.Namespace, bundle: Bundle, case: Case, progress: Progress) -> None:
+    """Measure a case, if it is missing, in processes of its own: none has the memory of a case before.
+
+    A subject that cannot be started, or that fails, is kept as such; the others go on.
+    """
+    if store.has(case):
+        return
+    progress.begin(f"{case.stage} {case.size}", rate(store.data["stages"]))
+    failed, started = [], []
     with contextlib.ExitStack() as stack:
-        for case in cases:
-            bar.set_description(f"{case.stage} {case.size}")
-            if not store.has(case):
-                for name in [name for name in workers if name not in case.subjects]:
-                    workers.pop(name).close()
-                for name in case.subjects:
-                    if name not in workers:
-                        bar.set_postfix_str(f"loading {name}")
-                        log = options.reports / f"{options.name}.log"
-                        workers[name] = Worker(name, _spec(options, case.stage, name), log)
-                        stack.callback(workers[name].close)
-                chosen = [workers[name] for name in case.subjects]
-                results = take_turns(
-                    chosen, case.size, case.repeat, options.patience, lambda s: bar.set_postfix_str(f"{s:.2f} s a run")
-                )
-                graph = bundle.graph(case.stage)
-                store.add(case, results, arithmetic.flop(graph, _shapes(bundle, case)))
-            bar.update()
+        for name in case.subjects:
+            progress.tell(f"loading {name}")
+            spec = _spec(options, case.stage, name)
+            try:
+                worker = workers.Worker(name, spec, _log(options))
+            except workers.WorkerError as error:
+                failed.append(workers.failure(name, spec, case.size, str(error)))
+                continue
+            stack.callback(worker.close)
+            started.append(worker)
+        results = workers.take_turns(
+            started, case.size, case.repeat, options.patience, lambda s: progress.tell(f"{s:.2f} s a run")
+        )
+    store.add(case, [*results, *failed], _flop(bundle, case.stage, case.size))
+    progress.done(case)
 
 
-def _shapes(bundle: Bundle, case: Case) -> dict[str, tuple[int, ...]]:
-    downscale = bundle.manifest.downscale
-    values = {"B": case.size.batch, "G": 2, "h": case.size.height // downscale, "w": case.size.width // downscale}
-    return {spec.name: spec.resolve(values) for spec in bundle.component(case.stage).inputs}
+def _log(options: argparse.Namespace) -> Path:
+    """What processes print beside their answers."""
+    path: Path = options.reports / f"{options.name}.log"
+    return path
 
 
-def _measure_ceilings(store: Store, options: argparse.Namespace, when: str, bar: tqdm[Any]) -> None:
-    """The machine's limits, before all else and after: that they agree tells that it was the same machine."""
-    bar.set_description("the machine's limits")
-    if when not in store.data["ceilings"]:
-        device = "cuda" if any("cuda" in PEERS[peer].get("device", "") for peer in options.peers) else "cpu"
-        found = {}
+def _measure_ceilings(
+    store: Store, options: argparse.Namespace, devices: Iterable[str], when: str, progress: Progress
+) -> None:
+    """The machine's limits, before all else and after: that they agree tells that it was the same machine.
+
+    One that cannot be measured, such as a GPU's where there is none, is kept as None.
+    """
+    if when in store.data["ceilings"]:
+        return
+    progress.begin("the machine's limits", rate(store.data["stages"]))
+    found: dict[str, float | None] = {}
+    for device in devices:
         kinds = [(what, precision) for what in ("matmul", "convolution") for precision in PRECISIONS[device]]
         for what, precision in [*kinds, ("copy", "")]:
-            name = f"{what} {precision}".strip()
+            name = report.ceiling_name(what, precision, device)
             spec = {"kind": "ceiling", "what": what, "precision": precision, "device": device}
-            worker = Worker(name, spec, options.reports / f"{options.name}.log")
+            found[name] = _ceiling(name, spec, _log(options))
+    store.data["ceilings"][when] = found
+    store.save()
+
+
+def _ceiling(name: str, spec: dict[str, Any], log: Path) -> float | None:
+    """The best of seven runs, in TFLOP/s or GB/s; None where it failed."""
+    try:
+        with contextlib.closing(workers.Worker(name, spec, log)) as worker:
             worker.run()
-            seconds = [worker.run()["seconds"] for _ in range(7)]
-            worker.close()
-            found[name] = 1 / min(seconds)
-        store.data["ceilings"][when] = found
-        store.save()
-    bar.update()
+            return 1 / min(worker.run()["seconds"] for _ in range(7))
+    except workers.WorkerError:
+        return None
 
 
 def _pictures(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Whole pictures: with all stages kept in memory where two are made, one stage at a time for the large."""
+    smallest = min(map(_pixels, options.pictures), default=0)
     return [
         {
             "bundle": str(options.bundle),
             "backend": options.backends[0],
-            "height": side,
-            "width": side,
+            "height": sides[1],
+            "width": sides[0],
             "steps": steps,
             "prior_steps": 25,
             "scheduler": "dpm++",
             "low_memory": low,
             "pictures": 1 if low else 2,
         }
-        for side in options.pictures
+        for sides in options.pictures
         for steps in options.steps
-        for low in ([True] if side > min(options.pictures) else [False, True])
+        for low in ([True] if _pixels(sides) > smallest else [False, True])
     ]
 
 
-def _picture(spec: dict[str, Any]) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, str(HERE / "picture.py"), json.dumps(spec)], stdout=subprocess.PIPE, text=True, check=True
-    )
+def _measure_picture(store: Store, options: argparse.Namespace, spec: dict[str, Any], progress: Progress) -> None:
+    """Make whole pictures, if they are missing; that they failed is kept, too."""
+    if store.has_picture(spec):
+        return
+    size = Size(spec["height"], spec["width"])
+    progress.begin(f"picture {size}, {spec['steps']} steps", rate(store.data["stages"]))
+    store.keep("pictures", _picture(spec, _log(options)))
+    progress.done(repr(spec))
+
+
+def _picture(spec: dict[str, Any], log: Path) -> dict[str, Any]:
+    """What picture.py has measured; with an "error" where it failed."""
+    with log.open("ab") as errors:
+        done = subprocess.run(
+            [sys.executable, str(HERE / "picture.py"), json.dumps(spec)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    if done.returncode:
+        return {"settings": spec, "error": workers.why("The picture", done.returncode, log)}
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
 
@@ -227,11 +316,17 @@ class Store(MachineStore):
         super().__init__(path, machine, ceilings={}, stages=[], pictures=[])
 
     def has(self, case: Case) -> bool:
-        """Whether a case is measured."""
-        return any(result["case"] == repr(case) for result in self.data["stages"])
+        """Whether a case is measured: every subject of it has a result, if only that it failed."""
+        found = {result["subject"] for result in self.data["stages"] if result["case"] == repr(case)}
+        return found >= set(case.subjects)
+
+    def has_picture(self, spec: dict[str, Any]) -> bool:
+        """Whether whole pictures with these settings were made, or tried."""
+        return any(done["settings"] == spec for done in self.data["pictures"])
 
     def add(self, case: Case, results: Iterable[dict[str, Any]], flop: int) -> None:
-        """Keep a case's results."""
+        """Keep a case's results, in the place of those of it that are there."""
+        self.data["stages"] = [result for result in self.data["stages"] if result["case"] != repr(case)]
         self.keep("stages", *({"case": repr(case), "flop": flop, **result} for result in results))
 
 
@@ -247,7 +342,7 @@ def machine(bundle: Bundle, checkpoint: str | None = None) -> dict[str, Any]:
         "gpu": "; ".join(this_machine.nvidia_gpus()),
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "bundle": {
             "name": bundle.manifest.name,
             "precision": bundle.manifest.precision,

@@ -9,11 +9,12 @@ or a heap.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,7 +35,7 @@ class Subject(Protocol):
 
 
 def ours(spec: dict[str, Any]) -> tuple[Subject, dict[str, str]]:
-    """A component of a bundle on one of our backends, its version, and the precision that it computes in."""
+    """A component of a bundle on one of our backends, its version, and the precision and device it computes in."""
     from kandinsky22 import backends, bench
     from kandinsky22.bundle import Bundle
 
@@ -43,7 +44,8 @@ def ours(spec: dict[str, Any]) -> tuple[Subject, dict[str, str]]:
     availability = backend.availability(bundle)
     stage = bench.Stage(bundle, spec["stage"], backend, backends.Settings(), 10 if availability.gpu else 1)
     precision = bundle.manifest.precision if availability.precision == "bundle" else availability.precision
-    return stage, {"version": f"{availability.name} {availability.version}", "precision": precision}
+    device = "cuda" if availability.gpu else "cpu"
+    return stage, {"version": f"{availability.name} {availability.version}", "precision": precision, "device": device}
 
 
 class Peer:
@@ -168,29 +170,32 @@ def _network(spec: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def peer(spec: dict[str, Any]) -> tuple[Subject, dict[str, str]]:
-    """A stage of diffusers, its version and precision."""
+    """A stage of diffusers, its version, precision and device."""
     import diffusers
     import torch
 
-    version = f"diffusers {diffusers.__version__}, torch {torch.__version__}"
-    return Peer(spec), {"version": version, "precision": spec["precision"]}
+    subject, version = Peer(spec), f"diffusers {diffusers.__version__}, torch {torch.__version__}"
+    return subject, {"version": version, "precision": spec["precision"], "device": subject.device}
 
 
 class Ceiling:
-    """What this machine can do at best: one large matrix product, convolution or copy. `run` gives seconds."""
+    """What a device can do at best: one large matrix product, convolution or copy within its memory.
+
+    `run` gives seconds.
+    """
 
     MATRIX = 4096
     CHANNELS, SIDE = 512, 64
     BYTES = 1 << 30
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        import numpy as np
         import torch
 
         self.torch, self.what, device = torch, spec["what"], spec["device"]
         self.cuda = device == "cuda"
         if self.what == "copy":
-            self.source, self.target = np.ones(self.BYTES, np.uint8), np.zeros(self.BYTES, np.uint8)
+            # Read and written beforehand: untouched pages would all be the same one.
+            self.source, self.target = (torch.full((self.BYTES,), i, dtype=torch.uint8, device=device) for i in (1, 0))
             return
         dtype = getattr(torch, DTYPES[spec["precision"]])
         if self.what == "matmul":
@@ -209,14 +214,20 @@ class Ceiling:
     def run(self) -> float:
         """Seconds for one TFLOP; for the copy, seconds to read and write one GB."""
         started = time.perf_counter()
-        if self.what == "copy":
-            self.target[:] = self.source
-            return (time.perf_counter() - started) / (2 * self.BYTES / 1e9)
         with self.torch.inference_mode():
-            self.layer(*self.operands) if self.what == "convolution" else self.torch.mm(*self.operands)
+            self._compute()
             if self.cuda:
                 self.torch.cuda.synchronize()
-        return (time.perf_counter() - started) / (self.work / 1e12)
+        work = 2 * self.BYTES / 1e9 if self.what == "copy" else self.work / 1e12
+        return (time.perf_counter() - started) / work
+
+    def _compute(self) -> None:
+        if self.what == "copy":
+            self.target.copy_(self.source)
+        elif self.what == "convolution":
+            self.layer(*self.operands)
+        else:
+            self.torch.mm(*self.operands)
 
 
 def ceiling(spec: dict[str, Any]) -> tuple[Subject, dict[str, str]]:
@@ -224,6 +235,23 @@ def ceiling(spec: dict[str, Any]) -> tuple[Subject, dict[str, str]]:
     import torch
 
     return Ceiling(spec), {"version": f"torch {torch.__version__}"}
+
+
+class DeviceShare:
+    """Bytes of the GPU's memory that this process holds. The GPU tells what all hold together.
+
+    Since subjects take turns, what changes while this one works is its own.
+    """
+
+    def __init__(self, told: Callable[[], int]) -> None:
+        self.bytes, self._told = 0, told
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Count what comes and goes in the block."""
+        others = self._told() - self.bytes
+        yield
+        self.bytes = self._told() - others
 
 
 def main() -> None:
@@ -237,17 +265,23 @@ def main() -> None:
     from kandinsky22 import bench
 
     spec = json.loads(sys.argv[1])
-    started = time.perf_counter()
-    subject, about = {"ours": ours, "diffusers": peer, "ceiling": ceiling}[spec["kind"]](spec)
-    answer(**about, load_seconds=time.perf_counter() - started)
+    share = DeviceShare(bench.device_memory)
+    with share.working():
+        started = time.perf_counter()
+        subject, about = {"ours": ours, "diffusers": peer, "ceiling": ceiling}[spec["kind"]](spec)
+        load_seconds = time.perf_counter() - started
+    answer(**about, load_seconds=load_seconds)
     with bench.highest_memory() as memory:
         for line in sys.stdin:
             request = json.loads(line)
             if "run" in request:
-                answer(seconds=subject.run(), peak_host_memory=memory().host, device_memory=memory().device)
+                with share.working():
+                    seconds = subject.run()
+                answer(seconds=seconds, peak_host_memory=memory().host, device_memory=share.bytes)
             else:
                 Path("/proc/self/clear_refs").write_text("5")
-                subject.prepare(bench.Size(**request))
+                with share.working():
+                    subject.prepare(bench.Size(**request))
                 answer(ready=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +16,20 @@ from kandinsky22.bench import Size
 Results = list[dict[str, Any]]
 
 
+class WorkerError(RuntimeError):
+    """A process has ended before its work: killed for memory, say, or by its own mistake."""
+
+
+def why(name: str, code: int, log: Path) -> str:
+    """Why a process has ended, in one sentence, where `log` has what it said last."""
+    if code == -signal.SIGKILL:
+        return f"{name} was killed, which the system does where memory runs out"
+    end = log.read_text(errors="replace").strip().splitlines()[-1:]
+    return f"{name} ended with {code}: {' '.join(end)} (all of it in {log})"
+
+
 class Worker:
-    """A process that holds one subject (see subjects.py)."""
+    """A process that holds one subject (see subjects.py). All that it is asked raises WorkerError once it has ended."""
 
     def __init__(self, name: str, spec: Mapping[str, Any], log: Path) -> None:
         self.name, self.spec, self._log = name, dict(spec), log
@@ -56,8 +69,8 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            end = self._log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise RuntimeError(f"{self.name} ended with {code}: {' '.join(end)} (all of it in {self._log})")
+            self._output.close()
+            raise WorkerError(why(self.name, code, self._log))
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -67,35 +80,65 @@ def take_turns(
 ) -> Results:
     """Time all subjects at a size, one run each in turn, so that what slows the machine down slows all of them.
 
-    The first run of each does not count. It ends after `repeat` turns, or when `patience` seconds are over.
+    The first run of each does not count. It ends after `repeat` turns, or when `patience` seconds are over. A subject
+    that fails drops out, and its result has an "error" and no seconds.
     """
-    seconds: dict[str, list[float]] = {worker.name: [] for worker in workers}
-    last: dict[str, dict[str, Any]] = {}
+    told: dict[str, Results] = {worker.name: [] for worker in workers}
+    errors: dict[str, str] = {}
+
+    def turn(worker: Worker, *, first: bool) -> float:
+        """Run it once; its seconds, 0 once it has failed."""
+        if worker.name in errors:
+            return 0.0
+        try:
+            if first:
+                worker.prepare(size)
+            told[worker.name].append(worker.run())
+        except WorkerError as error:
+            errors[worker.name] = str(error)
+            return 0.0
+        seconds = float(told[worker.name][-1]["seconds"])
+        on_run(seconds)
+        return seconds
+
     for worker in workers:
-        worker.prepare(size)
-        on_run(worker.run()["seconds"])
+        turn(worker, first=True)
     spent = 0.0
     for _ in range(repeat):
-        for worker in workers:
-            last[worker.name] = worker.run()
-            seconds[worker.name].append(last[worker.name]["seconds"])
-            spent += seconds[worker.name][-1]
-            on_run(seconds[worker.name][-1])
+        spent += sum(turn(worker, first=False) for worker in workers)
         if spent > patience:
             break
     return [
-        {
-            "subject": worker.name,
-            "settings": worker.spec,
-            "stage": worker.spec["stage"],
-            "height": size.height,
-            "width": size.width,
-            "batch": size.batch,
-            "guided": size.guided,
-            **worker.about,
-            "seconds": seconds[worker.name],
-            "peak_host_memory": last[worker.name]["peak_host_memory"],
-            "device_memory": last[worker.name]["device_memory"],
-        }
+        failure(worker.name, worker.spec, size, errors[worker.name])
+        if worker.name in errors
+        else _result(worker, size, told[worker.name][1:])
         for worker in workers
     ]
+
+
+def failure(name: str, spec: Mapping[str, Any], size: Size, error: str) -> dict[str, Any]:
+    """The result of a subject that failed, with its sentence."""
+    return {**_about(name, spec, size), "error": error}
+
+
+def _result(worker: Worker, size: Size, runs: Results) -> dict[str, Any]:
+    return {
+        **_about(worker.name, worker.spec, size),
+        **worker.about,
+        "seconds": [run["seconds"] for run in runs],
+        "peak_host_memory": runs[-1]["peak_host_memory"],
+        "device_memory": max(run["device_memory"] for run in runs),
+    }
+
+
+def _about(name: str, spec: Mapping[str, Any], size: Size) -> dict[str, Any]:
+    """What was to be measured."""
+    return {
+        "subject": name,
+        "settings": dict(spec),
+        "stage": spec["stage"],
+        "height": size.height,
+        "width": size.width,
+        "batch": size.batch,
+        "guided": size.guided,
+    }

@@ -1,7 +1,9 @@
 """Latency and memory of a bundle on this machine, stage by stage and as whole pictures.
 
 A stage is timed alone, at given sizes, on inputs like those of a real run; the step graphs in the backend's own loop.
-A time is that of a warm run: the first run at a size is not counted. docs/benchmarks.md says how to read the numbers.
+A stage is given what the pipeline would give it, in as many runs: pictures beyond what `PIXELS_AT_ONCE` lets go through
+MoVQ one part after the other. A time is that of a warm run: the first run at a size is not counted. docs/benchmarks.md
+says how to read the numbers.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,17 @@ import numpy as np
 from kandinsky22 import sample_inputs
 from kandinsky22.arrays import Array
 from kandinsky22.backends import Backend, Settings
-from kandinsky22.bundle import Bundle
+from kandinsky22.bundle import PIXELS_AT_ONCE, Bundle
 from kandinsky22.errors import InputError
 from kandinsky22.machine import highest_resident_memory
 from kandinsky22.pipeline import Pipeline
+from kandinsky22.prior import parts
 
 PER_STEP = ("timestep", "row", "noise", "known_scales")
 """Inputs of a step graph that change with the step."""
+
+PIXELS_AND_LATENTS = ("movq_decoder", "movq_encoder", "hint_encoder")
+"""Components between the two, which the pipeline gives at most `PIXELS_AT_ONCE`, or one picture, in one run."""
 
 PROMPT = "a red circle in the middle of a blue background"
 
@@ -50,12 +56,13 @@ class Size:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of every warm run of a stage (a step graph: of one step), and the highest memory meanwhile, in bytes."""
+    """Seconds of every warm run of a stage (a step graph: of one step), the highest memory meanwhile, and loading."""
 
     stage: str
     size: Size
     seconds: tuple[float, ...]
     memory: Memory
+    load_seconds: float
 
     def percentile(self, share: float) -> float:
         """See `percentile`."""
@@ -83,19 +90,25 @@ class Stage:
         self._bundle, self.name, self._steps = bundle, name, steps
         self._state = bundle.component(name).state
         self._feeds: dict[str, Array] = {}
+        self._parts: list[dict[str, Array]] = []
         started = time.perf_counter()
         self._loaded = backend.load(bundle, name, settings)
         self.load_seconds = time.perf_counter() - started
 
     def prepare(self, size: Size) -> None:
         """Make inputs of a size."""
-        self._feeds = sample_inputs.feeds(self._bundle, self.name, self._shapes(size), seed=0)
+        self._feeds = sample_inputs.feeds(self._bundle, self.name, shapes(self._bundle, self.name, size), seed=0)
+        if not self._state:
+            rows = len(next(iter(self._feeds.values())))
+            cuts = parts(rows, pictures_at_once(self.name, size))
+            self._parts = [{name: array[cut] for name, array in self._feeds.items()} for cut in cuts]
 
     def run(self) -> float:
-        """Run once; the seconds that it took, of one step for a step graph."""
+        """Run all that was prepared once; the seconds that it took, of one step for a step graph."""
         started = time.perf_counter()
         if not self._state:
-            self._loaded.run(self._feeds)
+            for part in self._parts:
+                self._loaded.run(part)
             return time.perf_counter() - started
         state = {name: self._feeds[name] for name in self._state}
         per_step = {name: [self._feeds[name]] * self._steps for name in PER_STEP if name in self._feeds}
@@ -107,16 +120,24 @@ class Stage:
         """Free the component."""
         self._loaded.close()
 
-    def _shapes(self, size: Size) -> dict[str, tuple[int, ...]]:
-        downscale = self._bundle.manifest.downscale
-        values = {
-            "B": size.batch,
-            "G": 2 if size.guided else 1,
-            "h": size.height // downscale,
-            "w": size.width // downscale,
-        }
-        inputs = self._bundle.component(self.name).inputs
-        return {spec.name: spec.resolve(values) for spec in inputs}
+
+def shapes(bundle: Bundle, name: str, size: Size) -> dict[str, tuple[int, ...]]:
+    """Shapes of a component's inputs at a size, by name. The text encoder has a text for each branch."""
+    downscale, branches = bundle.manifest.downscale, 2 if size.guided else 1
+    values = {
+        "B": size.batch * (branches if name == "text_encoder" else 1),
+        "G": branches,
+        "h": size.height // downscale,
+        "w": size.width // downscale,
+    }
+    return {spec.name: spec.resolve(values) for spec in bundle.component(name).inputs}
+
+
+def pictures_at_once(name: str, size: Size) -> int | None:
+    """How many pictures the pipeline gives to one run of a component (`decoder`, `clip_image`); None: all."""
+    if name == "image_encoder":
+        return 1
+    return max(1, PIXELS_AT_ONCE // (size.height * size.width)) if name in PIXELS_AND_LATENTS else None
 
 
 def depends_on_size(bundle: Bundle, name: str) -> bool:
@@ -143,21 +164,27 @@ def time_stage(
         while not seconds or (len(seconds) < repeat and sum(seconds) < patience):
             seconds.append(stage.run())
             on_run(seconds[-1])
-    return Timing(stage.name, size, tuple(seconds), memory())
+    return Timing(stage.name, size, tuple(seconds), memory(), stage.load_seconds)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A whole call of the pipeline: seconds in all and by stage, and the highest memory."""
+    """A whole call of the pipeline: seconds in all and by stage, and the highest memory.
+
+    `first` says that it was the first of its pipeline.
+    """
 
     size: Size
     steps: int
     prior_steps: int
     timings: dict[str, float]
     memory: Memory
+    first: bool
 
 
-def time_picture(pipe: Pipeline, size: Size, *, steps: int, prior_steps: int, scheduler: str | None = None) -> Picture:
+def time_picture(
+    pipe: Pipeline, size: Size, *, steps: int, prior_steps: int, scheduler: str | None = None, first: bool
+) -> Picture:
     """Make one call for `size.batch` pictures, and time it. The first one of a pipeline also loads its components."""
     with highest_memory() as memory:
         output = pipe(
@@ -171,7 +198,7 @@ def time_picture(pipe: Pipeline, size: Size, *, steps: int, prior_steps: int, sc
             scheduler=scheduler,
             seed=0,
         )
-    return Picture(size, steps, prior_steps, output.timings, memory())
+    return Picture(size, steps, prior_steps, output.timings, memory(), first)
 
 
 @contextlib.contextmanager
@@ -180,10 +207,10 @@ def highest_memory() -> Iterator[Callable[[], Memory]]:
     clear = Path("/proc/self/clear_refs")
     with contextlib.suppress(OSError):  # not Linux, or not allowed: the highest since the process began is told
         clear.write_text("5")
-    yield lambda: Memory(highest_resident_memory(), _device_memory())
+    yield lambda: Memory(highest_resident_memory(), device_memory())
 
 
-def _device_memory() -> int:
+def device_memory() -> int:
     """Bytes of the GPU's memory in use, by whomever; 0 without a GPU or without cuda-bindings."""
     try:
         from cuda.bindings import runtime
@@ -195,8 +222,9 @@ def _device_memory() -> int:
 
 
 def sizes(bundle: Bundle, sides: Sequence[tuple[int, int]], batches: Sequence[int]) -> list[Size]:
-    """All combinations of sides (width, height) and batches.
+    """All combinations of sides (width, height) and batches, each once, from the fewest pixels to the most.
 
+    In this order, what a process may keep of a size that it has done with is no more than what the next one takes.
     Raises InputError where a side is no multiple of the latents' unit (64), which the step graphs would refuse.
     """
     unit = (bundle.manifest.downscale) ** 2
@@ -204,7 +232,21 @@ def sizes(bundle: Bundle, sides: Sequence[tuple[int, int]], batches: Sequence[in
     for side in {side for pair in sides for side in pair}:
         if side % unit or not unit <= side <= largest:
             raise InputError(f"The size {side} cannot be timed; expected multiples of {unit} up to {largest}.")
-    return [Size(height, width, batch) for width, height in sides for batch in batches]
+    found = {Size(height, width, batch) for width, height in sides for batch in batches}
+    return sorted(found, key=lambda size: (size.pixels, size.batch, size.width))
+
+
+def sides(text: str) -> tuple[int, int]:
+    """ "1024" or "1024x512" as (width, height). Raises InputError for anything else."""
+    numbers = text.lower().split("x")
+    if not 1 <= len(numbers) <= 2 or not all(number.isdecimal() for number in numbers):
+        raise InputError(f"The size is {text!r}; expected pixels such as 1024 or 1024x768.")
+    return int(numbers[0]), int(numbers[-1])
+
+
+def left(seconds: float) -> str:
+    """An estimate of what is left, as a progress bar says it."""
+    return f"about {seconds / 60:.0f} min left" if seconds >= 60 else "less than a minute left"
 
 
 def as_json(timing: Timing | Picture) -> dict[str, Any]:
@@ -218,7 +260,20 @@ def as_json(timing: Timing | Picture) -> dict[str, Any]:
         "device_memory": timing.memory.device,
     }
     if isinstance(timing, Picture):
-        return {**result, "steps": timing.steps, "prior_steps": timing.prior_steps, "timings": timing.timings}
+        how = {"steps": timing.steps, "prior_steps": timing.prior_steps, "first": timing.first}
+        return {**result, **how, "timings": timing.timings}
     percentiles = {f"p{share}": timing.percentile(share) for share in (50, 90, 99)}
     throughput = timing.size.batch / float(np.median(timing.seconds))
-    return {"stage": timing.stage, **result, "seconds": timing.seconds, **percentiles, "pictures_a_second": throughput}
+    return {
+        "stage": timing.stage,
+        **result,
+        "seconds": timing.seconds,
+        **percentiles,
+        "pictures_a_second": throughput,
+        "load_seconds": timing.load_seconds,
+    }
+
+
+def size_of(result: Mapping[str, Any]) -> Size:
+    """The size of a result as `as_json` gives it."""
+    return Size(result["height"], result["width"], result["batch"], result["guided"])

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
+import shlex
+import signal
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +20,15 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import arithmetic
+import progress
 import report
+import run
+import subjects
 import workers
+from kandinsky22 import bench
+from kandinsky22.backends import Availability, onnxruntime
 from kandinsky22.bench import Size
+from kandinsky22.bundle import Bundle
 
 
 @pytest.mark.parametrize(
@@ -41,17 +52,20 @@ def test_arithmetic_is_counted(tmp_path: Path, body: str, flop: int) -> None:
 
 
 class Turn:
-    """A worker that notes when it runs."""
+    """A worker that notes when it runs; it fails in a run of its own that `fails` counts from 0."""
 
-    def __init__(self, name: str, log: list[str], seconds: float) -> None:
+    def __init__(self, name: str, log: list[str], seconds: float, fails: float = math.inf) -> None:
         self.name, self.spec, self.about = name, {"stage": "decoder_step"}, {"version": "1", "load_seconds": 2.0}
-        self._log, self._seconds = log, seconds
+        self._log, self._seconds, self._left = log, seconds, fails
 
     def prepare(self, size: Size) -> None:
         self._log.append(f"{self.name} {size}")
 
     def run(self) -> dict[str, Any]:
         self._log.append(self.name)
+        if self._left == 0:
+            raise workers.WorkerError(f"{self.name} was killed")
+        self._left -= 1
         return {"seconds": self._seconds, "peak_host_memory": 1 << 30, "device_memory": 0}
 
 
@@ -66,9 +80,278 @@ def test_subjects_take_turns() -> None:
     assert len(impatient[0]["seconds"]) == 2
 
 
+def test_a_subject_that_fails_drops_out() -> None:
+    log: list[str] = []
+    trio: Any = [Turn("a", log, 1.0), Turn("b", log, 1.0, fails=2), Turn("c", log, 1.0, fails=0)]
+    first, second, third = workers.take_turns(trio, Size(64, 64), 3, 100, lambda seconds: None)
+    assert first["seconds"] == [1.0] * 3
+    assert "seconds" not in second
+    assert (second["subject"], second["error"]) == ("b", "b was killed")
+    assert (third["subject"], third["error"]) == ("c", "c was killed")
+    assert log.count("b") == 3
+    assert log.count("c") == 1
+
+
 def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"x ended with 1: KeyError: 'nothing' \(all of it in"):
+    with pytest.raises(workers.WorkerError, match=r"x ended with 1: KeyError: 'nothing' \(all of it in"):
         workers.Worker("x", {"kind": "nothing"}, tmp_path / "log")
+    assert workers.why("x", -signal.SIGKILL, tmp_path / "log") == (
+        "x was killed, which the system does where memory runs out"
+    )
+
+
+def test_a_copy_on_a_gpu_is_from_its_memory_to_its_memory() -> None:
+    """torch's "meta" device stands for any that is not the processor."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    copy = subjects.Ceiling({"what": "copy", "precision": "", "device": "meta"})
+    assert {copy.source.device.type, copy.target.device.type} == {"meta"}
+    assert copy.source.numel() == 1 << 30
+    assert 0 < copy.run() < 1
+
+
+def test_the_memory_of_a_gpu_is_told_of_each_process_alone() -> None:
+    """It takes 3 and 2 more, and gives 1 back; others take 7 in between."""
+    held = [10]
+    share = subjects.DeviceShare(lambda: held[0])
+    for others, own, together in ((0, 3, 3), (7, 2, 5), (0, -1, 4)):
+        held[0] += others
+        with share.working():
+            held[0] += own
+        assert share.bytes == together
+
+
+def options(**changed: Any) -> argparse.Namespace:
+    asked = {
+        "sizes": [(64, 64), (128, 64)],
+        "growth": [(128, 128)],
+        "batches": [2],
+        "pictures": [(64, 64)],
+        "steps": [2],
+        "backends": ["onnxruntime"],
+        "peers": ["diffusers bf16"],
+        "slow_peers": ["diffusers fp32"],
+        "fp32_bundle": None,
+        "checkpoint": None,
+        "bundle": Path("bundle"),
+        "repeat": 2,
+        "patience": 100.0,
+        "name": "test",
+    }
+    return argparse.Namespace(**asked | changed)
+
+
+@pytest.fixture
+def store(handmade_bundle: Bundle, tmp_path: Path) -> Callable[[], run.Store]:
+    """The measurements as a run finds them, each time that it is called."""
+    return lambda: run.Store(tmp_path / "test.json", run.machine(handmade_bundle))
+
+
+class Process(Turn):
+    """A worker that is never started; `deadly` are subjects that are killed while they load, or in their first run."""
+
+    log: list[str]
+    deadly: Mapping[str, str]
+
+    def __init__(self, name: str, spec: Mapping[str, Any], log: Path) -> None:
+        self.log.append(f"start {name}")
+        if self.deadly.get(name) == "loading":
+            raise workers.WorkerError(f"{name} was killed")
+        super().__init__(name, self.log, 1.0, 0 if self.deadly.get(name) == "running" else math.inf)
+        self.spec = dict(spec)
+
+    def close(self) -> None:
+        self.log.append(f"close {self.name}")
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> type[Process]:
+    """No processes; their log, and which of them fail."""
+    monkeypatch.setattr(Process, "log", [], raising=False)
+    monkeypatch.setattr(Process, "deadly", {}, raising=False)
+    monkeypatch.setattr(workers, "Worker", Process)
+    return Process
+
+
+def measured(case: run.Case, store: run.Store, bundle: Bundle, asked: argparse.Namespace) -> None:
+    run._measure_case(store, asked, bundle, case, progress.Progress({}))
+
+
+def test_every_case_has_processes_of_its_own(
+    handmade_bundle: Bundle, store: Callable[[], run.Store], processes: type[Process], tmp_path: Path
+) -> None:
+    """So that the peak of a size has nothing of a larger one before."""
+    for side in (128, 64):
+        case = run.Case("movq_decoder", Size(side, side), ("ours onnxruntime",), 1)
+        measured(case, store(), handmade_bundle, options(reports=tmp_path))
+    runs = ["ours onnxruntime"] * 2
+    assert processes.log == [
+        *("start ours onnxruntime", "ours onnxruntime 128x128", *runs, "close ours onnxruntime"),
+        *("start ours onnxruntime", "ours onnxruntime 64x64", *runs, "close ours onnxruntime"),
+    ]
+
+
+def test_a_subject_that_fails_is_kept_and_not_tried_again(
+    handmade_bundle: Bundle, store: Callable[[], run.Store], processes: type[Process], tmp_path: Path
+) -> None:
+    case = run.Case("movq_decoder", Size(64, 64), ("ours onnxruntime", "diffusers bf16", "diffusers fp32"), 2)
+    asked = options(reports=tmp_path)
+    processes.deadly = {"diffusers bf16": "loading", "diffusers fp32": "running"}
+    measured(case, store(), handmade_bundle, asked)
+    kept = {result["subject"]: result for result in store().data["stages"]}
+    assert kept["ours onnxruntime"]["seconds"] == [1.0, 1.0]
+    assert kept["diffusers bf16"]["error"] == "diffusers bf16 was killed"
+    assert kept["diffusers fp32"]["error"] == "diffusers fp32 was killed"
+    assert all(result["commit"] and result["stage"] == "movq_decoder" for result in kept.values())
+
+    processes.log.clear()
+    measured(case, store(), handmade_bundle, asked)
+    assert processes.log == []
+
+    processes.deadly = {}
+    again = store()
+    again.data["stages"] = [result for result in again.data["stages"] if "error" not in result]
+    measured(case, again, handmade_bundle, asked)
+    assert [(result["subject"], "error" in result) for result in store().data["stages"]] == [
+        (subject, False) for subject in case.subjects
+    ]
+
+
+def test_a_picture_that_fails_is_kept_and_not_tried_again(
+    store: Callable[[], run.Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = options(reports=tmp_path, bundle=tmp_path / "nothing")
+    (spec, _) = run._pictures(asked)
+    run._measure_picture(store(), asked, spec, progress.Progress({}))
+    (kept,) = store().data["pictures"]
+    assert kept["settings"] == spec
+    assert kept["error"].startswith("The picture ended with 1: kandinsky22.errors.BundleError: ")
+    monkeypatch.setattr(run, "_picture", lambda *_: pytest.fail("it was tried again"))
+    run._measure_picture(store(), asked, spec, progress.Progress({}))
+
+
+def arguments(monkeypatch: pytest.MonkeyPatch, line: str) -> argparse.Namespace:
+    monkeypatch.setattr(sys, "argv", ["run.py", *shlex.split(line)])
+    return run._options()
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("--peers 'diffusers bf17'", "invalid choice: 'diffusers bf17'"),
+        ("--slow-peers 'diffusers bf17'", "invalid choice: 'diffusers bf17'"),
+        ("--backends openwino", "invalid choice: 'openwino'"),
+        ("--sizes 512 huge", "invalid sides value: 'huge'"),
+        ("--repeat 0", "--repeat is 0; expected more than 0"),
+        ("--patience nan", "--patience is nan; expected more than 0"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str, sentence: str
+) -> None:
+    with pytest.raises(SystemExit):
+        arguments(monkeypatch, f"{tmp_path} --reports {tmp_path} {line}")
+    assert sentence in capsys.readouterr().err
+
+
+def test_sizes_need_not_be_square(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handmade_bundle: Bundle) -> None:
+    line = (
+        f"{tmp_path} --reports {tmp_path} --sizes 128 256x64 --growth 64x128 --pictures 256x64 --slow-peers --batches 2"
+    )
+    asked = arguments(monkeypatch, line)
+    sizes = [case.size for case in run._cases(asked, handmade_bundle) if case.stage == "movq_decoder"]
+    assert list(map(str, sizes)) == ["128x128", "256x64", "64x128", "64x128 x 2"]
+    assert {(spec["width"], spec["height"]) for spec in run._pictures(asked)} == {(256, 64)}
+    asked.growth = [(100, 64)]
+    with pytest.raises(ValueError, match="The size 100 cannot be timed"):
+        list(run._cases(asked, handmade_bundle))
+
+
+def test_the_command_can_be_run_again(monkeypatch: pytest.MonkeyPatch, handmade_bundle: Bundle) -> None:
+    words = ["benchmarks/run.py", "my bundle", "--peers", "diffusers fp32 compiled"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert shlex.split(run.machine(handmade_bundle)["command"]) == ["python", *words]
+
+
+@pytest.mark.parametrize(
+    ("changed", "gpu", "devices"),
+    [
+        ({}, False, ["cpu"]),
+        ({"slow_peers": ["diffusers fp16 compiled"]}, False, ["cpu", "cuda"]),
+        ({}, True, ["cpu", "cuda"]),
+        ({"peers": ["diffusers fp16"], "slow_peers": []}, True, ["cuda"]),
+    ],
+)
+def test_limits_are_measured_where_subjects_run(
+    handmade_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], gpu: bool, devices: list[str]
+) -> None:
+    found = Availability("onnxruntime", True, "", "1", "bundle" if gpu else "fp32", gpu=gpu)
+    monkeypatch.setattr(onnxruntime.BACKEND, "availability", lambda bundle=None: found)
+    assert run._devices(options(**changed), handmade_bundle) == devices
+
+
+def test_a_limit_that_fails_does_not_end_the_run(
+    store: Callable[[], run.Store], processes: type[Process], tmp_path: Path
+) -> None:
+    asked = options(reports=tmp_path)
+    processes.deadly = {"copy": "running", "matmul fp16 on the GPU": "loading"}
+    run._measure_ceilings(store(), asked, ["cpu", "cuda"], "before", progress.Progress({}))
+    found = store().data["ceilings"]["before"]
+    assert [name for name, limit in found.items() if limit is None] == ["copy", "matmul fp16 on the GPU"]
+    assert found["matmul bf16"] == found["copy on the GPU"] == 1.0
+    made = data() | {"ceilings": {"before": found}}
+    text = report.write(made, tmp_path / "test").read_text()
+    assert "| copy | failed |" in text
+    assert "| copy on the GPU | 1 GB/s |" in text
+
+
+def test_seconds_are_estimated_from_arithmetic() -> None:
+    """1 TFLOP a turn at 0.1 TFLOP/s is 10 s: one turn that does not count and five that do, or until patience ends."""
+    assert progress.estimated(progress.Work(1e12, turns=5), 1e11) == 60
+    assert progress.estimated(progress.Work(1e12, turns=5, patience=25), 1e11) == 40
+    assert progress.estimated(progress.Work(1e12, turns=5, patience=1), 1e11) == 20
+    assert progress.estimated(progress.Work(1e12), 1e11) == 10
+    results = [{"flop": 1e12, "seconds": [seconds, 9.0, 0.1]} for seconds in (1.0, 2.0, 4.0)]
+    assert progress.rate([*results, {"error": "It was killed", "flop": 1e12}]) == 5e11
+    assert progress.rate([]) == progress.ASSUMED
+
+
+def test_what_is_pending_is_estimated(
+    handmade_bundle: Bundle, store: Callable[[], run.Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A case counts a turn of all its subjects; a picture its steps; what is measured nothing."""
+    flop = {"text_encoder": 1, "prior_step": 10, "decoder_step": 100, "movq_decoder": 1000}
+    monkeypatch.setattr(run, "_flop", lambda bundle, stage, size: flop[stage])
+    case = run.Case("decoder_step", Size(64, 64), ("a", "b"), 3)
+    spec = {"height": 64, "width": 64, "steps": 20, "prior_steps": 25, "pictures": 2}
+    found = run._pending(store(), handmade_bundle, [case], [spec], 60.0)
+    assert list(found.values()) == [progress.Work(200, 3, 60.0), progress.Work(2 * (1 + 250 + 2000 + 1000))]
+    full = store()
+    full.data["pictures"] = [{"settings": spec}]
+    full.add(case, [{"subject": "a"}, {"subject": "b", "error": "It was killed"}], 1)
+    assert run._pending(full, handmade_bundle, [case], [spec], 60.0) == {}
+
+
+def test_the_bar_tells_the_minutes_that_are_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    bar = progress.Progress({"one": progress.Work(60e12), "other": progress.Work(120e12)})
+    bar.begin("one", 1e11)
+    assert "about 30 min left" in capsys.readouterr().err
+    now[0] += 300
+    bar.tell("2.00 s a run")
+    assert "about 25 min left, 2.00 s a run" in capsys.readouterr().err
+    bar.done("one")
+    bar.begin("other", 2e11)
+    assert "other" in (told := capsys.readouterr().err)
+    assert "about 10 min left" in told
+    bar.close()
+
+
+def test_the_arithmetic_is_that_of_a_run(handmade_bundle: Bundle) -> None:
+    """The text encoder's run has a text for each branch, as that of diffusers."""
+    assert bench.shapes(handmade_bundle, "text_encoder", Size(64, 64, batch=3)) == {"input_ids": (6, 8)}
 
 
 def data() -> dict[str, Any]:
@@ -142,6 +425,12 @@ def test_the_report_is_made_of_the_measurements(tmp_path: Path) -> None:
     assert "| 512x512 | ours, 25 prior + 20 DPM-Solver++ steps, low memory | measured | 102.0 |" in text
     # 4 s of the text encoder, 25 x 4 of the prior, 50 x 4 of the UNet, 4 of MoVQ.
     assert "| 512x512 | diffusers bf16, 25 prior + 50 DDPM steps | from the medians above | 308.0 |" in text
+    # Ours take half of it; 20 steps of the UNet are 60 s less.
+    assert "| 512x512 | ours openvino, 25 prior + 50 DDPM steps | from the medians above | 154.0 |" in text
+    assert "| 512x512 | ours openvino, 25 prior + 20 DPM-Solver++ steps | from the medians above | 94.0 |" in text
+    assert "1024x1024 | ours openvino, 25" not in text
+    assert "GPU GiB" not in text
+    assert "Failed" not in text
     for name in ("stages", "roofline", "growth", "memory"):
         assert f"![{name}](test-{name}.png)" in text
         assert (tmp_path / f"test-{name}.png").stat().st_size > 5000
@@ -168,3 +457,69 @@ def test_a_picture_that_would_not_fit_is_told_with_its_reason(tmp_path: Path) ->
     assert "| 512x512 | ours, all components held | refused |  | It would take 24 GiB. |" in text
     assert "steps, low memory | measured | 102.0 |" in text
     assert (tmp_path / "test-memory.png").exists()
+
+
+def row(text: str, start: str) -> list[str]:
+    line = next(line for line in text.splitlines() if line.startswith(start))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_best_peer_is_that_of_any_case(tmp_path: Path) -> None:
+    """A slow peer in a case of its own takes 1.6 s where the one in turns with ours takes 4 s: ours with 2 s, 1.25."""
+    made = data()
+    like = next(each for each in made["stages"] if each["subject"] == "diffusers bf16" and "decoder" in each["stage"])
+    other = {**like, "subject": "diffusers bf16 compiled", "case": "another", "seconds": [1.6]}
+    elsewhere = {**other, "height": 1024, "width": 1024, "seconds": [0.1]}
+    batch = {**other, "batch": 2, "seconds": [0.1]}
+    made["stages"] += [other, elsewhere, batch]
+    text = report.write(made, tmp_path / "test").read_text()
+    assert row(text, "| decoder_step | 512x512 | ours openvino")[-1] == "1.25"
+    assert "the lowest median of all peers at that stage and size" in text
+
+
+def test_the_memory_of_a_gpu_has_a_column(tmp_path: Path) -> None:
+    made = data()
+    made["stages"][0] |= {"device_memory": 5 << 30, "device": "cuda", "precision": "fp16"}
+    made["ceilings"]["before"] |= {"matmul fp16 on the GPU": 16.0, "copy on the GPU": 3000.0}
+    text = report.write(made, tmp_path / "test").read_text()
+    header = row(text, "| stage | size | subject")
+    ours = dict(zip(header, row(text, "| text_encoder | 512x512 | ours openvino"), strict=True))
+    peer = dict(zip(header, row(text, "| text_encoder | 512x512 | diffusers bf16"), strict=True))
+    # 1 TFLOP/s of the GPU's 16, and of the processor's 4.
+    assert (ours["GPU GiB"], ours["peak GiB"], ours["of the limit"]) == ("5.00", "3.00", "6%")
+    assert (peer["GPU GiB"], peer["of the limit"]) == ("", "12%")
+    assert "| copy on the GPU | 3e+03 GB/s |" in text
+    assert row(text, "| stage | size | s |")[-1] == "GPU GiB"
+
+
+def test_growth_is_of_our_first_backend(tmp_path: Path) -> None:
+    """Also where that is ONNX Runtime, which on a GPU is what runs."""
+    made = data()
+    for result in made["stages"]:
+        result["subject"] = result["subject"].replace("openvino", "onnxruntime")
+    second = [
+        each | {"subject": "ours openvino", "seconds": [4321.0]} for each in made["stages"] if "ours" in each["subject"]
+    ]
+    made["stages"] += second
+    growth = report.write(made, tmp_path / "test").read_text().split("## Growth")[1].split("##")[0]
+    assert row(growth, "| decoder_step | 512x512 |")[2] == "2"
+    assert "| decoder_step | 2048x2048 |" in growth
+    assert "4.32e+03" not in growth
+
+
+def test_failures_are_told_beside_the_rest(tmp_path: Path) -> None:
+    made = data()
+    failed = {key: made["stages"][1][key] for key in ("case", "stage", "subject", "height", "width", "batch", "commit")}
+    made["stages"][1] = {**failed, "error": "diffusers bf16 was killed"}
+    (painted,) = made["pictures"]
+    broken = {
+        "settings": painted["settings"] | {"low_memory": False},
+        "commit": "def",
+        "error": "The picture was killed",
+    }
+    made["pictures"] = [broken, painted]
+    text = report.write(made, tmp_path / "test").read_text()
+    assert "Failed:\n\n- text_encoder, 512x512, diffusers bf16: diffusers bf16 was killed.\n" in text
+    assert "| 512x512 | ours, all components held | failed |  | The picture was killed. |" in text
+    assert "steps, low memory | measured | 102.0 |" in text
+    assert row(text, "| text_encoder | 512x512 | ours openvino")[-1] == ""

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kandinsky22 import bench, cli
+from kandinsky22.arrays import Array
 from kandinsky22.backends import Settings, onnxruntime
 from kandinsky22.bench import Memory, Size, Timing
 from kandinsky22.bundle import Bundle
-from kandinsky22.errors import InputError
+from kandinsky22.commands import bench as command
+from kandinsky22.errors import BackendError, InputError
+
+from .handmade import GRAPHS, MORE_GRAPHS, write_bundle
 
 
 def timing(*seconds: float) -> Timing:
-    return Timing("decoder_step", Size(64, 64), seconds, Memory(0, 0))
+    return Timing("decoder_step", Size(64, 64), seconds, Memory(0, 0), load_seconds=1.0)
 
 
 def test_percentiles_are_times_that_were_measured() -> None:
@@ -29,6 +36,7 @@ class Sleeper:
     """A stage that takes long the first time, and then a set time."""
 
     name = "movq_decoder"
+    load_seconds = 2.0
 
     def __init__(self) -> None:
         self.runs: list[float] = []
@@ -49,6 +57,7 @@ def test_the_first_run_does_not_count() -> None:
     assert result.seconds == (0.01, 0.01, 0.01)
     assert told == [0.1, 0.01, 0.01, 0.01]
     assert stage.size == Size(64, 128)
+    assert bench.as_json(result)["load_seconds"] == 2.0
 
 
 def test_patience_ends_it_after_at_least_one_run() -> None:
@@ -80,6 +89,61 @@ def test_a_stage_runs_at_any_size(handmade_bundle: Bundle, name: str) -> None:
     assert bench.depends_on_size(handmade_bundle, name) == (name in ("decoder_step", "movq_decoder"))
 
 
+class Eater:
+    """A loaded component that notes how many rows each run is given."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        (array,) = feeds.values()
+        self.rows.append(len(array))
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "rows"),
+    [
+        # 2^20 pixels are four pictures of 512x512, or one of any size.
+        ("movq_decoder", Size(512, 512, batch=6), [4, 2]),
+        ("movq_encoder", Size(512, 512, batch=6), [4, 2]),
+        ("hint_encoder", Size(512, 512, batch=4), [4]),
+        ("movq_decoder", Size(2048, 1024, batch=2), [1, 1]),
+        ("image_encoder", Size(64, 64, batch=3), [1, 1, 1]),
+        # A prompt and an empty one for each picture.
+        ("text_encoder", Size(64, 64, batch=3), [6]),
+        ("text_encoder", Size(64, 64, batch=3, guided=False), [3]),
+    ],
+)
+def test_a_batch_is_run_as_the_pipeline_runs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, size: Size, rows: list[int]
+) -> None:
+    bundle, eater = Bundle(write_bundle(tmp_path / "all", {**GRAPHS, **MORE_GRAPHS})), Eater()
+    monkeypatch.setattr(onnxruntime.CPU, "load", lambda *_: eater)
+    stage = bench.Stage(bundle, name, onnxruntime.CPU, Settings())
+    stage.prepare(size)
+    stage.run()
+    assert eater.rows == rows
+
+
+def test_sizes_go_from_small_to_large(handmade_bundle: Bundle) -> None:
+    found = bench.sizes(handmade_bundle, [(256, 256), (64, 64), (128, 64), (64, 64)], [4, 1])
+    assert list(map(str, found)) == ["64x64", "128x64", "64x64 x 4", "128x64 x 4", "256x256", "256x256 x 4"]
+
+
+def test_a_size_is_one_number_or_two() -> None:
+    assert bench.sides("1024") == (1024, 1024)
+    assert bench.sides("1024X768") == (1024, 768)
+    for text in ("", "x", "1x2x3", "-64", "64.5"):
+        with pytest.raises(InputError, match="expected pixels such as 1024 or 1024x768"):
+            bench.sides(text)
+
+
+def test_what_is_left_is_told_in_minutes() -> None:
+    assert bench.left(59) == "less than a minute left"
+    assert bench.left(12.4 * 60) == "about 12 min left"
+
+
 def test_sizes_that_no_graph_takes_are_refused(handmade_bundle: Bundle) -> None:
     assert bench.sizes(handmade_bundle, [(128, 64)], [1, 2]) == [Size(64, 128), Size(64, 128, 2)]
     for side in (100, 0, 1 << 20):
@@ -102,14 +166,27 @@ def test_the_command_tells_stages_and_pictures(handmade_bundle: Bundle, capsys: 
         assert min(each["seconds"]) == each["p50"] <= each["p90"] == each["p99"] == max(each["seconds"])
         assert each["peak_host_memory"] > 10 << 20
     assert len(backend["pictures"]) == 8
+    assert [each["first"] for each in backend["pictures"]] == [True, False] * 4
     assert all(each["timings"]["total"] > each["timings"]["decoder_step"] > 0 for each in backend["pictures"])
 
     assert cli.main([*line.split(), "--quiet"]) == 0
     out = capsys.readouterr().out
+    size = sum(record.bytes for record in handmade_bundle.manifest.files.values()) / 1e9
+    assert out.startswith(f"handmade, fp32, {size:.2g} GB on disk\n")
     assert "p99 ms" in out
     assert "decoder_step  128x64 x 2" in out
     assert out.count("first") == 4
     assert out.count("next") == 4
+
+
+def test_a_first_picture_is_the_first_of_its_pipeline(
+    handmade_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With one component in memory at a time, every picture loads."""
+    line = f"bench {handmade_bundle.path} --backend onnxruntime --size 64 --repeat 1 --steps 2 --prior-steps 2"
+    assert cli.main([*line.split(), "--low-memory", "--pictures", "3", "--quiet"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows if row.startswith(("first", "next"))] == ["first", "next", "next"]
 
 
 @pytest.mark.parametrize(
@@ -119,14 +196,207 @@ def test_the_command_tells_stages_and_pictures(handmade_bundle: Bundle, capsys: 
         ("--size huge", "The size is 'huge'; expected pixels such as 1024 or 1024x768."),
         ("--repeat 0", "repeat is 0; expected a whole number from 1"),
         ("--batch 0", "batch is 0"),
+        ("--steps 0", "steps is 0; expected a whole number from 1"),
+        ("--steps 20 --steps 1001", "steps is 1001"),
+        ("--prior-steps 1", "prior_steps is 1; expected a whole number from 2"),
+        ("--scheduler euler", "The scheduler must be DDPM, DDIM, DPM++ or DPM++ Karras, not 'euler'."),
+        ("--threads 0", "threads is 0; expected a whole number from 1"),
+        ("--patience 0", "patience is 0.0; expected a number above 0"),
         ("--component nothing", "no component 'nothing'"),
+        ("--component decoder_step --component nothing", "no component 'nothing'"),
         ("--backend nothing", "no backend 'nothing'"),
+        ("--backend onnxruntime --backend nothing", "no backend 'nothing'"),
+        ("--backend onnxruntime --precision bf16", "ONNX Runtime's CPU kernels have no bf16"),
+        ("--report /nowhere/bench.json", "/nowhere/bench.json"),
     ],
 )
-def test_mistakes_are_one_sentence(
-    handmade_bundle: Bundle, capsys: pytest.CaptureFixture[str], arguments: str, sentence: str
+def test_mistakes_are_one_sentence_before_anything_is_measured(
+    handmade_bundle: Bundle,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: str,
+    sentence: str,
 ) -> None:
+    for name in ("time_stage", "time_picture"):
+        monkeypatch.setattr(bench, name, lambda *_, **__: pytest.fail("it was measured"))
     assert cli.main(["bench", str(handmade_bundle.path), *arguments.split(), "--quiet"]) == 1
-    error = capsys.readouterr().err
+    out, error = capsys.readouterr()
+    assert out == ""
     assert sentence in error
     assert error.count("\n") == 1
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Measurements are made up, and listed here. A picture of 13 steps fails."""
+    made: list[str] = []
+
+    def time_stage(stage: bench.Stage, size: Size, **_: object) -> Timing:
+        made.append(f"{stage.name} {size}")
+        return Timing(stage.name, size, (0.5,), Memory(1 << 30, 0), stage.load_seconds)
+
+    def time_picture(pipe: object, size: Size, *, steps: int, prior_steps: int, first: bool, **_: object) -> object:
+        made.append(f"picture {size} {steps}")
+        if steps == 13:
+            raise BackendError("The thirteenth step has failed.")
+        return bench.Picture(size, steps, prior_steps, {"total": 9.0}, Memory(1 << 30, 0), first)
+
+    monkeypatch.setattr(bench, "time_stage", time_stage)
+    monkeypatch.setattr(bench, "time_picture", time_picture)
+    return made
+
+
+def test_every_size_is_loaded_anew(
+    handmade_bundle: Bundle, measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a component keeps of one size is not the memory of the next."""
+    log: list[str] = []
+
+    class Noted(bench.Stage):
+        def __init__(self, bundle: Bundle, name: str, *rest: object) -> None:
+            super().__init__(bundle, name, *rest)  # type: ignore[arg-type]
+            log.append(f"load {name}")
+
+        def close(self) -> None:
+            super().close()
+            log.append(f"close {self.name}")
+
+    monkeypatch.setattr(bench, "Stage", Noted)
+    line = f"bench {handmade_bundle.path} --backend onnxruntime --component movq_decoder --size 128 --size 64 --quiet"
+    assert cli.main(line.split()) == 0
+    assert log == ["load movq_decoder", "close movq_decoder"] * 2
+    assert measured == ["movq_decoder 64x64", "movq_decoder 128x128"]
+
+
+def test_all_components_go_from_small_to_large(
+    handmade_bundle: Bundle, measured: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No component is measured in what another has left of a larger size; the table has them together again."""
+    line = f"bench {handmade_bundle.path} --backend onnxruntime --size 128 --size 64 --pictures 0 --quiet"
+    assert cli.main(line.split()) == 0
+    small = [f"{name} 64x64" for name in GRAPHS]
+    assert measured == [*small, "decoder_step 128x128", "movq_decoder 128x128"]
+    rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if "decoder" in line]
+    assert rows == [[name, size] for name in ("decoder_step", "movq_decoder") for size in ("64x64", "128x128")]
+
+
+def test_what_was_measured_is_printed_where_the_rest_fails(
+    handmade_bundle: Bundle, measured: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"bench {handmade_bundle.path} --backend onnxruntime --size 64 --steps 2 --steps 13 --quiet"
+    assert cli.main([*line.split(), "--json"]) == 1
+    out, error = capsys.readouterr()
+    (backend,) = json.loads(out)["backends"]
+    assert len(backend["stages"]) == 4
+    assert [each["steps"] for each in backend["pictures"]] == [2, 2]
+    assert error == "error: The thirteenth step has failed.\n"
+    assert cli.main(line.split()) == 1
+    out, error = capsys.readouterr()
+    assert out.count("500.0") == 4 * 3
+    assert out.count("9.00") == 2
+    assert error == "error: The thirteenth step has failed.\n"
+
+
+def test_a_report_goes_on_where_it_was(
+    handmade_bundle: Bundle, measured: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is in the file is not measured again; pictures of a pipeline that failed are, from the first."""
+    file = tmp_path / "bench.json"
+    line = f"bench {handmade_bundle.path} --backend onnxruntime --size 64 --report {file} --quiet"
+    assert cli.main([*line.split(), "--steps", "2", "--steps", "13"]) == 1
+    assert measured == [f"{name} 64x64" for name in GRAPHS] + ["picture 64x64 2"] * 2 + ["picture 64x64 13"]
+    (backend,) = json.loads(file.read_text())["backends"]
+    assert (len(backend["stages"]), len(backend["pictures"])) == (4, 2)
+    backend["pictures"].pop()
+    stored = json.loads(file.read_text()) | {"backends": [backend]}
+    file.write_text(json.dumps(stored))
+
+    measured.clear()
+    capsys.readouterr()
+    assert cli.main([*line.split(), "--steps", "2", "--size", "128", "--json"]) == 0
+    assert measured == [
+        "decoder_step 128x128",
+        "movq_decoder 128x128",
+        *["picture 64x64 2"] * 2,
+        *["picture 128x128 2"] * 2,
+    ]
+    assert json.loads(capsys.readouterr().out) == json.loads(file.read_text())
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("--scheduler ddim", "has measurements with other settings; name another file"),
+        ("bundle", "has measurements of another bundle; name another file"),
+        ("version", "is of another onnxruntime or machine; name another file"),
+        ("text", "is no report of this command; name another file"),
+    ],
+)
+def test_other_measurements_are_not_mixed(
+    handmade_bundle: Bundle,
+    measured: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: str,
+    sentence: str,
+) -> None:
+    file = tmp_path / "bench.json"
+    line = f"bench {handmade_bundle.path} --backend onnxruntime --size 64 --steps 2 --report {file} --quiet"
+    assert cli.main(line.split()) == 0
+    data = json.loads(file.read_text())
+    if change == "bundle":
+        data["bundle"]["manifest_sha256"] = "0"
+    if change == "version":
+        data["backends"][0]["version"] = "0"
+    file.write_text("[]" if change == "text" else json.dumps(data))
+    before = file.read_text()
+    measured.clear()
+    assert cli.main([*line.split(), *(change.split() if change.startswith("--") else ())]) == 1
+    assert sentence in capsys.readouterr().err
+    assert measured == []
+    assert file.read_text() == before
+
+
+def test_what_is_pending_is_guessed_from_the_component_at_another_size() -> None:
+    """Twice the pixels are 2 s a run: 3 s of loading, a run that does not count, and 4 or until 5 s are over."""
+    last = bench.as_json(Timing("decoder_step", Size(64, 64), (1.0,), Memory(0, 0), load_seconds=3.0))
+    assert command._guessed([last], "decoder_step", Size(64, 128), 4, 60.0) == 3 + 2 * 5
+    assert command._guessed([last], "decoder_step", Size(64, 128), 4, 5.0) == 3 + 2 * 4
+    assert command._guessed([last], "movq_decoder", Size(64, 128), 4, 60.0) == math.inf
+
+
+def test_what_was_measured_before_ctrl_c_is_kept(
+    handmade_bundle: Bundle, measured: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made_up = bench.time_stage
+
+    def time_stage(stage: bench.Stage, size: Size, **how: Any) -> Timing:
+        if measured:
+            raise KeyboardInterrupt
+        return made_up(stage, size, **how)
+
+    monkeypatch.setattr(bench, "time_stage", time_stage)
+    file = tmp_path / "bench.json"
+    line = f"bench {handmade_bundle.path} --backend onnxruntime --size 64 --report {file} --quiet"
+    assert cli.main(line.split()) == 130
+    (backend,) = json.loads(file.read_text())["backends"]
+    assert [each["stage"] for each in backend["stages"]] == ["text_encoder"]
+
+
+def test_a_pictures_seconds_are_estimated_from_its_stages() -> None:
+    """1 of the text encoder, 25 x 2 of the prior, 20 x 4 of the UNet at this size, 8 of MoVQ: 139."""
+
+    def result(stage: str, side: int, seconds: float, batch: int = 1) -> dict[str, object]:
+        return bench.as_json(Timing(stage, Size(side, side, batch), (seconds,), Memory(0, 0), 0.0))
+
+    stages = [
+        result("text_encoder", 64, 1.0),
+        result("text_encoder", 64, 100.0, batch=2),
+        result("prior_step", 64, 2.0),
+        result("decoder_step", 64, 100.0),
+        result("decoder_step", 128, 4.0),
+        result("movq_decoder", 128, 8.0),
+        result("image_encoder", 64, 100.0),
+    ]
+    assert command._estimated(stages, Size(128, 128), 20, 25) == 139

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kandinsky22.columns import columns
 from kandinsky22.errors import InputError
 
 if TYPE_CHECKING:
-    from kandinsky22.backends import Backend, Settings
-    from kandinsky22.bench import Picture, Size, Timing
+    from kandinsky22.backends import Availability, Backend, Settings
+    from kandinsky22.bench import Size
     from kandinsky22.bundle import Bundle
 
 SUMMARY = "measure latency and memory of every stage and of whole pictures"
 MIB = 1 << 20
+Results = Sequence[Mapping[str, Any]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,170 +52,345 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--patience", metavar="SECONDS", type=float, default=60, help="for one stage at one size (%(default)s)")
     add("--low-memory", action="store_true", help="whole pictures with one network in memory at a time")
+    add("--report", metavar="FILE", help="keep every measurement here as JSON, and go on from those that are there")
     add("--json", action="store_true", help="print one JSON object")
     add("--quiet", action="store_true", help="no progress")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, and print tables; the exit code."""
-    from kandinsky22 import arguments, backends, bench
+    """Measure, and print tables; the exit code. What was measured is printed, too, where the rest fails."""
     from kandinsky22.bundle import Bundle
 
-    for name in ("repeat", "prior_steps"):
-        arguments.whole(name, getattr(options, name), 1, arguments.MAX_STEPS)
-    arguments.whole("pictures", options.pictures, 0, arguments.MAX_PICTURES)
-    for batch in options.batch or ():
-        arguments.whole("batch", batch, 1, arguments.MAX_PICTURES)
     bundle = Bundle(options.bundle)
-    trained = bundle.manifest.default_size
-    wanted = bench.sizes(bundle, [_sides(text) for text in options.size or [f"{trained}"]], options.batch or [1])
-    settings = backends.Settings(options.precision, options.threads)
-    report: dict[str, Any] = {"bundle": _about(bundle), "backends": []}
-    for name in options.backend or ["auto"]:
-        backend = backends.get(name, bundle)
-        availability = backend.availability(bundle)
-        stages, loads = _stages(bundle, backend, settings, wanted, options, steps=10 if availability.gpu else 1)
-        pictures = _pictures(bundle, availability.name, wanted, options)
-        if not options.json:
-            print(f"{availability.name} {availability.version} ({availability.reason})\n")
-            print(_stage_table(stages, loads), end="\n\n")
-            if pictures:
-                print(_picture_table(pictures), end="\n\n")
-        report["backends"].append(
-            {
-                **dataclasses.asdict(availability),
-                "load_seconds": loads,
-                "stages": [bench.as_json(timing) for timing in stages],
-                "pictures": [bench.as_json(picture) for picture in pictures],
-            }
-        )
-    if options.json:
-        print(json.dumps(report, indent=2))
+    plan = _plan(bundle, options)
+    report = Report(options.report, _about(bundle), _settings(options))
+    entries = [report.backend(backend.availability(bundle)) for backend in plan.backends]
+    report.save()  # here, where a file that cannot be written has cost no time
+    if not options.json:
+        print(_title(report.data["bundle"]), end="\n\n", flush=True)
+    try:
+        for backend, entry in zip(plan.backends, entries, strict=True):
+            _measure(bundle, backend, plan, options, report, entry)
+    finally:
+        if options.json:
+            print(json.dumps(report.data, indent=2), flush=True)
     return 0
 
 
-def _sides(text: str) -> tuple[int, int]:
-    """ "1024" or "1024x512" as (width, height)."""
-    parts = text.lower().split("x")
-    if not 1 <= len(parts) <= 2 or not all(part.isdecimal() for part in parts):
-        raise InputError(f"The size is {text!r}; expected pixels such as 1024 or 1024x768.")
-    return int(parts[0]), int(parts[-1])
+@dataclass(frozen=True)
+class Plan:
+    """What is to be measured: components and sizes, sizes and decoder steps of whole pictures, on each backend."""
+
+    backends: list[Backend]
+    settings: Settings
+    stages: list[tuple[str, Size]]
+    pictures: list[tuple[Size, int]]
+
+
+def _plan(bundle: Bundle, options: argparse.Namespace) -> Plan:
+    """Check all that was asked for, so that no mistake shows after an hour of measuring."""
+    from kandinsky22 import backends, bench
+
+    _check_numbers(options)
+    texts = options.size or [f"{bundle.manifest.default_size}"]
+    wanted = bench.sizes(bundle, [bench.sides(text) for text in texts], options.batch or [1])
+    steps = list(dict.fromkeys(options.steps or [50]))
+    _check_schedulers(bundle, options, wanted, steps)
+    names = list(dict.fromkeys(options.component or bundle.manifest.components))
+    for name in names:
+        bundle.component(name)
+    needed = {"text_encoder", "prior_step", "decoder_step", "movq_decoder"}
+    whole = options.pictures > 0 and not options.component and needed <= set(names)
+    settings = backends.Settings(options.precision, options.threads)
+    found = {}
+    for name in options.backend or ["auto"]:
+        backend = backends.get(name, bundle)
+        found[backend.availability(bundle).name] = backend
+    for backend in found.values():  # which refuses a precision, for one, when it loads: the least will tell
+        backend.load(bundle, min(names, key=lambda name: bundle.component(name).parameters), settings).close()
+    stages = [(name, size) for name in names for size in _sizes(bundle, name, wanted)]
+    stages.sort(key=lambda stage: stage[1].pixels)  # of all components: what is freed may stay resident
+    pictures = [(size, count) for size in wanted for count in steps] if whole else []
+    return Plan(list(found.values()), settings, stages, pictures)
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    """Raise InputError where a number cannot be."""
+    from kandinsky22 import arguments
+
+    arguments.whole("repeat", options.repeat, 1, arguments.MAX_STEPS)
+    arguments.whole("prior_steps", options.prior_steps, 2, arguments.MAX_STEPS)
+    arguments.whole("pictures", options.pictures, 0, arguments.MAX_PICTURES)
+    arguments.positive("patience", options.patience)
+    if options.threads is not None:
+        arguments.whole("threads", options.threads, 1, 1024)
+    for batch in options.batch or ():
+        arguments.whole("batch", batch, 1, arguments.MAX_PICTURES)
+    for steps in options.steps or ():
+        arguments.whole("steps", steps, 1, arguments.MAX_STEPS)
+
+
+def _check_schedulers(
+    bundle: Bundle, options: argparse.Namespace, wanted: Sequence[Size], steps: Sequence[int]
+) -> None:
+    """Raise InputError where the pipeline would refuse the scheduler, its steps, or a size because of it."""
+    from kandinsky22 import decoder, scheduler_configs, schedulers
+
+    manifest = bundle.manifest
+    if "prior_step" in manifest.components:
+        schedulers.unclip(manifest.schedulers["prior"], options.prior_steps)
+    if "decoder_step" not in manifest.components:
+        return
+    config: Mapping[str, Any] = manifest.schedulers["decoder"]
+    if options.scheduler is not None:
+        config = scheduler_configs.switch(config, options.scheduler)
+    for count in steps:
+        table = schedulers.table(config, count)
+        for size in wanted:
+            latents = decoder.latent_size(size.height, size.width, manifest.downscale)
+            decoder.quantile_ranks(manifest, table, (manifest.geometry["latent_channels"], *latents))
+
+
+def _sizes(bundle: Bundle, name: str, wanted: Sequence[Size]) -> list[Size]:
+    """The sizes to measure a component at: where it does not depend on the size, the smallest of every batch."""
+    from kandinsky22 import bench
+
+    if bench.depends_on_size(bundle, name):
+        return list(wanted)
+    smallest: dict[int, Size] = {}
+    for size in wanted:
+        smallest.setdefault(size.batch, size)
+    return list(smallest.values())
 
 
 def _about(bundle: Bundle) -> dict[str, Any]:
+    from kandinsky22 import bundle as bundles
+    from kandinsky22 import checksums
+
     manifest = bundle.manifest
     return {
         "name": manifest.name,
         "precision": manifest.precision,
         "source": manifest.source,
         "bytes": sum(record.bytes for record in manifest.files.values()),
+        "manifest_sha256": checksums.sha256(bundle.path / bundles.MANIFEST),
     }
+
+
+def _title(about: Mapping[str, Any]) -> str:
+    return f"{about['name']}, {about['precision']}, {about['bytes'] / 1e9:.2g} GB on disk"
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that change what a measurement is; the others say which ones are made."""
+    names = ("precision", "threads", "prior_steps", "scheduler", "repeat", "patience", "low_memory")
+    return {name: getattr(options, name) for name in names}
+
+
+class Report:
+    """All that was measured, as JSON takes it: in a file, where one is named, that a later call goes on from."""
+
+    def __init__(self, path: str | None, bundle: dict[str, Any], settings: dict[str, Any]) -> None:
+        """Raises InputError where the file has measurements of another bundle or with other settings."""
+        self._path = None if path is None else Path(path)
+        self.data: dict[str, Any] = {"bundle": bundle, "settings": settings, "backends": []}
+        if self._path is None or not self._path.exists():
+            return
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+            kinds = {"bundle": "of another bundle", "settings": "with other settings"}
+            others = [words for name, words in kinds.items() if found[name] != self.data[name]]
+            self.data["backends"] = [
+                {**entry, "stages": list(entry["stages"]), "pictures": list(entry["pictures"])}
+                for entry in found["backends"]
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is no report of this command; name another file, or remove it.") from error
+        if others:
+            raise InputError(f"{path} has measurements {others[0]}; name another file, or remove it.")
+
+    def backend(self, availability: Availability) -> dict[str, Any]:
+        """Where a backend's measurements go. Raises InputError where there are some of another version of it."""
+        about = dataclasses.asdict(availability)
+        entry: dict[str, Any]
+        for entry in self.data["backends"]:
+            if entry.get("name") == about["name"]:
+                if any(entry.get(key) != value for key, value in about.items()):
+                    raise InputError(f"{self._path} is of another {about['name']} or machine; name another file.")
+                return entry
+        entry = {**about, "stages": [], "pictures": []}
+        self.data["backends"].append(entry)
+        return entry
+
+    def save(self) -> None:
+        """Write the file, whole or not at all."""
+        from kandinsky22 import plan_files
+
+        if self._path is not None:
+            plan_files.write_file(self._path, (json.dumps(self.data, indent=2) + "\n").encode())
+
+
+def _measure(
+    bundle: Bundle, backend: Backend, plan: Plan, options: argparse.Namespace, report: Report, entry: dict[str, Any]
+) -> None:
+    """Measure on one backend what its entry lacks, and print the tables: also where the rest fails."""
+    try:
+        _stages(bundle, backend, plan, options, report, entry["stages"])
+        _pictures(bundle, plan, options, report, entry)
+    finally:
+        if not options.json:
+            print(_tables(entry), end="\n\n", flush=True)
 
 
 def _stages(
     bundle: Bundle,
     backend: Backend,
-    settings: Settings,
-    wanted: Sequence[Size],
+    plan: Plan,
     options: argparse.Namespace,
-    steps: int,
-) -> tuple[list[Timing], dict[str, float]]:
-    """Time every component at every size; one that does not depend on the size, at every batch."""
+    report: Report,
+    results: list[dict[str, Any]],
+) -> None:
+    """Time components at sizes. Each is loaded anew, so that none finds what was kept for the one before."""
     from tqdm import tqdm
 
     from kandinsky22 import bench
 
-    names = options.component or list(bundle.manifest.components)
-    timings, loads = [], {}
-    plan = {}
-    for name in names:
-        bundle.component(name)
-        sized = bench.depends_on_size(bundle, name)
-        plan[name] = wanted if sized else list({size.batch: size for size in reversed(wanted)}.values())
-    with tqdm(
-        total=sum(map(len, plan.values())) * (options.repeat + 1), unit="run", disable=True if options.quiet else None
-    ) as bar:
-        for name, its_sizes in plan.items():
-            bar.set_description(f"{name}: loading")
-            stage = bench.Stage(bundle, name, backend, settings, steps)
-            loads[name] = stage.load_seconds
-            for size in its_sizes:
-                bar.set_description(f"{name} {size}")
+    done = {(result["stage"], bench.size_of(result)) for result in results}
+    pending = [each for each in plan.stages if each not in done]
+    steps = 10 if backend.availability(bundle).gpu else 1
+    total = len(pending) * (options.repeat + 1)
+    with tqdm(total=total, unit="run", disable=True if options.quiet else None) as bar:
+        for index, (name, size) in enumerate(pending):
+            seconds = sum(_guessed(results, *each, options.repeat, options.patience) for each in pending[index:])
+            bar.set_description(f"{name} {size}" + (f", {bench.left(seconds)}" if seconds < math.inf else ""))
+            with contextlib.closing(bench.Stage(bundle, name, backend, plan.settings, steps)) as stage:
                 timing = bench.time_stage(
                     stage, size, repeat=options.repeat, patience=options.patience, on_run=lambda _: bar.update()
                 )
-                bar.total -= options.repeat - len(timing.seconds)
-                timings.append(timing)
-            stage.close()
-    return timings, loads
+            bar.total -= options.repeat - len(timing.seconds)
+            results.append(bench.as_json(timing))
+            report.save()
 
 
-def _pictures(bundle: Bundle, backend: str, wanted: Sequence[Size], options: argparse.Namespace) -> list[Picture]:
-    """Time whole pictures, where the bundle can make them."""
+def _pictures(bundle: Bundle, plan: Plan, options: argparse.Namespace, report: Report, entry: dict[str, Any]) -> None:
+    """Time whole pictures: some in one pipeline, of which the first loads. Those of a run that was stopped go anew."""
     from tqdm import tqdm
 
     from kandinsky22 import bench
+
+    def made(size: Size, steps: int) -> list[dict[str, Any]]:
+        return [each for each in entry["pictures"] if (bench.size_of(each), each["steps"]) == (size, steps)]
+
+    pending = [each for each in plan.pictures if len(made(*each)) < options.pictures]
+    seconds = [options.pictures * _estimated(entry["stages"], *each, options.prior_steps) for each in pending]
+    form = "pictures, {desc} |{bar}| {elapsed}"
+    with tqdm(total=sum(seconds), bar_format=form, disable=True if options.quiet else None) as bar:
+        for (size, steps), its_seconds in zip(pending, seconds, strict=True):
+            entry["pictures"] = [each for each in entry["pictures"] if each not in made(size, steps)]
+            bar.set_description_str(f"{size}, {steps} steps: {bench.left(sum(seconds) - bar.n)}")
+            _paint(bundle, size, steps, options, report, entry)
+            bar.update(its_seconds)
+
+
+def _paint(
+    bundle: Bundle, size: Size, steps: int, options: argparse.Namespace, report: Report, entry: dict[str, Any]
+) -> None:
+    """Time the calls of one pipeline; the total of the first has the pipeline's opening in it."""
+    from kandinsky22 import bench
     from kandinsky22.pipeline import Pipeline
 
-    needed = {"text_encoder", "prior_step", "decoder_step", "movq_decoder"}
-    if not options.pictures or options.component or not needed <= set(bundle.manifest.components):
-        return []
-    found = []
-    plan = [(size, steps) for size in wanted for steps in options.steps or [50]]
-    for size, steps in tqdm(plan, desc="pictures", disable=True if options.quiet else None):
-        started = time.perf_counter()
-        with Pipeline.load(
-            bundle.path,
-            backend,
-            precision=options.precision,
-            threads=options.threads,
-            low_memory=options.low_memory,
-            memory_limit=None,
-        ) as pipe:
-            opened = time.perf_counter() - started
-            for index in range(options.pictures):
-                picture = bench.time_picture(
-                    pipe, size, steps=steps, prior_steps=options.prior_steps, scheduler=options.scheduler
-                )
-                if index == 0:
-                    total = picture.timings["total"] + opened
-                    picture = dataclasses.replace(picture, timings={**picture.timings, "total": total})
-                found.append(picture)
-    return found
+    started = time.perf_counter()
+    with Pipeline.load(
+        bundle.path,
+        entry["name"],
+        precision=options.precision,
+        threads=options.threads,
+        low_memory=options.low_memory,
+        memory_limit=None,
+    ) as pipe:
+        opened = time.perf_counter() - started
+        for index in range(options.pictures):
+            picture = bench.time_picture(
+                pipe,
+                size,
+                steps=steps,
+                prior_steps=options.prior_steps,
+                scheduler=options.scheduler,
+                first=index == 0,
+            )
+            picture.timings["total"] += opened if picture.first else 0
+            entry["pictures"].append(bench.as_json(picture))
+            report.save()
 
 
-def _stage_table(timings: Sequence[Timing], loads: dict[str, float]) -> str:
+def _guessed(stages: Results, name: str, size: Size, repeat: int, patience: float) -> float:
+    """Seconds of a measurement, by the component's last one and their pixels; infinite where there is none."""
+    from kandinsky22 import bench
+
+    last = next((result for result in reversed(stages) if result["stage"] == name), None)
+    if last is None:
+        return math.inf
+    run = last["p50"] * size.pixels / bench.size_of(last).pixels
+    return float(last["load_seconds"] + run * (1 + math.ceil(min(repeat, patience / run))))
+
+
+def _estimated(stages: Results, size: Size, steps: int, prior_steps: int) -> float:
+    """Seconds of a picture by the medians of its stages, without loading."""
+    from kandinsky22 import bench
+
+    runs = {"text_encoder": 1, "prior_step": prior_steps, "movq_decoder": 1, "decoder_step": steps}
+    seconds = 0.0
+    for result in stages:
+        at = bench.size_of(result)
+        unsized = result["stage"] in ("text_encoder", "prior_step") and at.batch == size.batch
+        if result["stage"] in runs and (unsized or at == size):
+            seconds += runs[result["stage"]] * result["p50"]
+    return seconds
+
+
+def _tables(entry: Mapping[str, Any]) -> str:
+    """What a backend is, and all that was measured of it."""
+    tables = [_stage_table(entry["stages"])] if entry["stages"] else []
+    tables += [_picture_table(entry["pictures"])] if entry["pictures"] else []
+    return "\n\n".join([f"{entry['name']} {entry['version']} ({entry['reason']})", *tables])
+
+
+def _stage_table(results: Results) -> str:
+    from kandinsky22 import bench
+
     rows: list[tuple[str, ...]] = [
         ("stage", "size", "runs", "p50 ms", "p90 ms", "p99 ms", "pictures/s", "peak MiB", "GPU MiB", "load s")
     ]
-    for timing in timings:
-        p50, p90, p99 = (timing.percentile(share) for share in (50, 90, 99))
+    names = list(dict.fromkeys(result["stage"] for result in results))
+    for result in sorted(results, key=lambda result: names.index(result["stage"])):
         rows.append(
             (
-                timing.stage,
-                str(timing.size),
-                str(len(timing.seconds)),
-                *(f"{1000 * seconds:.1f}" for seconds in (p50, p90, p99)),
-                f"{timing.size.batch / p50:.3g}",
-                f"{timing.memory.host / MIB:.0f}",
-                f"{timing.memory.device / MIB:.0f}" if timing.memory.device else "-",
-                f"{loads[timing.stage]:.1f}",
+                result["stage"],
+                str(bench.size_of(result)),
+                str(len(result["seconds"])),
+                *(f"{1000 * result[share]:.1f}" for share in ("p50", "p90", "p99")),
+                f"{result['pictures_a_second']:.3g}",
+                f"{result['peak_host_memory'] / MIB:.0f}",
+                f"{result['device_memory'] / MIB:.0f}" if result["device_memory"] else "-",
+                f"{result['load_seconds']:.1f}",
             )
         )
     return columns(rows)
 
 
-def _picture_table(pictures: Sequence[Picture]) -> str:
-    stages = list(dict.fromkeys(stage for picture in pictures for stage in picture.timings))
+def _picture_table(results: Results) -> str:
+    from kandinsky22 import bench
+
+    stages = list(dict.fromkeys(stage for result in results for stage in result["timings"]))
     rows: list[tuple[str, ...]] = [("picture", "size", "steps", *(f"{stage} s" for stage in stages), "peak MiB")]
-    for index, picture in enumerate(pictures):
+    for result in results:
         rows.append(
             (
-                "first" if "load" in picture.timings and (index == 0 or picture.timings["load"] > 0) else "next",
-                str(picture.size),
-                f"{picture.prior_steps}+{picture.steps}",
-                *(f"{picture.timings.get(stage, 0):.2f}" for stage in stages),
-                f"{picture.memory.host / MIB:.0f}",
+                "first" if result["first"] else "next",
+                str(bench.size_of(result)),
+                f"{result['prior_steps']}+{result['steps']}",
+                *(f"{result['timings'].get(stage, 0):.2f}" for stage in stages),
+                f"{result['peak_host_memory'] / MIB:.0f}",
             )
         )
     return columns(rows)
