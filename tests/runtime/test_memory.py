@@ -48,7 +48,7 @@ def _estimate(
         ("movq_decoder", 2048, "openvino", "fp32", 16.5),
         ("decoder_step", 512, "openvino", "fp32", 7.6),
         ("decoder_step", 1024, "openvino", "fp32", 8.0),
-        ("decoder_step", 1536, "openvino", "fp32", 11.5),
+        ("decoder_step", 1536, "openvino", "fp32", 8.9),
         ("decoder_step", 512, "openvino", "bf16", 4.9),
         ("decoder_step", 512, "openvino", "bf16", 8.1),
     ],
