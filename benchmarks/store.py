@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from kandinsky22.plan_files import write_file
 
 
 class JsonStore:
@@ -17,9 +18,7 @@ class JsonStore:
 
     def save(self) -> None:
         """Write the file, whole or not at all."""
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.data, indent=1) + "\n")
-        os.replace(temporary, self.path)
+        write_file(self.path, (json.dumps(self.data, indent=1) + "\n").encode())
 
 
 class MachineStore(JsonStore):
