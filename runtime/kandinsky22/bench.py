@@ -21,7 +21,7 @@ import numpy as np
 from kandinsky22 import sample_inputs
 from kandinsky22.arrays import Array
 from kandinsky22.backends import Backend, Settings
-from kandinsky22.bundle import PIXELS_AT_ONCE, Bundle
+from kandinsky22.bundle import Bundle, pictures_at_once
 from kandinsky22.errors import InputError
 from kandinsky22.machine import highest_resident_memory
 from kandinsky22.pipeline import Pipeline
@@ -100,7 +100,7 @@ class Stage:
         self._feeds = sample_inputs.feeds(self._bundle, self.name, shapes(self._bundle, self.name, size), seed=0)
         if not self._state:
             rows = len(next(iter(self._feeds.values())))
-            cuts = parts(rows, pictures_at_once(self.name, size))
+            cuts = parts(rows, _rows_at_once(self.name, size))
             self._parts = [{name: array[cut] for name, array in self._feeds.items()} for cut in cuts]
 
     def run(self) -> float:
@@ -133,11 +133,11 @@ def shapes(bundle: Bundle, name: str, size: Size) -> dict[str, tuple[int, ...]]:
     return {spec.name: spec.resolve(values) for spec in bundle.component(name).inputs}
 
 
-def pictures_at_once(name: str, size: Size) -> int | None:
+def _rows_at_once(name: str, size: Size) -> int | None:
     """How many pictures the pipeline gives to one run of a component (`decoder`, `clip_image`); None: all."""
     if name == "image_encoder":
         return 1
-    return max(1, PIXELS_AT_ONCE // (size.height * size.width)) if name in PIXELS_AND_LATENTS else None
+    return pictures_at_once(size.height * size.width) if name in PIXELS_AND_LATENTS else None
 
 
 def depends_on_size(bundle: Bundle, name: str) -> bool:
@@ -227,7 +227,7 @@ def sizes(bundle: Bundle, sides: Sequence[tuple[int, int]], batches: Sequence[in
     In this order, what a process may keep of a size that it has done with is no more than what the next one takes.
     Raises InputError where a side is no multiple of the latents' unit (64), which the step graphs would refuse.
     """
-    unit = (bundle.manifest.downscale) ** 2
+    unit = bundle.manifest.downscale**2
     largest = bundle.manifest.limits["max_size"]
     for side in {side for pair in sides for side in pair}:
         if side % unit or not unit <= side <= largest:

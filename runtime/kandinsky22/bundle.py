@@ -39,6 +39,11 @@ PIXELS_AT_ONCE = 1 << 20
 batch, its speed does not."""
 
 
+def pictures_at_once(pixels: int) -> int:
+    """How many pictures of so many `pixels` one run is given: at least one, and no more than `PIXELS_AT_ONCE`."""
+    return max(1, PIXELS_AT_ONCE // pixels)
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """An input or output of a graph: `dtype` is NumPy's name, `shape` has numbers and symbolic dimensions.

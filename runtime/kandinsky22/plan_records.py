@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kandinsky22.bundle import PIXELS_AT_ONCE, Bundle, Component, TensorSpec
+from kandinsky22.bundle import Bundle, Component, TensorSpec, pictures_at_once
 from kandinsky22.errors import InputError
 from kandinsky22.plan_builder import Range, Report
 from kandinsky22.trt import Device
@@ -89,7 +89,7 @@ class Profile:
         if dimensions <= {"B", "G"}:
             return 2 * self.batch
         if not component.state and any("*" in dimension for dimension in dimensions):
-            return min(self.batch, max(1, PIXELS_AT_ONCE // self.maximum**2))
+            return min(self.batch, pictures_at_once(self.maximum**2))
         return self.batch
 
 

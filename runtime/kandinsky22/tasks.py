@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -21,6 +21,7 @@ from kandinsky22.schedulers import Table
 from kandinsky22.stages import Stages
 
 Shape = tuple[int, int, int]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,8 @@ def overlaid(task: Task, pixels: Floats, of: range, count: int) -> Floats:
     if not isinstance(task.images, list) or task.masks is None:
         raise TypeError("Only inpainting has images and masks to overlay.")
     height, width = pixels.shape[1:3]
-    images = np.stack([inputs.resized_picture(image, height, width) for image in task.images])
-    painted = np.stack([_painted_share(mask, height, width) for mask in task.masks])
-    images, painted = (_spread(values, count)[of.start : of.stop] for values in (images, painted))
+    images = np.stack([inputs.resized_picture(image, height, width) for image in _of(task.images, of, count)])
+    painted = np.stack([_painted_share(mask, height, width) for mask in _of(task.masks, of, count)])
     return pixels * painted + images * (1 - painted)
 
 
@@ -174,6 +174,13 @@ def _latent_masks(manifest: Manifest, found: Sequence[PIL.Image.Image], shape: S
             f"{downscale} pixels that are repainted together; paint it larger."
         )
     return masks.prepare_mask(latent)
+
+
+def _of(given: Sequence[_T], of: range, count: int) -> list[_T]:
+    """The input of each of the pictures `of` a call for `count`; one alone is for all."""
+    if len(given) == 1:
+        return list(given)
+    return [given[place * len(given) // count] for place in of]
 
 
 def _spread(values: Array, pictures: int) -> Floats:
