@@ -38,8 +38,10 @@ engines: $(READY)  ## TensorRT plans of CHECKPOINT=… (a folder or a Hub id) in
 		$(BIN)/kandinsky22-export "$(CHECKPOINT)" $(DECODERS) -o "engines/$(NAME)" --precision $(PRECISION)
 	$(BIN)/kandinsky22 build "engines/$(NAME)" --flavour $(FLAVOUR) --batch $(BATCH) $(SIZES)
 
+# A test that hangs says where, and ends as failed, long before whoever runs the suite loses patience.
 test: $(READY)  ## Run the tests that need no GPU and no patience.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
+		-o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 
 test-slow: $(READY)  ## Run the tests that take minutes or gigabytes: full parity, the published size.
 	$(BIN)/python -m pytest -m slow

@@ -32,11 +32,6 @@ def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, **options)
 
 
-def take_signals() -> None:
-    """In the new process: a test runner in the background may ignore Ctrl-C, and that is inherited."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def imported(code: str) -> set[str]:
     """The top-level packages that a fresh interpreter has imported after `code`."""
     told = python("-c", f"import json, sys\n{code}\nprint(json.dumps(sorted(sys.modules)), file=sys.stderr)").stderr
@@ -111,7 +106,7 @@ def read_all(terminal: int) -> str:
 
 def test_ctrl_c_keeps_what_is_finished_and_nothing_half_written(shapes_bundle: Path, tmp_path: Path) -> None:
     many = ("--num-images", 1000, "--seed", 0, "-o", tmp_path)
-    process = start("generate", shapes_bundle, "a", *QUICK, *many, stderr=subprocess.PIPE, preexec_fn=take_signals)
+    process = start("generate", shapes_bundle, "a", *QUICK, *many, stderr=subprocess.PIPE)
     assert process.stdout is not None
     first = process.stdout.readline()
     process.send_signal(signal.SIGINT)
@@ -126,7 +121,7 @@ def test_ctrl_c_keeps_what_is_finished_and_nothing_half_written(shapes_bundle: P
 def test_ctrl_c_before_the_first_picture_takes_back_the_folder(shapes_bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "er"
     slow = ("--steps", 1000, "--size", "512x512", "-o", folder, "--json")
-    process = start("generate", shapes_bundle, "a", *QUICK, *slow, stderr=subprocess.PIPE, preexec_fn=take_signals)
+    process = start("generate", shapes_bundle, "a", *QUICK, *slow, stderr=subprocess.PIPE)
     while not folder.exists() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
