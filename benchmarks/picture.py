@@ -55,11 +55,11 @@ def main() -> None:
                 first=not pictures,
             )
         except MemoryLimitError as error:
-            print(json.dumps({"settings": spec, "refused": str(error)}))
+            print(json.dumps({"refused": str(error)}))
             return
         pictures.append({"begun": begun, "ended": time.perf_counter() - STARTED, **bench.as_json(picture)})
     ended.set()
-    result = {"settings": spec, "imported": imported, "opened": opened, "pictures": pictures, "memory": samples[::5]}
+    result = {"imported": imported, "opened": opened, "pictures": pictures, "memory": samples[::5]}
     print(json.dumps(result))
 
 

@@ -290,23 +290,9 @@ def _measure_picture(store: Store, options: argparse.Namespace, spec: dict[str, 
         return
     size = Size(spec["height"], spec["width"])
     progress.begin(f"picture {size}, {spec['steps']} steps", rate(store.data["stages"]))
-    store.keep("pictures", _picture(spec, _log(options)))
+    result = workers.alone("The picture", [str(HERE / "picture.py"), json.dumps(spec)], _log(options))
+    store.keep("pictures", {"settings": spec, **result})
     progress.done(repr(spec))
-
-
-def _picture(spec: dict[str, Any], log: Path) -> dict[str, Any]:
-    """What picture.py has measured; with an "error" where it failed."""
-    with log.open("ab") as errors:
-        done = subprocess.run(
-            [sys.executable, str(HERE / "picture.py"), json.dumps(spec)],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-    if done.returncode:
-        return {"settings": spec, "error": workers.why("The picture", done.returncode, log)}
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
 
 
 class Store(MachineStore):

@@ -1,17 +1,18 @@
 """Every task of a bundle with all components, one after the other: seconds a stage and peak memory.
 
-    python benchmarks/tasks.py engines/full --name my-machine [--size 1024] [--only inpaint mix]
+    python benchmarks/tasks.py engines/full --name my-machine [--sizes 512 1024] [--only inpainting ControlNet]
 
 The bundle has all components: kandinsky22-export --architecture kandinsky-2.2-all --random-weights 0 --precision fp16.
 Each task runs in a process of its own with one component in memory at a time, for a few steps: a stage's seconds are
-given for one run of it. Results are kept in reports/tasks-NAME.json as they come, and written as reports/tasks-NAME.md.
+given for one run of it. Results are kept in reports/tasks-NAME.json as they come, and written as reports/tasks-NAME.md;
+a task that fails has its sentence there instead of numbers.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,8 +25,10 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "runtime")]
 
 import report  # noqa: E402
 import run  # noqa: E402
+import workers  # noqa: E402
 from kandinsky22 import Pipeline, bench  # noqa: E402
 from kandinsky22.bundle import Bundle  # noqa: E402
+from kandinsky22.plan_files import write_file  # noqa: E402
 from store import MachineStore  # noqa: E402
 
 PROMPT = "a fox in the snow"
@@ -37,7 +40,7 @@ def main() -> None:
     add = parser.add_argument
     add("bundle", type=Path)
     add("--name", default="machine", help="of the report (%(default)s)")
-    add("--size", type=int, default=1024, help="pixels a side (%(default)s)")
+    add("--sizes", type=int, nargs="+", default=[1024], help="pixels a side (1024)")
     add("--steps", type=int, default=2, help="of the decoder, and of the prior (%(default)s)")
     add("--backend", default="openvino", help="(%(default)s)")
     add("--only", nargs="+", choices=TASKS, default=list(TASKS), help="tasks (all)")
@@ -49,15 +52,14 @@ def main() -> None:
         return
     path = options.reports / f"tasks-{options.name}.json"
     store = MachineStore(path, run.machine(Bundle(options.bundle)), results=[])
-    for task in options.only:
-        spec = {"task": task, "size": options.size, "steps": options.steps, "backend": options.backend}
+    for size, task in itertools.product(options.sizes, options.only):
+        spec = {"task": task, "size": size, "steps": options.steps, "backend": options.backend}
         if any(result["spec"] == spec for result in store.data["results"]):
             continue
-        print(f"{task}, {options.size}x{options.size}", file=sys.stderr)
-        command = [sys.executable, __file__, str(options.bundle), "--spec", json.dumps(spec)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        store.keep("results", json.loads(done.stdout.strip().splitlines()[-1]))
-    path.with_suffix(".md").write_text(markdown(store.data))
+        print(f"{task}, {size}x{size}", file=sys.stderr)
+        command = [__file__, str(options.bundle), "--spec", json.dumps(spec)]
+        store.keep("results", {"spec": spec, **workers.alone(task, command, path.with_suffix(".log"))})
+    write_file(path.with_suffix(".md"), markdown(store.data).encode())
     print(path.with_suffix(".md"), file=sys.stderr)
 
 
@@ -94,32 +96,37 @@ def measure(bundle: Path, spec: dict[str, Any]) -> dict[str, Any]:
     with bench.highest_memory() as peak:
         out = TASKS[spec["task"]](pipe, how, picture)
     assert np.asarray(out.images[0]).shape == (spec["size"], spec["size"], 3)
-    return {"spec": spec, "timings": out.timings, "peak": peak().host}
+    return {"timings": out.timings, "peak": peak().host}
 
 
 def markdown(data: Mapping[str, Any]) -> str:
     """The report."""
-    machine = data["machine"]
-    rows = []
-    for result in data["results"]:
-        spec, timings = result["spec"], dict(result["timings"])
-        load, total = timings.pop("load", 0.0), timings.pop("total")
-        stages = ", ".join(
-            f"{name} {seconds / (spec['steps'] if name.endswith('step') or '_step_' in name else 1):.1f}"
-            for name, seconds in timings.items()
-        )
-        side = f"{spec['size']}x{spec['size']}"
-        rows.append((spec["task"], side, stages, f"{load:.0f}", f"{total:.0f}", f"{result['peak'] / report.GIB:.2f}"))
+    machine, results = data["machine"], sorted(data["results"], key=lambda result: result["spec"]["size"])
     lead = f"""# Tasks: {machine["processor"]}
 
 {machine["checkpoint"].capitalize()} ({machine["bundle"]["precision"]}), {machine["system"]}, \
 {", ".join(machine["instructions"])}; one component in memory at a time. Seconds of one run of each stage, guided: of \
-the prior and the UNets, of one step. "In all" is a picture with {data["results"][0]["spec"]["steps"]} steps of each, \
-with loading. Commits {report.commits(data["results"])}, {machine["date"]}; made by `{machine["command"]}`.
+the prior and the UNets, of one step. "In all" is one picture, with loading, and as many steps of the prior and of the \
+UNet as the column says. Commits {report.commits(results)}, {machine["date"]}; made by `{machine["command"]}`.
 
 """
-    header: Sequence[str] = ("task", "size", "stages: seconds", "loading s", "in all s", "peak GiB")
-    return lead + report.table(header, rows) + "\n"
+    header: Sequence[str] = ("task", "size", "stages: seconds", "steps", "loading s", "in all s", "peak GiB")
+    return lead + report.table(header, map(row, results)) + "\n"
+
+
+def row(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """A line of the table."""
+    spec = result["spec"]
+    about = (spec["task"], f"{spec['size']}x{spec['size']}")
+    if "error" in result:
+        return *about, result["error"], str(spec["steps"]), "", "", ""
+    timings = dict(result["timings"])
+    load, total = timings.pop("load", 0.0), timings.pop("total")
+    stages = ", ".join(
+        f"{name} {seconds / (spec['steps'] if 'step' in name.split('_') else 1):.1f}"
+        for name, seconds in timings.items()
+    )
+    return *about, stages, str(spec["steps"]), f"{load:.0f}", f"{total:.0f}", f"{result['peak'] / report.GIB:.2f}"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,17 @@ def why(name: str, code: int, log: Path) -> str:
     if code == -signal.SIGKILL:
         return f"{name} was killed, which the system does where memory runs out"
     end = log.read_text(errors="replace").strip().splitlines()[-1:]
-    return f"{name} ended with {code}: {' '.join(end)} (all of it in {log})"
+    return f"{name} ended with {code}: {' '.join(end)} (all of it in {log.name})"
+
+
+def alone(name: str, command: Sequence[str], log: Path) -> dict[str, Any]:
+    """What a program of its own prints as JSON in its last line, or {"error"}; what else it says goes to `log`."""
+    with log.open("ab") as errors:
+        done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, stderr=errors, text=True)
+    if done.returncode:
+        return {"error": why(name, done.returncode, log)}
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 class Worker:

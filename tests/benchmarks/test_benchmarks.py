@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import shlex
 import signal
 import sys
@@ -24,6 +25,7 @@ import progress
 import report
 import run
 import subjects
+import tasks
 import workers
 from kandinsky22 import bench
 from kandinsky22.backends import Availability, onnxruntime
@@ -98,6 +100,26 @@ def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
     assert workers.why("x", -signal.SIGKILL, tmp_path / "log") == (
         "x was killed, which the system does where memory runs out"
     )
+
+
+def test_a_task_that_fails_is_told_in_the_report_and_the_others_are_measured(
+    handmade_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handmade bundle paints from text alone. What is measured is not measured again."""
+    choice = ["--name", "m", "--sizes", "64", "--steps", "2", "--backend", "onnxruntime"]
+    arguments = [str(handmade_bundle.path), *choice, "--reports", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["tasks.py", *arguments, "--only", "text to image", "ControlNet"])
+    tasks.main()
+    text, hint = json.loads((tmp_path / "tasks-m.json").read_text())["results"]
+    assert text["timings"]["decoder_step"] > 0
+    assert text["peak"] > 0
+    assert re.match(r"ControlNet ended with 1: .*hint_encoder.* \(all of it in tasks-m.log\)$", hint["error"])
+    rows = [line.split(" | ") for line in (tmp_path / "tasks-m.md").read_text().splitlines() if "64x64" in line]
+    assert [row[0] for row in rows] == ["| text to image", "| ControlNet"]
+    assert f"decoder_step {text['timings']['decoder_step'] / 2:.1f}" in rows[0][2]
+    assert rows[1][2] == hint["error"]
+    monkeypatch.setattr(workers, "alone", lambda *arguments: pytest.fail("measured again"))
+    tasks.main()
 
 
 def test_a_copy_on_a_gpu_is_from_its_memory_to_its_memory() -> None:
@@ -225,7 +247,7 @@ def test_a_picture_that_fails_is_kept_and_not_tried_again(
     (kept,) = store().data["pictures"]
     assert kept["settings"] == spec
     assert kept["error"].startswith("The picture ended with 1: kandinsky22.errors.BundleError: ")
-    monkeypatch.setattr(run, "_picture", lambda *_: pytest.fail("it was tried again"))
+    monkeypatch.setattr(workers, "alone", lambda *_: pytest.fail("it was tried again"))
     run._measure_picture(store(), asked, spec, progress.Progress({}))
 
 
