@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 from kandinsky22.bundle import Component, TensorSpec
 from kandinsky22.errors import BackendError
 from kandinsky22.machine import resident_memory
-from kandinsky22.trt import Flavour, make_log, make_monitor, make_writer
+from kandinsky22.trt import Flavour, logger, make_monitor, make_writer
 
 Shape = tuple[int, ...]
 Range = tuple[Shape, Shape, Shape]
@@ -102,7 +103,10 @@ def build_plan(
     build = _Build(flavour, graph, component, shapes, options, sink, timing_cache, on_progress)
     started = time.perf_counter()
     peak_memory = run_watched(build.run, build.monitor.cancel)
-    return Built(build.report(), time.perf_counter() - started, peak_memory, build.timing_cache)
+    return Built(build.report, time.perf_counter() - started, peak_memory, build.timing_cache)
+
+
+_ONE_BUILD = threading.Lock()
 
 
 class _Build:
@@ -122,13 +126,18 @@ class _Build:
         self.flavour, self.trt = flavour, flavour.module
         self.graph, self.component, self.shapes, self.options = graph, component, shapes, options
         self.sink, self.timing_cache = sink, timing_cache
-        self.log = make_log(self.trt)
+        self.log = logger(self.trt)
         self.monitor = make_monitor(self.trt, on_progress)
         self.products: Counter[str] = Counter()
         self.attentions = self.fusable = 0
 
     def run(self) -> None:
-        """Parse and build. Runs in a thread of its own."""
+        """Parse and build, and make the `report`. Runs in a thread of its own, one at a time: they share the log."""
+        with _ONE_BUILD:
+            self.log.clear()
+            self._build()
+
+    def _build(self) -> None:
         try:
             builder = self.trt.Builder(self.log)
         except (TypeError, RuntimeError) as error:  # what pybind11 makes of a null pointer
@@ -148,6 +157,7 @@ class _Build:
                 raise failure
         if not built:
             raise self._error("cannot build a plan")
+        self.report = self._report()
         self._check_engine()
         if self.flavour.needs_gpu:
             self.timing_cache = bytes(config.get_timing_cache().serialize())
@@ -165,7 +175,7 @@ class _Build:
             raise writer.failure
         return bool(built)
 
-    def report(self) -> Report:
+    def _report(self) -> Report:
         """What the finished engine runs, from the lines that TensorRT logged about it."""
         layers: dict[str, Counter[str]] = {}
         fused = 0
@@ -246,7 +256,7 @@ class _Build:
             name, dtype = _field(_NAME, line), _field(_BORDER_TYPE, line).upper()
             if name in promised and dtype != promised[name]:
                 raise self._error("built a plan with other types", f"{name} is {dtype}, expected {promised[name]}")
-        for dtype, kinds in self.report().layers.items():
+        for dtype, kinds in self.report.layers.items():
             found = [kind for kind in ENGINE_PRODUCTS if kind in kinds]
             if found and dtype not in self.products:
                 raise self._error("built a plan with other types", f"it has {found} in {dtype}, the graph has none")
@@ -286,7 +296,8 @@ def run_watched(call: Callable[[], None], cancel: Callable[[], None]) -> int:
     """Run `call` in another thread, and return the highest resident memory of the process meanwhile.
 
     A thread of its own keeps the caller's free for Ctrl-C, which a call into TensorRT would hold back: it calls
-    `cancel`, waits for `call` to end, and is raised. Raises what `call` raises.
+    `cancel`, waits for `call` to end, and is raised. Raises what `call` raises; what the frames below it held is let go
+    of before, so that networks are not kept by an error, and TensorRT's threads do not speak while Python ends.
     """
     failures: list[BaseException] = []
     ended = threading.Event()  # not Thread.join: when Ctrl-C interrupts that, it takes the thread for one that ended
@@ -294,7 +305,8 @@ def run_watched(call: Callable[[], None], cancel: Callable[[], None]) -> int:
     def work() -> None:
         try:
             call()
-        except BaseException as failure:  # handed to the caller's thread
+        except BaseException as failure:  # handed to the caller's thread, without the objects in its frames
+            traceback.clear_frames(failure.__traceback__)
             failures.append(failure)
         finally:
             ended.set()
@@ -308,8 +320,7 @@ def run_watched(call: Callable[[], None], cancel: Callable[[], None]) -> int:
     except BaseException:
         cancel()
         ended.wait()
-        failures.clear()  # their frames hold TensorRT's objects, whose threads would speak while Python ends
         raise
     if failures:
-        raise failures[0]
+        raise failures.pop()
     return peak

@@ -1,7 +1,8 @@
-"""TensorRT as it is installed here: its flavours, the GPU, and a log that keeps what TensorRT says."""
+"""TensorRT as it is installed here: its flavours, the GPU, and a logger that keeps what TensorRT says."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import threading
 from collections.abc import Callable
@@ -89,17 +90,25 @@ def rtx_targets(module: Any, *, turing: bool = False) -> tuple[str, ...]:
     return targets if turing else tuple(target for target in targets if target != "7.5")
 
 
-def make_log(module: Any) -> Any:
-    """An ILogger that prints nothing and keeps what matters.
+@functools.cache
+def logger(module: Any) -> Any:
+    """The one ILogger of this process, which prints nothing and keeps what matters.
+
+    One, because TensorRT says that a second differs from the first while it holds the lock that its destructors take.
+    Python may destroy something of TensorRT's in that very call (a collection of garbage begins anywhere, another
+    thread lets go of an engine), and would wait for itself for ever.
 
     `errors` are messages, `layers` and `tensors` the lines that describe a finished engine and its border, and
-    `failure` is the exception that went through it, which TensorRT would drop.
+    `failure` is the exception that went through it, which TensorRT would drop; all of them since `clear()`.
     """
     error = module.ILogger.Severity.ERROR
 
     class Log(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
+            self.clear()
+
+        def clear(self) -> None:
             self.errors: list[str] = []
             self.layers: list[str] = []
             self.tensors: list[str] = []

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -266,6 +267,47 @@ def test_mistakes_are_one_sentence(
     error = capsys.readouterr().err
     assert sentence in error
     assert error.count("\n") == 1
+
+
+# What Python destroys, and when.
+
+GARBAGE_IN_A_CALL = """
+import gc
+import tensorrt_rtx
+from kandinsky22 import trt
+
+gc.disable()
+for make in (tensorrt_rtx.Builder, tensorrt_rtx.Runtime):
+    cycle = [make(trt.logger(tensorrt_rtx))]
+    cycle.append(cycle)
+    del cycle
+    logger = trt.logger(tensorrt_rtx)
+    type(logger).log = lambda self, severity, message: gc.collect()
+    make(logger)
+"""
+
+
+def test_garbage_that_is_collected_while_tensorrt_speaks_does_not_hang() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run([sys.executable, "-c", GARBAGE_IN_A_CALL], env=environment, check=True, timeout=60)
+
+
+def test_an_error_keeps_nothing_of_tensorrts(
+    tmp_path: Path, rtx: plans.Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builders = []
+    make = rtx.module.Builder
+
+    def remembered(logger: object) -> object:
+        builder = make(logger)
+        builders.append(weakref.ref(builder))
+        return builder
+
+    monkeypatch.setattr(rtx.module, "Builder", remembered)
+    with pytest.raises(BackendError) as kept:
+        build(write_bundle(tmp_path, {"movq_decoder": text_encoder()}), rtx)
+    assert [builder() for builder in builders] == [None]
+    assert kept.value
 
 
 # Builds that are stopped.

@@ -31,7 +31,7 @@ class TensorRtComponent(DeviceComponent):
         self._bundle, self._flavour, self._device = bundle, flavour, device
         self.component = bundle.component(name)
         self.module: Any = flavour.module
-        self.log = trt.make_log(self.module)
+        self.log = trt.logger(self.module)
         self.engine: Any = None
         super().__init__(name, lender)
         try:
