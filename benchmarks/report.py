@@ -134,7 +134,9 @@ def _stages(stages: Sequence[Result]) -> str:
             )
     note = (
         "TFLOP are those of our graphs, counted with OpenVINO's shapes; peers compute a little more for the same "
-        'result, so that their share of the limit is a little higher than it says. "Of the best peer" is against the '
+        "result, so that their share of the limit is a little higher than it says. Ours in OpenVINO fp32 computes less "
+        "than is counted: wide convolutions take a quarter of the multiplications, by Winograd's algorithm, and the "
+        'share may be above 100 %. "Of the best peer" is against the '
         "lowest median of all peers at that stage and size, also of one that took its turns in another case."
     )
     return table(header, rows) + "\n\n" + note

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from kandinsky22 import Pipeline
+from kandinsky22.arrays import Array
 
 from .reference import EQUAL, LONG_PROMPT, NEAR, PROMPT, SMALL, Case, Reference, everything, ours, psnr, steps_of_255
 
@@ -33,6 +35,29 @@ def test_openvino_fp32_gives_the_same_picture(shapes_bundle: Path, reference: Re
     with Pipeline.load(shapes_bundle, "openvino", precision="fp32") as openvino:
         for case in SMALL[:4]:
             _same(openvino, reference, case)
+
+
+def test_openvino_with_winograds_convolutions_gives_the_same_picture(
+    shapes_bundle: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In all convolutions that can be so written; this checkpoint has none that would be faster."""
+    from kandinsky22.backends import openvino_winograd
+
+    monkeypatch.setattr(openvino_winograd, "FEWEST_CHANNELS", 1)
+    monkeypatch.setattr(openvino_winograd, "FEWEST_TILES", 1)
+    rewritten = []
+    winograd = openvino_winograd.winograd
+
+    def counted(model: Any) -> dict[str, Array]:
+        added = winograd(model)
+        rewritten.append(bool(added))
+        return added
+
+    monkeypatch.setattr(openvino_winograd, "winograd", counted)
+    with Pipeline.load(shapes_bundle, "openvino", precision="fp32") as openvino:
+        for case in (SMALL[0], SMALL[2]):
+            _same(openvino, reference, case)
+    assert rewritten == [True] * 4  # the UNet and MoVQ, for each of two sizes
 
 
 @pytest.mark.usefixtures("openvino_bf16")

@@ -112,7 +112,7 @@ def test_compiling_counts_as_loading(handmade_bundle: Bundle, monkeypatch: pytes
 def test_a_graph_is_compiled_for_its_shapes(
     handmade_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, name: str, for_all: list[bool]
 ) -> None:
-    """MoVQ, which large pictures go through, for all that come; the large UNet for the first, and then for any."""
+    """MoVQ for all that come; another graph, without Winograd's convolutions, for the first, and then for any."""
     from kandinsky22.backends import openvino
 
     compiled = []

@@ -25,15 +25,16 @@ class OpenVinoComponent:
     """One graph with one inference request, compiled when it first runs: for the shapes that it is given then.
 
     Compiled for its shapes, a graph plans its memory: MoVQ takes 4.4 GiB at 1024x1024 instead of 9. When other shapes
-    come, MoVQ is compiled for those, which takes a second or two; a graph with large weights, which takes longer and
-    gains less, is compiled once more for any shapes and stays so.
+    come, a graph of maps is compiled for those (MoVQ in a second or two, the published UNet in ten): Winograd's
+    convolutions are made for a size. Any other is compiled once more for any shapes and stays so.
     """
 
     def __init__(self, graph: Path, component: Component, settings: Settings, *, in_parts: bool = False) -> None:
         """`in_parts` says that the graph is the variant whose attention is in parts, see `_variant`."""
+        from kandinsky22.backends import openvino_winograd
+
         self._graph, self._feedback, self._in_parts = graph, component.state, in_parts
         self._outputs = {spec.name: index for index, spec in enumerate(component.outputs)}
-        self._compiles_quickly = ATTENTION_IN_PARTS in component.variants  # it is of MoVQ
         self._precision = _precision(settings.precision)
         self._config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": HINTS[self._precision],
@@ -45,9 +46,12 @@ class OpenVinoComponent:
             self._config["SNIPPETS_MODE"] = "DISABLE"
         self.compile_seconds = 0.0
         self._request: Any = None
+        self._added: dict[str, Array] = {}
         self._shapes: dict[str, tuple[int, ...]] | None = None
         with self._refusing():
             self._model = self._rewritten()
+        self._winograd = self._precision == "fp32" and openvino_winograd.is_for(self._model)
+        self._gains_by_shapes = self._winograd or ATTENTION_IN_PARTS in component.variants  # those are of MoVQ
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `LoadedComponent.run`."""
@@ -55,10 +59,10 @@ class OpenVinoComponent:
         if self._request is None:
             self._compile(shapes)
         elif self._shapes not in (None, shapes):
-            self._compile(shapes if self._compiles_quickly else None)
+            self._compile(shapes if self._gains_by_shapes else None)
         try:
             # Outputs are copied: the request writes the next run's results into the same memory.
-            results = self._request.infer(dict(feeds), share_inputs=True, share_outputs=False)
+            results = self._request.infer({**feeds, **self._added}, share_inputs=True, share_outputs=False)
         except RuntimeError as error:
             raise BackendError(f"OpenVINO failed: {last_line(error)}") from error
         return {name: results[index] for name, index in self._outputs.items()}
@@ -91,12 +95,17 @@ class OpenVinoComponent:
 
     def _compile(self, shapes: dict[str, tuple[int, ...]] | None) -> None:
         """Make the request anew, for these shapes alone or, with None, for any."""
+        from kandinsky22.backends import openvino_winograd
+
         started = time.perf_counter()
         self._request = None  # the weights that it has packed must not be held twice
+        self._added = {}
         with self._refusing():
             model = self._model or self._rewritten()
             if shapes is not None:
                 model.reshape({name: list(shape) for name, shape in shapes.items()})
+                if self._winograd:
+                    self._added = openvino_winograd.winograd(model)
             self._request = core().compile_model(model, DEVICE, self._config).create_infer_request()
         self._model, self._shapes = None, shapes
         self.compile_seconds += time.perf_counter() - started

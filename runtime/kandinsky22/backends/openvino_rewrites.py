@@ -63,25 +63,25 @@ def plain_attention(model: Any) -> None:
     It takes memory for the scores: for graphs whose attention comes in parts. Masks and causal attention are left.
     """
     transposed: dict[tuple[str, int], Node] = {}
-    for node in _of_kind(model, "ScaledDotProductAttention"):
+    for node in of_kind(model, "ScaledDotProductAttention"):
         query, key, value = (node.input_value(place) for place in range(3))
         wide = value.get_partial_shape()[3]
         if node.get_attributes()["causal"] or wide.is_dynamic or not _masks_nothing(node):
             continue
         name = (key.get_node().get_friendly_name(), key.get_index())
         if name not in transposed:
-            transposed[name] = ops.transpose(key, _integers(0, 1, 3, 2))
+            transposed[name] = ops.transpose(key, integers(0, 1, 3, 2))
         scale = (
             node.input_value(4) if node.get_input_size() > 4 else ops.constant(np.float32(wide.get_length() ** -0.5))
         )
         scores = ops.matmul(ops.multiply(query, scale), transposed[name], False, False)
-        _replace(node, ops.matmul(ops.softmax(scores, 3), value, False, False))
+        replace(node, ops.matmul(ops.softmax(scores, 3), value, False, False))
     model.validate_nodes_and_infer_types()
 
 
 def _group_norms(model: Any) -> None:
     """Group normalisations as one multiplication and one addition a channel; what scales or shifts the result, too."""
-    for node in _of_kind(model, "GroupNormalization"):
+    for node in of_kind(model, "GroupNormalization"):
         maps, weight, bias = (_source(node.input_value(place)) for place in range(3))
         tokens = _rank(maps) == 3
         if tokens:  # attention normalises maps whose height and width are one dimension already
@@ -93,7 +93,7 @@ def _group_norms(model: Any) -> None:
         last, scale, shift = found or (node, None, None)
         attributes = node.get_attributes()
         normed = _normalised(maps, attributes["num_groups"], attributes["epsilon"], weight, bias, scale, shift)
-        _replace(last, ops.reshape(normed, _integers(0, channels, -1), True) if tokens else normed)
+        replace(last, ops.reshape(normed, integers(0, channels, -1), True) if tokens else normed)
 
 
 def _normalised(
@@ -105,15 +105,15 @@ def _normalised(
     all 512 x 512 pixels loses six times as much.
     """
     channels = weight.get_partial_shape()[0].get_length()
-    by_group, constant_by_group = (_integers(batch, groups, channels // groups) for batch in (0, 1))
+    by_group, constant_by_group = (integers(batch, groups, channels // groups) for batch in (0, 1))
 
     def mean_of_groups(sums_of_rows: Node) -> Node:
-        means = ops.reshape(ops.reduce_mean(sums_of_rows, _integers(2), keep_dims=True), by_group, True)
-        return ops.divide(ops.reduce_mean(means, _integers(2), keep_dims=True), width)
+        means = ops.reshape(ops.reduce_mean(sums_of_rows, integers(2), keep_dims=True), by_group, True)
+        return ops.divide(ops.reduce_mean(means, integers(2), keep_dims=True), width)
 
-    width = ops.convert(ops.gather(ops.shape_of(maps), _integers(3), ops.constant(np.int64(0))), "f32")
-    mean = mean_of_groups(ops.reduce_sum(maps, _integers(3), keep_dims=True))
-    length = ops.reduce_l2(maps, _integers(3), keep_dims=True)
+    width = ops.convert(ops.gather(ops.shape_of(maps), integers(3), ops.constant(np.int64(0))), "f32")
+    mean = mean_of_groups(ops.reduce_sum(maps, integers(3), keep_dims=True))
+    length = ops.reduce_l2(maps, integers(3), keep_dims=True)
     variance = ops.subtract(mean_of_groups(ops.multiply(length, length)), ops.multiply(mean, mean))
     variance = ops.maximum(variance, ops.constant(np.float32(0)))  # rounding takes it below where all pixels are equal
     deviation = ops.sqrt(ops.add(variance, ops.constant(np.float32(epsilon))))
@@ -131,7 +131,7 @@ def _as_map(numbers: Node, channels: int) -> Node:
     OpenVINO gives a multiplication the layout that most of its inputs have.
     """
     ones = ops.constant(np.ones((channels, 1, 1, 1, 1), np.float32))
-    maps = ops.reshape(numbers, _integers(0, channels, 1, 1), True)
+    maps = ops.reshape(numbers, integers(0, channels, 1, 1), True)
     return ops.group_convolution(maps, ones, [1, 1], [0, 0], [0, 0], [1, 1])
 
 
@@ -167,28 +167,28 @@ def _per_channel(node: Node, beside: Node, channels: int) -> Value | None:
 
 def _maps_to_tokens(model: Any) -> None:
     """(B, C, H, W) as (B, C, HW) and transposed: transposed to (B, H, W, C) first, once for all products behind."""
-    for node in _of_kind(model, "Transpose"):
+    for node in of_kind(model, "Transpose"):
         maps = _reshaped_from_map(_source(node.input_value(0)))
         channels = node.get_output_partial_shape(0)[node.get_output_partial_shape(0).rank.get_length() - 1]
         if _order(node) == SWAPPED and maps is not None and channels.is_static:
-            tokens = ops.transpose(maps, _integers(*CHANNELS_LAST))
-            _replace(node, ops.reshape(tokens, _integers(0, -1, channels.get_length()), True))
+            tokens = ops.transpose(maps, integers(*CHANNELS_LAST))
+            replace(node, ops.reshape(tokens, integers(0, -1, channels.get_length()), True))
 
 
 def _tokens_to_maps(model: Any) -> None:
     """(B, HW, C) transposed and as (B, C, H, W): as (B, H, W, C) and transposed, which costs nothing."""
-    for node in _of_kind(model, "Reshape"):
+    for node in of_kind(model, "Reshape"):
         transposed = _source(node.input_value(0)).get_node()
         if _rank(node.output(0)) != 4 or transposed.get_type_name() != "Transpose" or _order(transposed) != SWAPPED:
             continue
-        shape = ops.gather(node.input_value(1), _integers(*CHANNELS_LAST), ops.constant(np.int64(0)))
+        shape = ops.gather(node.input_value(1), integers(*CHANNELS_LAST), ops.constant(np.int64(0)))
         tokens = ops.reshape(transposed.input_value(0), shape, False)
-        _replace(node, ops.transpose(tokens, _integers(*CHANNELS_FIRST)))
+        replace(node, ops.transpose(tokens, integers(*CHANNELS_FIRST)))
 
 
 def _pixel_shuffles(model: Any) -> None:
     """Maps stacked channel by channel and shuffled into one: joined one after the other, which copies whole pixels."""
-    for node in _of_kind(model, "DepthToSpace"):
+    for node in of_kind(model, "DepthToSpace"):
         attributes = node.get_attributes()
         stacked = _source(node.input_value(0)).get_node()
         joined = stacked.input_value(0).get_node() if stacked.get_type_name() == "Reshape" else None
@@ -198,7 +198,7 @@ def _pixel_shuffles(model: Any) -> None:
         if len(parts) != attributes["block_size"] ** 2 or any(part.get_type_name() != "Unsqueeze" for part in parts):
             continue
         maps = ops.concat([part.input_value(0) for part in parts], 1)
-        _replace(node, ops.depth_to_space(maps, "blocks_first", attributes["block_size"]))
+        replace(node, ops.depth_to_space(maps, "blocks_first", attributes["block_size"]))
 
 
 def _masks_nothing(attention: Node) -> bool:
@@ -211,11 +211,13 @@ def _masks_nothing(attention: Node) -> bool:
     return mask.get_type_name() == "Constant" and not np.any(mask.get_data())
 
 
-def _of_kind(model: Any, kind: str) -> Iterator[Node]:
+def of_kind(model: Any, kind: str) -> Iterator[Node]:
+    """Its nodes of a kind, in an order in which they can be computed."""
     return (node for node in model.get_ordered_ops() if node.get_type_name() == kind)
 
 
-def _replace(node: Node, new: Node) -> None:
+def replace(node: Node, new: Node) -> None:
+    """Let all that use a node use another one."""
     for user in node.output(0).get_target_inputs():
         user.replace_source_output(new.output(0))
 
@@ -248,5 +250,14 @@ def _order(transpose: Node) -> list[int]:
     return list(order.get_data()) if order.get_type_name() == "Constant" else []
 
 
-def _integers(*numbers: int) -> Node:
+def constant_behind(value: Value) -> bool:
+    """Whether it is a constant, or a constant that is converted."""
+    node = value.get_node()
+    return node.get_type_name() == "Constant" or (
+        node.get_type_name() == "Convert" and constant_behind(node.input_value(0))
+    )
+
+
+def integers(*numbers: int) -> Node:
+    """A constant, (n,) in int64."""
     return ops.constant(np.array(numbers, np.int64))
