@@ -126,6 +126,13 @@ def test_kernels_that_are_computed_are_left_alone() -> None:
     assert openvino_winograd.winograd(model) == {}
 
 
+@pytest.mark.usefixtures("any_size")
+def test_maps_of_unknown_size_are_left_alone() -> None:
+    model = convolution(kernels(4, 4), (1, 4, -1, 16))
+    assert openvino_winograd.is_for(model)
+    assert openvino_winograd.winograd(model) == {}
+
+
 @pytest.mark.parametrize(
     ("channels", "side", "taken"), [(256, 32, True), (256, 28, False), (128, 64, False), (320, 64, True)]
 )

@@ -78,7 +78,7 @@ def is_for(model: Any) -> bool:
 
 
 def winograd(model: Any) -> dict[str, Array]:
-    """Rewrite the convolutions of a model that are faster so; its shapes must be known.
+    """Rewrite the convolutions of a model that are faster so, of those whose maps have a known size.
 
     Returns what must be given to it beside its own inputs: nothing where there is no such convolution.
     """
@@ -112,7 +112,9 @@ def _is_wide(node: Node) -> bool:
 
 
 def _is_large(node: Node) -> bool:
-    """Whether its maps have tiles enough."""
+    """Whether its maps have tiles enough; not where their size is unknown."""
+    if node.input_value(0).get_partial_shape().is_dynamic:
+        return False
     batch, _, height, width = node.input_value(0).get_shape()
     return bool(batch * -(-height // OUT) * -(-width // OUT) >= FEWEST_TILES)
 
