@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kandinsky22 import BackendError, Cancelled, Pipeline, backends, plan_choice, trt, verify
-from kandinsky22.backends.device import DeviceComponent
+from kandinsky22.backends.device_component import DeviceComponent
 from kandinsky22.bundle import Bundle
 from kandinsky22.cuda import Cuda
 from kandinsky22.plan_records import Profile

@@ -11,7 +11,7 @@ import pytest
 
 from kandinsky22 import BackendError, trt
 from kandinsky22.arrays import Array
-from kandinsky22.backends import Settings, device, onnxruntime, survey
+from kandinsky22.backends import Settings, device_component, onnxruntime, survey
 from kandinsky22.backends.device import Lender
 from kandinsky22.backends.onnxruntime_cuda import OnnxRuntimeCudaComponent
 from kandinsky22.bundle import Bundle
@@ -65,7 +65,7 @@ def test_a_callback_replaces_the_state(machine: Machine, plain: Any) -> None:
 def test_more_shapes_than_are_kept(machine: Machine, plain: Any) -> None:
     """A graph id that came back with other buffers would replay the old ones."""
     component = machine.load("decoder_step")
-    for width in [*range(4, 5 + device.SHAPES_KEPT), 4]:
+    for width in [*range(4, 5 + device_component.SHAPES_KEPT), 4]:
         assert_same(component.loop(*feeds(3, (8, width))), plain.loop(*feeds(3, (8, width))))
     component.close()
 

@@ -11,7 +11,7 @@ import pytest
 
 from kandinsky22 import BackendError, BundleError, Cancelled, Pipeline, plan_choice, trt
 from kandinsky22.arrays import Array
-from kandinsky22.backends import Settings, device
+from kandinsky22.backends import Settings, device, device_component
 from kandinsky22.backends.device import Lender
 from kandinsky22.backends.onnxruntime import CPU
 from kandinsky22.backends.tensorrt import TensorRtBackend, TensorRtComponent
@@ -209,7 +209,7 @@ def test_a_graph_is_captured_once_for_a_shape(machine: Machine, loaded: TensorRt
 def test_the_shapes_that_were_used_longest_ago_make_room(machine: Machine, loaded: TensorRtComponent) -> None:
     for width in (12, 11, 10, 9, 12, 8):
         loaded.loop(*feeds(2, (8, width)))
-    assert machine.tensorrt.contexts == device.SHAPES_KEPT
+    assert machine.tensorrt.contexts == device_component.SHAPES_KEPT
     captures = machine.cuda.names().count("cudaStreamBeginCapture")
     loaded.loop(*feeds(2, (8, 12)))
     assert machine.cuda.names().count("cudaStreamBeginCapture") == captures

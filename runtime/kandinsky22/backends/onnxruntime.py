@@ -13,11 +13,11 @@ from kandinsky22 import trt
 from kandinsky22.arrays import Array
 from kandinsky22.backends import Availability, LoadedComponent, OnStep, PerStep, Settings
 from kandinsky22.backends.loop import plain_loop
+from kandinsky22.backends.onnxruntime_cuda import PROVIDER, OnnxRuntimeCudaComponent
 from kandinsky22.bundle import ATTENTION_IN_PARTS, Bundle, Component
 from kandinsky22.errors import BackendError, first_line
 
 NAME = "onnxruntime"
-PROVIDER = "CUDAExecutionProvider"
 
 
 class OnnxRuntimeComponent:
@@ -84,8 +84,6 @@ class OnnxRuntimeBackend:
     def load(self, bundle: Bundle, name: str, settings: Settings) -> LoadedComponent:
         """See `Backend.load`. Its CPU kernels compute in fp32: "bf16" is refused."""
         if self.availability().gpu:
-            from kandinsky22.backends.onnxruntime_cuda import OnnxRuntimeCudaComponent
-
             return OnnxRuntimeCudaComponent(bundle, name, settings)
         if settings.precision not in ("auto", "fp32"):
             raise BackendError(

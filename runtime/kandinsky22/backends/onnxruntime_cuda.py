@@ -13,10 +13,12 @@ import numpy as np
 
 from kandinsky22.arrays import Array
 from kandinsky22.backends import Settings
-from kandinsky22.backends.device import GPU, Bound, DeviceComponent, Lender
-from kandinsky22.backends.onnxruntime import PROVIDER
+from kandinsky22.backends.device import GPU, Bound, Lender
+from kandinsky22.backends.device_component import DeviceComponent
 from kandinsky22.bundle import ATTENTION_IN_PARTS, Bundle
 from kandinsky22.errors import BackendError, first_line
+
+PROVIDER = "CUDAExecutionProvider"
 
 NO_GRAPH = "-1"
 """The graph id of a run that is neither captured nor replayed."""

@@ -15,7 +15,8 @@ import numpy as np
 from kandinsky22 import plan_choice, trt
 from kandinsky22.arrays import Array
 from kandinsky22.backends import Availability, LoadedComponent, Settings
-from kandinsky22.backends.device import GPU, Bound, DeviceComponent, Layout, Lender
+from kandinsky22.backends.device import GPU, Bound, Layout, Lender
+from kandinsky22.backends.device_component import DeviceComponent
 from kandinsky22.bundle import Bundle, TensorSpec
 from kandinsky22.cuda import Graph
 from kandinsky22.errors import BackendError, KandinskyError
