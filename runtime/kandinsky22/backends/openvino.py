@@ -95,7 +95,7 @@ class OpenVinoComponent:
 
     def _compile(self, shapes: dict[str, tuple[int, ...]] | None) -> None:
         """Make the request anew, for these shapes alone or, with None, for any."""
-        from kandinsky22.backends import openvino_winograd
+        from kandinsky22.backends import openvino_blocks, openvino_winograd
 
         started = time.perf_counter()
         self._request = None  # the weights that it has packed must not be held twice
@@ -106,6 +106,8 @@ class OpenVinoComponent:
                 model.reshape({name: list(shape) for name, shape in shapes.items()})
                 if self._winograd:
                     self._added = openvino_winograd.winograd(model)
+                if self._precision == "fp32":
+                    openvino_blocks.maps_in_blocks(model)
             self._request = core().compile_model(model, DEVICE, self._config).create_infer_request()
         self._model, self._shapes = None, shapes
         self.compile_seconds += time.perf_counter() - started

@@ -58,31 +58,29 @@ def channels_last(model: Any) -> None:
 
 
 def plain_attention(model: Any) -> None:
-    """Attention as two products and a softmax, with keys transposed once for all parts of the queries that see them.
+    """Attention as two products and a softmax. Masks and causal attention are left.
 
-    It takes memory for the scores: for graphs whose attention comes in parts. Masks and causal attention are left.
+    It takes memory for the scores: for graphs whose attention comes in parts. The second product is made turned around,
+    values times scores: with as many numbers to be summed up as there are pixels, OpenVINO's kernel is at 0.6 of the
+    processor's speed for scores times values, and at 0.9 so.
     """
-    transposed: dict[tuple[str, int], Node] = {}
     for node in of_kind(model, "ScaledDotProductAttention"):
         query, key, value = (node.input_value(place) for place in range(3))
         wide = value.get_partial_shape()[3]
         if node.get_attributes()["causal"] or wide.is_dynamic or not _masks_nothing(node):
             continue
-        name = (key.get_node().get_friendly_name(), key.get_index())
-        if name not in transposed:
-            transposed[name] = ops.transpose(key, integers(0, 1, 3, 2))
         scale = (
             node.input_value(4) if node.get_input_size() > 4 else ops.constant(np.float32(wide.get_length() ** -0.5))
         )
-        scores = ops.matmul(ops.multiply(query, scale), transposed[name], False, False)
-        replace(node, ops.matmul(ops.softmax(scores, 3), value, False, False))
+        scores = ops.softmax(ops.matmul(ops.multiply(query, scale), key, False, True), 3)
+        replace(node, ops.transpose(ops.matmul(value, scores, True, True), integers(0, 1, 3, 2)))
     model.validate_nodes_and_infer_types()
 
 
 def _group_norms(model: Any) -> None:
     """Group normalisations as one multiplication and one addition a channel; what scales or shifts the result, too."""
     for node in of_kind(model, "GroupNormalization"):
-        maps, weight, bias = (_source(node.input_value(place)) for place in range(3))
+        maps, weight, bias = (source(node.input_value(place)) for place in range(3))
         tokens = _rank(maps) == 3
         if tokens:  # attention normalises maps whose height and width are one dimension already
             maps = _reshaped_from_map(maps)
@@ -150,7 +148,7 @@ def _only_user(node: Node, kind: str) -> Node | None:
     if len(users) != 1:
         return None
     user = next(iter(users)).get_node()
-    if user.get_type_name() == "Convert" and _source(user.output(0)).get_node() is not user:
+    if user.get_type_name() == "Convert" and source(user.output(0)).get_node() is not user:
         return _only_user(user, kind)
     return user if user.get_type_name() == kind else None
 
@@ -158,7 +156,7 @@ def _only_user(node: Node, kind: str) -> Node | None:
 def _per_channel(node: Node, beside: Node, channels: int) -> Value | None:
     """The input of a node that is not `beside`, if its shape is (B, channels, 1, 1)."""
     name = beside.get_friendly_name()
-    others = [value for value in node.input_values() if _source(value).get_node().get_friendly_name() != name]
+    others = [value for value in node.input_values() if source(value).get_node().get_friendly_name() != name]
     if len(others) != 1 or _rank(others[0]) != 4:
         return None
     sizes = [size.get_length() if size.is_static else None for size in others[0].get_partial_shape()]
@@ -168,9 +166,9 @@ def _per_channel(node: Node, beside: Node, channels: int) -> Value | None:
 def _maps_to_tokens(model: Any) -> None:
     """(B, C, H, W) as (B, C, HW) and transposed: transposed to (B, H, W, C) first, once for all products behind."""
     for node in of_kind(model, "Transpose"):
-        maps = _reshaped_from_map(_source(node.input_value(0)))
+        maps = _reshaped_from_map(source(node.input_value(0)))
         channels = node.get_output_partial_shape(0)[node.get_output_partial_shape(0).rank.get_length() - 1]
-        if _order(node) == SWAPPED and maps is not None and channels.is_static:
+        if order(node) == SWAPPED and maps is not None and channels.is_static:
             tokens = ops.transpose(maps, integers(*CHANNELS_LAST))
             replace(node, ops.reshape(tokens, integers(0, -1, channels.get_length()), True))
 
@@ -178,8 +176,8 @@ def _maps_to_tokens(model: Any) -> None:
 def _tokens_to_maps(model: Any) -> None:
     """(B, HW, C) transposed and as (B, C, H, W): as (B, H, W, C) and transposed, which costs nothing."""
     for node in of_kind(model, "Reshape"):
-        transposed = _source(node.input_value(0)).get_node()
-        if _rank(node.output(0)) != 4 or transposed.get_type_name() != "Transpose" or _order(transposed) != SWAPPED:
+        transposed = source(node.input_value(0)).get_node()
+        if _rank(node.output(0)) != 4 or transposed.get_type_name() != "Transpose" or order(transposed) != SWAPPED:
             continue
         shape = ops.gather(node.input_value(1), integers(*CHANNELS_LAST), ops.constant(np.int64(0)))
         tokens = ops.reshape(transposed.input_value(0), shape, False)
@@ -190,7 +188,7 @@ def _pixel_shuffles(model: Any) -> None:
     """Maps stacked channel by channel and shuffled into one: joined one after the other, which copies whole pixels."""
     for node in of_kind(model, "DepthToSpace"):
         attributes = node.get_attributes()
-        stacked = _source(node.input_value(0)).get_node()
+        stacked = source(node.input_value(0)).get_node()
         joined = stacked.input_value(0).get_node() if stacked.get_type_name() == "Reshape" else None
         if joined is None or joined.get_type_name() != "Concat" or attributes["mode"] != "depth_first":
             continue
@@ -205,7 +203,7 @@ def _masks_nothing(attention: Node) -> bool:
     """Whether it has no mask, or the one number zero (which stands for none where there is a scale)."""
     if attention.get_input_size() < 4:
         return True
-    mask = _source(attention.input_value(3)).get_node()
+    mask = source(attention.input_value(3)).get_node()
     if mask.get_type_name() == "ConvertLike":
         mask = mask.input_value(0).get_node()
     return mask.get_type_name() == "Constant" and not np.any(mask.get_data())
@@ -222,11 +220,11 @@ def replace(node: Node, new: Node) -> None:
         user.replace_source_output(new.output(0))
 
 
-def _source(value: Value) -> Value:
+def source(value: Value) -> Value:
     """Where a value comes from, through conversions that change nothing."""
     node = value.get_node()
     if node.get_type_name() == "Convert" and node.get_input_element_type(0) == value.get_element_type():
-        return _source(node.input_value(0))
+        return source(node.input_value(0))
     return value
 
 
@@ -235,7 +233,7 @@ def _reshaped_from_map(value: Value) -> Value | None:
     node = value.get_node()
     if node.get_type_name() != "Reshape" or _rank(value) != 3:
         return None
-    maps = _source(node.input_value(0))
+    maps = source(node.input_value(0))
     same = _rank(maps) == 4 and maps.get_partial_shape()[1] == value.get_partial_shape()[1]
     return maps if same and value.get_partial_shape()[1].is_static else None
 
@@ -245,9 +243,10 @@ def _rank(value: Value) -> int | None:
     return int(rank.get_length()) if rank.is_static else None
 
 
-def _order(transpose: Node) -> list[int]:
-    order = transpose.input_value(1).get_node()
-    return list(order.get_data()) if order.get_type_name() == "Constant" else []
+def order(transpose: Node) -> list[int]:
+    """The order of dimensions that a transposition makes; empty where it is not known."""
+    node = transpose.input_value(1).get_node()
+    return list(node.get_data()) if node.get_type_name() == "Constant" else []
 
 
 def constant_behind(value: Value) -> bool:
