@@ -1,16 +1,15 @@
 """How much memory a task will take, before it starts: a model, not a promise.
 
-A component takes its weights and, while it runs, activations. Weights are its parameters times the bytes that a backend
-holds for each at its peak, while it loads. Activations grow with the pixels, with the pictures at once and guidance's
-branches, and with the network's width, which is taken from its parameters: they grow with the square of it. Where a
-backend writes attention's scores out, those grow with the square of the pixels. One component runs at a time, so that
-a job's peak is the weights that are held and the largest activations.
+A component takes its weights and, while it runs, activations. Weights are its file, which backends map into memory, and
+what a backend makes of each parameter: converted and packed for its kernels. Activations grow with the pixels, with the
+pictures at once and guidance's branches, and with the network's width, which is taken from its parameters: they grow
+with the square of it. Where a backend writes attention's scores out, those grow with the square of the pixels. One
+component runs at a time, so that a job's peak is the weights that are held and the largest activations.
 
 `COSTS` was measured on CPUs: MoVQ at its published size (ONNX Runtime 1.31.1 at 512 and 1024 pixels a side, OpenVINO
 2026.4.1 in bf16 at 1024 and 2048, in fp32 at 512 to 2048), the UNet at its published size in OpenVINO, and on the tiny
-one in ONNX Runtime (512, 1024 and 1536), from which its activations are scaled by the width. OpenVINO maps the weights
-of an fp16 bundle and copies those of an fp32 one: 4.9 and 8.1 GiB for the published UNet in bf16, between which the
-model stands. What runs on a GPU is not modelled, and not checked.
+one in ONNX Runtime (512, 1024 and 1536), from which its activations are scaled by the width. What runs on a GPU is not
+modelled, and not checked.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ BASE = 0.5 * GIB
 class Cost:
     """Bytes that a backend takes in a precision.
 
-    `weight`: for a parameter, at the peak of loading. `unet`: for a latent pixel, a branch and a channel of the UNet's
+    `weight`: for a parameter, beside the file. `unet`: for a latent pixel, a branch and a channel of the UNet's
     first level. `movq`: for a pixel of a picture and a channel of MoVQ's first level. `score`: for each of attention's.
     """
 
@@ -47,8 +46,8 @@ class Cost:
 
 COSTS = {
     ("onnxruntime", "fp32"): Cost(weight=8, unet=60, movq=45, score=4),
-    ("openvino", "fp32"): Cost(weight=8, unet=100, movq=36, score=0),
-    ("openvino", "bf16"): Cost(weight=5, unet=60, movq=20, score=0),
+    ("openvino", "fp32"): Cost(weight=4, unet=60, movq=36, score=0),
+    ("openvino", "bf16"): Cost(weight=2, unet=60, movq=20, score=0),
 }
 
 
@@ -87,7 +86,10 @@ class Job:
 
 def estimate(manifest: Manifest, job: Job, cost: Cost, kept: Collection[str] = ()) -> float:
     """Bytes at the peak of a job on a CPU, with the `kept` components in memory all the time, others one at a time."""
-    weights = {name: component.parameters * cost.weight for name, component in manifest.components.items()}
+    weights = {
+        name: sum(manifest.files[file].bytes for file in component.files) + component.parameters * cost.weight
+        for name, component in manifest.components.items()
+    }
     peaks = []
     for name in job.components:
         held = sum(weights[each] for each in {name, *kept})
