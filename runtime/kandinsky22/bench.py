@@ -21,11 +21,10 @@ import numpy as np
 from kandinsky22 import sample_inputs
 from kandinsky22.arrays import Array
 from kandinsky22.backends import Backend, Settings
-from kandinsky22.bundle import Bundle, pictures_at_once
+from kandinsky22.bundle import Bundle, runs
 from kandinsky22.errors import InputError
 from kandinsky22.machine import highest_resident_memory
 from kandinsky22.pipeline import Pipeline
-from kandinsky22.prior import parts
 
 PER_STEP = ("timestep", "row", "noise", "known_scales")
 """Inputs of a step graph that change with the step."""
@@ -99,9 +98,8 @@ class Stage:
         """Make inputs of a size."""
         self._feeds = sample_inputs.feeds(self._bundle, self.name, shapes(self._bundle, self.name, size), seed=0)
         if not self._state:
-            rows = len(next(iter(self._feeds.values())))
-            cuts = parts(rows, _rows_at_once(self.name, size))
-            self._parts = [{name: array[cut] for name, array in self._feeds.items()} for cut in cuts]
+            parts = {name: np.array_split(array, _runs(self.name, size)) for name, array in self._feeds.items()}
+            self._parts = [dict(zip(parts, each, strict=True)) for each in zip(*parts.values(), strict=True)]
 
     def run(self) -> float:
         """Run all that was prepared once; the seconds that it took, of one step for a step graph."""
@@ -133,11 +131,11 @@ def shapes(bundle: Bundle, name: str, size: Size) -> dict[str, tuple[int, ...]]:
     return {spec.name: spec.resolve(values) for spec in bundle.component(name).inputs}
 
 
-def _rows_at_once(name: str, size: Size) -> int | None:
-    """How many pictures the pipeline gives to one run of a component (`decoder`, `clip_image`); None: all."""
+def _runs(name: str, size: Size) -> int:
+    """In how many runs of a component the pipeline gives it all pictures (`decoder`, `clip_image`)."""
     if name == "image_encoder":
-        return 1
-    return pictures_at_once(size.height * size.width) if name in PIXELS_AND_LATENTS else None
+        return size.batch
+    return runs(size.batch, size.height * size.width) if name in PIXELS_AND_LATENTS else 1
 
 
 def depends_on_size(bundle: Bundle, name: str) -> bool:

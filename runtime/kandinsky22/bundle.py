@@ -44,6 +44,11 @@ def pictures_at_once(pixels: int) -> int:
     return max(1, PIXELS_AT_ONCE // pixels)
 
 
+def runs(pictures: int, pixels: int) -> int:
+    """In how many runs, as even as can be, so many pictures are given: each new number may be compiled for anew."""
+    return -(-pictures // pictures_at_once(pixels))
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """An input or output of a graph: `dtype` is NumPy's name, `shape` has numbers and symbolic dimensions.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kandinsky22.arrays import Array, Floats
 from kandinsky22.backends import OnStep
-from kandinsky22.bundle import Manifest, pictures_at_once
+from kandinsky22.bundle import Manifest, runs
 from kandinsky22.errors import InputError
 from kandinsky22.noise import Generator
 from kandinsky22.prior import Embeddings, guidance_weights
@@ -161,9 +161,6 @@ def _through(stages: Stages, component: str, source: str, result: str, values: F
     pixels = values[0].size // 3  # of a picture
     if source == "latents":
         pixels = values[0, 0].size * stages.bundle.manifest.downscale**2
-    at_once = pictures_at_once(pixels)
+    parts = np.array_split(values, runs(len(values), pixels))
     with stages.use(component) as loaded:
-        parts = [
-            loaded.run({source: values[start : start + at_once]})[result] for start in range(0, len(values), at_once)
-        ]
-    return np.concatenate(parts)
+        return np.concatenate([loaded.run({source: part})[result] for part in parts])

@@ -19,7 +19,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from kandinsky22 import arguments
-from kandinsky22.bundle import ATTENTION_IN_PARTS, Manifest, pictures_at_once
+from kandinsky22.bundle import ATTENTION_IN_PARTS, Manifest, runs
 from kandinsky22.errors import MemoryLimitError
 from kandinsky22.machine import available_memory
 from kandinsky22.stages import Stages
@@ -107,7 +107,7 @@ def _activations(manifest: Manifest, name: str, job: Job, cost: Cost) -> float:
         return rows * (latent_pixels * width * cost.unet + scores * cost.score)
     if name in MOVQ and latent_pixels:
         pixels = latent_pixels * manifest.downscale**2
-        together = min(job.pictures, pictures_at_once(pixels))
+        together = math.ceil(job.pictures / runs(job.pictures, pixels))
         whole = ATTENTION_IN_PARTS not in component.variants  # its attention has one head
         width = MOVQ[name].of(component.parameters)
         return together * (pixels * width * cost.movq + latent_pixels**2 * cost.score * whole)

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kandinsky22 import BackendError, BundleError, Cancelled, InputError, Pipeline
+from kandinsky22 import BackendError, BundleError, Cancelled, InputError, Pipeline, bundle
 from kandinsky22.arrays import Array
+from kandinsky22.backends.onnxruntime import OnnxRuntimeComponent
+from kandinsky22.bundle import Bundle
 
 PROMPT = "a large red circle in the middle of a blue background"
 QUICK: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 3, "prior_num_inference_steps": 2}
@@ -88,6 +90,26 @@ def test_batches_are_handed_over_as_they_are_finished(shapes_pipe: Pipeline, out
     for one, other, whole in zip(handed, out.images, at_once, strict=True):
         np.testing.assert_array_equal(one, other)
         np.testing.assert_allclose(np.asarray(one, np.float32), np.asarray(whole, np.float32), atol=1e-3)
+
+
+def test_pictures_go_through_movq_in_even_parts(handmade_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend may compile for each number of pictures: four where three fit are twice two, not three and one."""
+    given: list[int] = []
+    run = OnnxRuntimeComponent.run
+
+    def watched(component: OnnxRuntimeComponent, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        if set(feeds) == {"latents"}:
+            given.append(len(feeds["latents"]))
+        return run(component, feeds)
+
+    monkeypatch.setattr(OnnxRuntimeComponent, "run", watched)
+    four = {**QUICK, "seed": 0, "num_images_per_prompt": 4, "output_type": "np"}
+    with Pipeline.load(handmade_bundle.path, "onnxruntime") as pipe:
+        together = pipe("a circle", **four).images
+        monkeypatch.setattr(bundle, "PIXELS_AT_ONCE", 3 * 64 * 64)
+        in_parts = pipe("a circle", **four).images
+    assert given == [4, 2, 2]
+    np.testing.assert_allclose(in_parts, together, atol=1e-5)
 
 
 def test_low_memory_frees_every_stage_and_gives_the_same_picture(shapes_bundle: Path, shapes_pipe: Pipeline) -> None:
