@@ -21,11 +21,14 @@ OUR_STEPS, THEIR_STEPS = 20, 50
 SAMPLERS = {OUR_STEPS: "DPM-Solver++", THEIR_STEPS: "DDPM"}
 GIB = 1 << 30
 SHARES = {"text_encoder": 1, "prior_step": PRIOR_STEPS, "movq_decoder": 1}
+STAGES = ("text_encoder", "prior_step", "decoder_step", "movq_decoder")
+"""In the order in which a picture runs them."""
 
 
 def write(data: Mapping[str, Any], path: Path) -> Path:
     """Write `path`.md and its plots `path`-*.png; the path of the report."""
     stages = [_with_ceiling(result, data) for result in data["stages"] if "error" not in result]
+    stages.sort(key=lambda each: (STAGES.index(each["stage"]), each["batch"], each["width"] * each["height"]))
     failed = [result for result in data["stages"] if "error" in result]
     parts = [
         f"# Latency and memory: {data['machine']['processor']}",
@@ -317,7 +320,7 @@ def _plot_stages(stages: Sequence[Result], path: Path) -> Path | None:
         return None
     figure, axes = pyplot.subplots(figsize=(9, 0.5 * len(bars) + 1.5), layout="constrained")
     left = [0.0] * len(bars)
-    for stage in ("text_encoder", "prior_step", "decoder_step", "movq_decoder"):
+    for stage in STAGES:
         widths = [parts[stage] for _, parts in bars]
         axes.barh([name for name, _ in bars], widths, left=left, label=stage)
         left = [a + b for a, b in zip(left, widths, strict=True)]

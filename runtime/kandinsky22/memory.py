@@ -46,7 +46,7 @@ class Cost:
 
 COSTS = {
     ("onnxruntime", "fp32"): Cost(weight=8, unet=60, movq=45, score=4),
-    ("openvino", "fp32"): Cost(weight=4, unet=60, movq=36, score=0),
+    ("openvino", "fp32"): Cost(weight=4, unet=60, movq=20, score=0),
     ("openvino", "bf16"): Cost(weight=2, unet=60, movq=20, score=0),
 }
 
