@@ -15,15 +15,16 @@ ov = pytest.importorskip("openvino", reason="OpenVINO is not installed")
 from openvino import opset13 as ops  # noqa: E402
 
 from kandinsky22.backends import openvino_winograd  # noqa: E402
+from kandinsky22.backends.openvino_winograd import F2, F4, Points  # noqa: E402
 
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture
-def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small convolutions are rewritten too."""
+@pytest.fixture(params=[F4, F2], ids=["F4", "F2"])
+def any_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small convolutions are rewritten too, by one of the algorithms."""
     monkeypatch.setattr(openvino_winograd, "FEWEST_CHANNELS", 1)
-    monkeypatch.setattr(openvino_winograd, "FEWEST_TILES", 1)
+    monkeypatch.setattr(openvino_winograd, "FEWEST_TILES", {request.param: 1})
 
 
 def kernels(channels_out: int, channels_in: int, side: int = 3) -> Array:
@@ -38,9 +39,10 @@ def convolution(weights: Array, shape: tuple[int, ...], stride: int = 1, pad: in
     return ov.Model([ops.convolution(maps, widened, [stride] * 2, [pad] * 2, [pad] * 2, [dilation] * 2)], [maps])
 
 
-def run(model: Any, *arrays: Array) -> Array:
+def run(model: Any, maps: Array, given: dict[str, Any] | None = None) -> Array:
     compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
-    return np.array(compiled(arrays)[0])
+    kernels = {name: constant.tensor_view for name, constant in (given or {}).items()}
+    return np.array(compiled({0: maps, **kernels})[0])
 
 
 def convolved(maps: Array, weights: Array) -> Array:
@@ -55,11 +57,13 @@ def kinds(model: Any) -> set[str]:
     return {node.get_type_name() for node in model.get_ordered_ops()}
 
 
-def test_the_matrices_correlate() -> None:
-    out, kernel, tile = openvino_winograd.matrices()
-    assert (out.shape, kernel.shape, tile.shape) == ((4, 6), (6, 3), (6, 6))
+@pytest.mark.parametrize(("points", "outputs"), [(F4, 4), (F2, 2)])
+def test_the_matrices_correlate(points: Points, outputs: int) -> None:
+    out, kernel, tile = openvino_winograd.matrices(points)
+    side = outputs + 2
+    assert (out.shape, kernel.shape, tile.shape) == ((outputs, side), (side, 3), (side, side))
     for _ in range(20):
-        pixels, taps = RNG.normal(size=6), RNG.normal(size=3)
+        pixels, taps = RNG.normal(size=side), RNG.normal(size=3)
         np.testing.assert_allclose(out @ ((kernel @ taps) * (tile @ pixels)), np.correlate(pixels, taps), atol=1e-14)
 
 
@@ -72,11 +76,11 @@ def test_it_is_a_convolution(shape: tuple[int, ...], band: int, monkeypatch: pyt
     monkeypatch.setattr(openvino_winograd, "LARGEST_BAND", band)
     weights, maps = kernels(7, shape[1]), RNG.normal(size=shape).astype(np.float32)
     model = convolution(weights, shape)
-    added = openvino_winograd.winograd(model)
+    given = openvino_winograd.winograd(model)
     assert "Convolution" not in kinds(model)
-    assert [each.get_any_name() for each in model.inputs[1:]] == list(added)
+    assert [each.get_any_name() for each in model.inputs[1:]] == list(given)
     expected = convolved(maps, weights)
-    np.testing.assert_allclose(run(model, maps, *added.values()), expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(run(model, maps, given), expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_rounding_errors_stay_small() -> None:
@@ -84,10 +88,10 @@ def test_rounding_errors_stay_small() -> None:
     shape, weights = (1, 256, 32, 32), kernels(256, 256)
     maps = RNG.normal(size=shape).astype(np.float32)
     plain, model = convolution(weights, shape), convolution(weights, shape)
-    added = openvino_winograd.winograd(model)
-    assert added
+    given = openvino_winograd.winograd(model)
+    assert given
     expected = convolved(maps, weights)
-    errors = [np.abs(run(plain, maps) - expected), np.abs(run(model, maps, *added.values()) - expected)]
+    errors = [np.abs(run(plain, maps) - expected), np.abs(run(model, maps, given) - expected)]
     spread = expected.std()
     assert errors[1].mean() < 2e-6 * spread
     assert errors[1].max() < 3e-5 * spread
@@ -100,11 +104,11 @@ def test_convolutions_of_one_model_share_what_they_can() -> None:
     first, second = (kernels(count, 4).astype(np.float32) for count in (4, 6))
     once = ops.convolution(maps, ops.constant(first), [1, 1], [1, 1], [1, 1], [1, 1])
     model = ov.Model([ops.convolution(once, ops.constant(second), [1, 1], [1, 1], [1, 1], [1, 1])], [maps])
-    added = openvino_winograd.winograd(model)
+    given = openvino_winograd.winograd(model)
     assert len(model.inputs) == 3
     array = RNG.normal(size=(1, 4, 8, 8)).astype(np.float32)
     expected = convolved(convolved(array, first), second)
-    np.testing.assert_allclose(run(model, array, *added.values()), expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(run(model, array, given), expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.usefixtures("any_size")
@@ -134,9 +138,22 @@ def test_maps_of_unknown_size_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "side", "taken"), [(256, 32, True), (256, 28, False), (128, 64, False), (320, 64, True)]
+    ("channels", "shape", "tiles"),
+    [
+        (256, (1, 32, 32), 36),
+        (256, (1, 29, 29), 36),
+        (256, (1, 28, 28), 16),
+        (256, (2, 16, 16), 16),
+        (256, (2, 14, 16), None),
+        (320, (1, 16, 16), None),
+        (128, (1, 64, 64), None),
+    ],
 )
-def test_it_is_for_wide_convolutions_of_large_maps(channels: int, side: int, taken: bool) -> None:
-    model = convolution(kernels(channels, channels), (1, channels, side, side))
+def test_it_is_for_wide_convolutions_of_large_maps(channels: int, shape: tuple[int, ...], tiles: int | None) -> None:
+    """By the tiles of 6x6 where there are enough, or those of 4x4; else by none."""
+    batch, *sides = shape
+    model = convolution(kernels(channels, channels), (batch, channels, *sides))
     assert openvino_winograd.is_for(model) == (channels >= 256)
-    assert bool(openvino_winograd.winograd(model)) == taken
+    assert bool(openvino_winograd.winograd(model)) == (tiles is not None)
+    places = [node.get_output_shape(0)[0] for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]
+    assert not tiles or places[0] == tiles

@@ -46,7 +46,7 @@ class OpenVinoComponent:
             self._config["SNIPPETS_MODE"] = "DISABLE"
         self.compile_seconds = 0.0
         self._request: Any = None
-        self._added: dict[str, Array] = {}
+        self._given: dict[str, Any] = {}
         self._shapes: dict[str, tuple[int, ...]] | None = None
         with self._refusing():
             self._model = self._rewritten()
@@ -62,7 +62,7 @@ class OpenVinoComponent:
             self._compile(shapes if self._gains_by_shapes else None)
         try:
             # Outputs are copied: the request writes the next run's results into the same memory.
-            results = self._request.infer({**feeds, **self._added}, share_inputs=True, share_outputs=False)
+            results = self._request.infer(dict(feeds), share_inputs=True, share_outputs=False)
         except RuntimeError as error:
             raise BackendError(f"OpenVINO failed: {last_line(error)}") from error
         return {name: results[index] for name, index in self._outputs.items()}
@@ -80,6 +80,7 @@ class OpenVinoComponent:
     def close(self) -> None:
         """See `LoadedComponent.close`."""
         self._request = self._model = None
+        self._given = {}
 
     def _rewritten(self) -> Any:
         """The graph as this processor runs it best."""
@@ -99,16 +100,18 @@ class OpenVinoComponent:
 
         started = time.perf_counter()
         self._request = None  # the weights that it has packed must not be held twice
-        self._added = {}
+        self._given = {}
         with self._refusing():
             model = self._model or self._rewritten()
             if shapes is not None:
                 model.reshape({name: list(shape) for name, shape in shapes.items()})
                 if self._winograd:
-                    self._added = openvino_winograd.winograd(model)
+                    self._given = openvino_winograd.winograd(model)
                 if self._precision == "fp32":
                     openvino_blocks.maps_in_blocks(model)
             self._request = core().compile_model(model, DEVICE, self._config).create_infer_request()
+            for name, constant in self._given.items():
+                self._request.set_tensor(name, constant.tensor_view)
         self._model, self._shapes = None, shapes
         self.compile_seconds += time.perf_counter() - started
 

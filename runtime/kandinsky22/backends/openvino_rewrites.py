@@ -249,12 +249,12 @@ def order(transpose: Node) -> list[int]:
     return list(node.get_data()) if node.get_type_name() == "Constant" else []
 
 
-def constant_behind(value: Value) -> bool:
-    """Whether it is a constant, or a constant that is converted."""
+def constant_behind(value: Value) -> Node | None:
+    """The constant that it is, or that is converted into it; None where it is computed."""
     node = value.get_node()
-    return node.get_type_name() == "Constant" or (
-        node.get_type_name() == "Convert" and constant_behind(node.input_value(0))
-    )
+    if node.get_type_name() == "Convert":
+        return constant_behind(node.input_value(0))
+    return node if node.get_type_name() == "Constant" else None
 
 
 def integers(*numbers: int) -> Node:
