@@ -25,7 +25,7 @@ class OpenVinoComponent:
     """One graph with one inference request, compiled when it first runs: for the shapes that it is given then.
 
     Compiled for its shapes, a graph plans its memory: MoVQ takes 4.4 GiB at 1024x1024 instead of 9. When other shapes
-    come, a graph of maps is compiled for those (MoVQ in a second or two, the published UNet in ten): Winograd's
+    come, a graph of maps is compiled for those (MoVQ in a second or two, the published UNet in seven): Winograd's
     convolutions are made for a size. Any other is compiled once more for any shapes and stays so.
     """
 
