@@ -1,7 +1,9 @@
 """How much memory a task will take, before it starts: a model, not a promise.
 
 A component takes its weights and, while it runs, activations. Weights are its file, which backends map into memory, and
-what a backend makes of each parameter: converted and packed for its kernels. Activations grow with the pixels, with the
+what a backend makes of each parameter: converted and packed for its kernels. OpenVINO in fp32 leaves wide kernels of
+3x3 in the file where maps are large enough for Winograd's algorithm (`kandinsky22.backends.openvino_winograd`), so that
+a UNet of larger pictures takes less. Activations grow with the pixels, with the
 pictures at once and guidance's branches, and with the network's width, which is taken from its parameters: they grow
 with the square of it. Where a backend writes attention's scores out, those grow with the square of the pixels. One
 component runs at a time, so that a job's peak is the weights that are held and the largest activations.
@@ -36,17 +38,20 @@ class Cost:
 
     `weight`: for a parameter, beside the file. `unet`: for a latent pixel, a branch and a channel of the UNet's
     first level. `movq`: for a pixel of a picture and a channel of MoVQ's first level. `score`: for each of attention's.
+    `mapped_from`: not bytes, but the pixels that a level's maps must have, of all branches together, for its wide
+    kernels to stay in the file.
     """
 
     weight: float
     unet: float
     movq: float
     score: float
+    mapped_from: float = math.inf
 
 
 COSTS = {
     ("onnxruntime", "fp32"): Cost(weight=8, unet=60, movq=45, score=4),
-    ("openvino", "fp32"): Cost(weight=4, unet=60, movq=20, score=0),
+    ("openvino", "fp32"): Cost(weight=4, unet=60, movq=20, score=0, mapped_from=512),
     ("openvino", "bf16"): Cost(weight=2, unet=60, movq=20, score=0),
 }
 
@@ -65,6 +70,8 @@ class Width:
 
 UNET = Width(384, 1.283e9)
 MOVQ = {"movq_encoder": Width(128, 27.4e6), "movq_decoder": Width(128, 43.1e6)}
+WIDE_KERNELS = (0.024, 0.084, 0.189, 0.374)
+"""Shares of the UNet's parameters that are kernels of 3x3 between 256 channels and more, level by level."""
 CHANNELS_A_HEAD = 32
 """Channels of the UNet's first level for each head of its second, the first with attention: 12 heads at 384."""
 
@@ -73,28 +80,36 @@ CHANNELS_A_HEAD = 32
 class Job:
     """What is to be run: names of components, and for pictures how many there are, of what size.
 
-    `latents` are height and width of a picture's latents. The decoder denoises `at_once` of the `pictures`, each twice
-    a step where it is `guided`.
+    `latents` are height and width of a picture's latents. The decoder denoises `at_once` of the `pictures`, and each in
+    so many `branches` a step: 2 where it is guided, 1 where it is not, or both where it is in some steps alone.
     """
 
     components: Sequence[str]
     latents: tuple[int, int] = (0, 0)
     pictures: int = 0
     at_once: int = 0
-    guided: bool = True
+    branches: Collection[int] = (2,)
 
 
 def estimate(manifest: Manifest, job: Job, cost: Cost, kept: Collection[str] = ()) -> float:
     """Bytes at the peak of a job on a CPU, with the `kept` components in memory all the time, others one at a time."""
-    weights = {
-        name: sum(manifest.files[file].bytes for file in component.files) + component.parameters * cost.weight
-        for name, component in manifest.components.items()
-    }
+    weights = {name: _weights(manifest, name, job, cost) for name in manifest.components}
     peaks = []
     for name in job.components:
         held = sum(weights[each] for each in {name, *kept})
         peaks.append(held + _activations(manifest, name, job, cost))
     return BASE + max(peaks, default=0)
+
+
+def _weights(manifest: Manifest, name: str, job: Job, cost: Cost) -> float:
+    """Bytes of a component's file and of what the backend makes of it."""
+    component = manifest.components[name]
+    made = 1.0
+    if name.startswith("decoder_step"):
+        pixels = min(job.branches) * math.prod(job.latents)  # a batch may be of one picture, the last one
+        levels = enumerate(WIDE_KERNELS)
+        made -= sum(share for level, share in levels if pixels / 4**level >= cost.mapped_from)
+    return sum(manifest.files[file].bytes for file in component.files) + made * component.parameters * cost.weight
 
 
 def _activations(manifest: Manifest, name: str, job: Job, cost: Cost) -> float:
@@ -103,7 +118,7 @@ def _activations(manifest: Manifest, name: str, job: Job, cost: Cost) -> float:
     if name.startswith("decoder_step"):
         width = UNET.of(component.parameters)
         scores = width / CHANNELS_A_HEAD * (latent_pixels / 4) ** 2
-        rows = job.at_once * (2 if job.guided else 1)
+        rows = job.at_once * max(job.branches)
         return rows * (latent_pixels * width * cost.unet + scores * cost.score)
     if name in MOVQ and latent_pixels:
         pixels = latent_pixels * manifest.downscale**2

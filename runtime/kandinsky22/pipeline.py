@@ -315,7 +315,8 @@ class Pipeline:
         task.check(self.bundle.manifest, pictures // asked["num_images_per_prompt"], shape)
         batches = prior.parts(pictures, asked["batch_size"])
         at_once = min(pictures, batches[0].stop)
-        memory.check(self._stages, memory.Job(components, shape[1:], pictures, at_once, guided=scale > 1))
+        branches = {1 + guided for _, guided in decoder.guided_parts(len(table.rows), scale, interval)}
+        memory.check(self._stages, memory.Job(components, shape[1:], pictures, at_once, branches))
 
         one_by_one = asked["callback_on_batch_end"] is not None
         together = None if one_by_one else source.embed(slice(None))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kandinsky22 import memory
 from kandinsky22.arrays import Array
 from kandinsky22.backends.openvino import core
 
@@ -157,3 +158,8 @@ def test_it_is_for_wide_convolutions_of_large_maps(channels: int, shape: tuple[i
     assert bool(openvino_winograd.winograd(model)) == (tiles is not None)
     places = [node.get_output_shape(0)[0] for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]
     assert not tiles or places[0] == tiles
+
+
+def test_the_estimate_of_memory_knows_the_smallest_map() -> None:
+    out = len(F2) - 1
+    assert memory.COSTS["openvino", "fp32"].mapped_from == openvino_winograd.FEWEST_TILES[F2] * out**2
