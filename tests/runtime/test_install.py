@@ -65,13 +65,16 @@ def test_it_is_small_and_has_no_torch(environment: Path) -> None:
 
 
 def test_it_imports_quickly(environment: Path) -> None:
-    """In processor time, best of five, once Python has written its bytecode."""
-    code = (
-        "import time; start = time.process_time(); from kandinsky22 import Pipeline; print(time.process_time() - start)"
-    )
-    seconds = min(float(run(environment, "python", "-c", code)) for _ in range(5))
-    print(f"{seconds:.3f} s")
-    assert seconds < 0.3
+    """Beside NumPy, which is most of it, in turns and in processor time: how fast the machine is does not matter."""
+
+    def seconds(line: str) -> float:
+        code = f"import time; start = time.process_time(); {line}; print(time.process_time() - start)"
+        return float(run(environment, "python", "-c", code))
+
+    turns = [(seconds("import numpy"), seconds("from kandinsky22 import Pipeline")) for _ in range(6)]
+    turns = turns[1:]  # the first writes Python's bytecode
+    print(", ".join(f"{ours:.3f} s ({ours / numpys:.1f} of NumPy)" for numpys, ours in turns))
+    assert np.median([ours / numpys for numpys, ours in turns]) < 3
 
 
 def test_it_makes_the_same_picture(
