@@ -15,6 +15,7 @@ from typing import Any
 
 from kandinsky22 import images
 
+from . import importing
 from .conftest import QUICK
 
 HEAVY = ("torch", "transformers", "diffusers", "accelerate", "onnx", "onnxscript", "kandinsky22_export")
@@ -38,13 +39,9 @@ def imported(code: str) -> set[str]:
     return {name.split(".")[0] for name in json.loads(told.splitlines()[-1])}
 
 
-def importing(code: str, bytecode: Path) -> float:
-    """Processor seconds of `code` in a fresh interpreter, the best of five, compiled once as an installation is."""
-    measure = f"import time; start = time.process_time(); {code}; print(time.process_time() - start)"
-    environment = ENVIRONMENT | {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(bytecode)}
-    command = [sys.executable, "-c", measure]
-    runs = (subprocess.run(command, capture_output=True, check=True, env=environment) for _ in range(5))
-    return min(float(run.stdout) for run in runs)
+def installed(bytecode: Path) -> dict[str, str]:
+    """Variables with which an interpreter keeps bytecode, as that of an installation does."""
+    return ENVIRONMENT | {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(bytecode)}
 
 
 def call(arguments: Sequence[object]) -> str:
@@ -67,12 +64,12 @@ def test_a_whole_run_imports_nothing_of_the_exporter(shapes_bundle: Path, tmp_pa
 
 
 def test_importing_takes_less_than_a_third_of_a_second(tmp_path: Path) -> None:
-    assert importing("import kandinsky22", tmp_path) < 0.3
+    runs = [importing.seconds(sys.executable, "import kandinsky22", installed(tmp_path)) for _ in range(5)]
+    assert min(runs) < 0.3
 
 
 def test_importing_the_pipeline_takes_little_more_than_importing_numpy(tmp_path: Path) -> None:
-    """Compared, for seconds would be the machine's: 1.7 times as long as NumPy, which is most of it."""
-    assert importing("from kandinsky22 import Pipeline", tmp_path) < 3 * importing("import numpy", tmp_path)
+    assert importing.pipelines_beside_numpys(sys.executable, installed(tmp_path)) < 3
 
 
 def test_the_module_runs_as_a_program() -> None:

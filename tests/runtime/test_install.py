@@ -18,6 +18,7 @@ import pytest
 import kandinsky22
 from kandinsky22 import Pipeline, images
 
+from . import importing
 from .conftest import QUICK
 
 ROOT = Path(__file__).parents[2]
@@ -42,9 +43,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def run(environment: Path, program: str, *arguments: object) -> str:
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     command = [environment / "bin" / program, *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True, env=clean, cwd=environment).stdout
+    variables = without_pythons_settings()
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=variables, cwd=environment).stdout
+
+
+def without_pythons_settings() -> dict[str, str]:
+    """The variables of this process that do not change what Python finds, or whether it keeps bytecode."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
 
 
 def packages(environment: Path) -> dict[str, int]:
@@ -65,16 +71,7 @@ def test_it_is_small_and_has_no_torch(environment: Path) -> None:
 
 
 def test_it_imports_quickly(environment: Path) -> None:
-    """Beside NumPy, which is most of it, in turns and in processor time: how fast the machine is does not matter."""
-
-    def seconds(line: str) -> float:
-        code = f"import time; start = time.process_time(); {line}; print(time.process_time() - start)"
-        return float(run(environment, "python", "-c", code))
-
-    turns = [(seconds("import numpy"), seconds("from kandinsky22 import Pipeline")) for _ in range(6)]
-    turns = turns[1:]  # the first writes Python's bytecode
-    print(", ".join(f"{ours:.3f} s ({ours / numpys:.1f} of NumPy)" for numpys, ours in turns))
-    assert np.median([ours / numpys for numpys, ours in turns]) < 3
+    assert importing.pipelines_beside_numpys(environment / "bin" / "python", without_pythons_settings()) < 3
 
 
 def test_it_makes_the_same_picture(
