@@ -104,12 +104,13 @@ def estimate(manifest: Manifest, job: Job, cost: Cost, kept: Collection[str] = (
 def _weights(manifest: Manifest, name: str, job: Job, cost: Cost) -> float:
     """Bytes of a component's file and of what the backend makes of it."""
     component = manifest.components[name]
-    made = 1.0
+    mapped = 0.0
     if name.startswith("decoder_step"):
-        pixels = min(job.branches) * math.prod(job.latents)  # a batch may be of one picture, the last one
+        pixels = min(job.branches) * math.prod(job.latents)  # of one picture: the last batch may have no more
         levels = enumerate(WIDE_KERNELS)
-        made -= sum(share for level, share in levels if pixels / 4**level >= cost.mapped_from)
-    return sum(manifest.files[file].bytes for file in component.files) + made * component.parameters * cost.weight
+        mapped = sum(share for level, share in levels if pixels / 4**level >= cost.mapped_from)
+    file = sum(manifest.files[each].bytes for each in component.files)
+    return file + (1 - mapped) * component.parameters * cost.weight
 
 
 def _activations(manifest: Manifest, name: str, job: Job, cost: Cost) -> float:

@@ -24,8 +24,8 @@ HINTS = {"fp32": "f32", "bf16": "bf16"}
 class OpenVinoComponent:
     """One graph with one inference request, compiled when it first runs: for the shapes that it is given then.
 
-    Compiled for its shapes, a graph plans its memory: MoVQ takes 4.4 GiB at 1024x1024 instead of 9. When other shapes
-    come, a graph of maps is compiled for those (MoVQ in a second or two, the published UNet in seven): Winograd's
+    Compiled for its shapes, a graph plans its memory: MoVQ takes half as much at 1024x1024. When other shapes come,
+    a graph of maps is compiled for those (MoVQ in a second or two, the published UNet in seven): Winograd's
     convolutions are made for a size. Any other is compiled once more for any shapes and stays so.
     """
 

@@ -143,10 +143,9 @@ def _convolution(node: Node, points: Points, kernels: Node, places: dict[tuple[i
     channels_out = node.get_output_shape(0)[1]
     (out, tile), (down, across) = _sides(points), _tiles(points, height, width)
     pixels = _shaped(ops.transpose(node.input_value(0), integers(*CHANNELS_LAST)), -1, channels)
-    to_places = matrices(points)[1]
-    to_places = ops.constant(np.kron(to_places, to_places).astype(np.float32))
     taps = _shaped(kernels, channels_out * channels, -1)
-    transformed = _shaped(ops.matmul(to_places, taps, False, True), tile**2, channels_out, channels)
+    places_of_taps = ops.matmul(_both_ways(matrices(points)[1]), taps, False, True)
+    transformed = _shaped(places_of_taps, tile**2, channels_out, channels)
     bands = -(-4 * tile**2 * batch * down * across * channels // LARGEST_BAND)
     edges = np.linspace(0, down, min(bands, down) + 1).astype(int)
     done = []
@@ -163,15 +162,21 @@ def _convolution(node: Node, points: Points, kernels: Node, places: dict[tuple[i
 
 def _band(points: Points, pixels: Node, places: Node, kernels: Node, tiles: tuple[int, int, int]) -> Node:
     """Rows of tiles (pictures, tiles down, tiles across) of a map, convolved: (B, height, width, channels)."""
-    to_pixels, _, to_places = (ops.constant(np.kron(each, each).astype(np.float32)) for each in matrices(points))
+    to_pixels, _, to_places = matrices(points)
     count, (channels_out, channels) = math.prod(tiles), kernels.get_output_shape(0)[1:]
     out, tile = _sides(points)
     gathered = _shaped(ops.gather(pixels, places, integers(0)), tile**2, count * channels)
-    transformed = _shaped(ops.matmul(to_places, gathered, False, False), tile**2, count, channels)
+    transformed = _shaped(ops.matmul(_both_ways(to_places), gathered, False, False), tile**2, count, channels)
     products = _shaped(ops.matmul(transformed, kernels, False, True), tile**2, count * channels_out)
     batch, down, across = tiles
-    back = _shaped(ops.matmul(to_pixels, products, False, False), out, out, batch, down, across, channels_out)
+    back = ops.matmul(_both_ways(to_pixels), products, False, False)
+    back = _shaped(back, out, out, batch, down, across, channels_out)
     return _shaped(ops.transpose(back, integers(2, 3, 0, 4, 1, 5)), batch, down * out, across * out, channels_out)
+
+
+def _both_ways(matrix: Array) -> Node:
+    """What `matrix` does to a column, as one matrix that does it to columns and rows of a tile's places."""
+    return ops.constant(np.kron(matrix, matrix).astype(np.float32))
 
 
 def _shaped(value: Node, *shape: int) -> Node:
