@@ -83,5 +83,5 @@ $(READY): pyproject.toml
 	$(BIN)/pip install --quiet --no-compile --editable '.[dev]'
 	touch $@
 
-$(SHAPES): $(READY) $(wildcard export/kandinsky22_export/*.py checkpoints/shapes/*/*/*.safetensors checkpoints/shapes/*/*/*.json)
+$(SHAPES): $(READY) $(shell find export/kandinsky22_export runtime/kandinsky22/bundle runtime/kandinsky22/schedulers -name "*.py") $(wildcard checkpoints/shapes/*/*/*.safetensors checkpoints/shapes/*/*/*.json)
 	$(BIN)/kandinsky22-export checkpoints/shapes/decoder -o engines/shapes --jobs 2 --force

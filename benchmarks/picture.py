@@ -21,8 +21,9 @@ INTERVAL = 0.2
 def main() -> None:
     """Make `pictures` pictures one after the other."""
     spec = json.loads(sys.argv[1])
-    from kandinsky22 import Pipeline, bench
+    from kandinsky22 import Pipeline
     from kandinsky22.errors import MemoryLimitError
+    from kandinsky22.measure import timing
 
     samples: list[tuple[float, int]] = []
     ended = threading.Event()
@@ -41,12 +42,12 @@ def main() -> None:
         low_memory=spec.get("low_memory", False),
     )
     opened = time.perf_counter() - STARTED
-    size = bench.Size(spec["height"], spec["width"], spec.get("batch", 1))
+    size = timing.Size(spec["height"], spec["width"], spec.get("batch", 1))
     pictures: list[dict[str, Any]] = []
     for _ in range(spec.get("pictures", 1)):
         begun = time.perf_counter() - STARTED
         try:
-            picture = bench.time_picture(
+            picture = timing.time_picture(
                 pipe,
                 size,
                 steps=spec["steps"],
@@ -57,7 +58,7 @@ def main() -> None:
         except MemoryLimitError as error:
             print(json.dumps({"refused": str(error)}))
             return
-        pictures.append({"begun": begun, "ended": time.perf_counter() - STARTED, **bench.as_json(picture)})
+        pictures.append({"begun": begun, "ended": time.perf_counter() - STARTED, **timing.as_json(picture)})
     ended.set()
     result = {"imported": imported, "opened": opened, "pictures": pictures, "memory": samples[::5]}
     print(json.dumps(result))

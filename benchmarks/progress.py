@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from kandinsky22 import bench
+from kandinsky22.measure import timing
 
 ASSUMED = 2e11
 """FLOP a second before anything is measured: those of two cores without bf16."""
@@ -59,7 +59,7 @@ class Progress:
     def tell(self, note: str = "") -> None:
         """Show how far it is, with a note."""
         self._bar.n = min(self._passed(), self._bar.total)
-        self._bar.set_postfix_str(", ".join(filter(None, (bench.left(self._bar.total - self._bar.n), note))))
+        self._bar.set_postfix_str(", ".join(filter(None, (timing.left(self._bar.total - self._bar.n), note))))
 
     def close(self) -> None:
         """Leave the bar as it is."""

@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from kandinsky22 import bench
+from kandinsky22.measure import timing
 
 Result = Mapping[str, Any]
 PRIOR_STEPS = 25
@@ -126,7 +126,7 @@ def _stages(stages: Sequence[Result]) -> str:
                     _size(result),
                     result["subject"],
                     str(len(result["seconds"])),
-                    *(f"{bench.percentile(result['seconds'], share):.3g}" for share in (50, 90, 99)),
+                    *(f"{timing.percentile(result['seconds'], share):.3g}" for share in (50, 90, 99)),
                     f"{result['flop'] / 1e12:.3g}",
                     f"{rate:.3f}",
                     "" if math.isnan(result["ceiling"]) else f"{rate / result['ceiling']:.0%}",

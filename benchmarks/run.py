@@ -26,11 +26,12 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "runtime"), str(HERE.parent / "expo
 import arithmetic  # noqa: E402
 import report  # noqa: E402
 import workers  # noqa: E402
-from kandinsky22 import backends, bench  # noqa: E402
+from kandinsky22 import backends  # noqa: E402
 from kandinsky22 import machine as this_machine  # noqa: E402
-from kandinsky22.bench import Size  # noqa: E402
-from kandinsky22.bundle import Bundle  # noqa: E402
+from kandinsky22.bundle.bundle import Bundle  # noqa: E402
 from kandinsky22.errors import KandinskyError  # noqa: E402
+from kandinsky22.measure import timing  # noqa: E402
+from kandinsky22.measure.timing import Size  # noqa: E402
 from progress import Progress, Work, rate  # noqa: E402
 from store import MachineStore  # noqa: E402
 
@@ -88,7 +89,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, size = parser.add_argument, {"type": bench.sides, "metavar": "WxH"}
+    add, size = parser.add_argument, {"type": timing.sides, "metavar": "WxH"}
     usual = [(512, 512), (1024, 1024)]
     growth = [(side, side) for side in (384, 768, 1536, 2048)]
     add("bundle", type=Path, help="a bundle; fp16 is what our backends run best")
@@ -128,13 +129,13 @@ def _pixels(sides: Sides) -> int:
 def _cases(options: argparse.Namespace, bundle: Bundle) -> Iterator[Case]:
     """All that is to be measured, stage by stage. Raises InputError for sizes that cannot be."""
     ours = tuple(f"ours {backend}" for backend in options.backends)
-    bench.sizes(bundle, [*options.sizes, *options.growth, *options.pictures], [1])
+    timing.sizes(bundle, [*options.sizes, *options.growth, *options.pictures], [1])
     first = _size(min(options.sizes, key=_pixels))
     smallest = min([*options.sizes, *options.growth], key=_pixels)
     few = max(options.repeat // 2, 1)
     for stage in STAGES:
         slow = tuple(options.slow_peers) + (("ours onnxruntime",) if options.fp32_bundle else ())
-        sized = bench.depends_on_size(bundle, stage)
+        sized = timing.depends_on_size(bundle, stage)
         for size in map(_size, options.sizes) if sized else [first]:
             yield Case(stage, size, (*ours, *options.peers), options.repeat)
         # Subjects that do not fit beside the others, each against the first of ours.
@@ -196,7 +197,7 @@ def _pending(
 @functools.cache
 def _flop(bundle: Bundle, stage: str, size: Size) -> int:
     """FLOP of a run."""
-    return arithmetic.flop(bundle.graph(stage), bench.shapes(bundle, stage, size))
+    return arithmetic.flop(bundle.graph(stage), timing.shapes(bundle, stage, size))
 
 
 def _measure_case(store: Store, options: argparse.Namespace, bundle: Bundle, case: Case, progress: Progress) -> None:

@@ -34,10 +34,11 @@ HERE = Path(__file__).resolve().parent
 SHAPES = HERE.parent / "checkpoints" / "shapes"
 sys.path[:0] = [str(HERE), str(HERE.parent / "runtime"), str(SHAPES)]
 
-from kandinsky22 import Pipeline, scheduler_configs  # noqa: E402
+from kandinsky22 import Pipeline  # noqa: E402
 from kandinsky22 import machine as this_machine  # noqa: E402
-from kandinsky22.decoder import guided_parts  # noqa: E402
-from kandinsky22.prior import Embeddings  # noqa: E402
+from kandinsky22.arrays import Embeddings  # noqa: E402
+from kandinsky22.sampling.guidance import guided_parts  # noqa: E402
+from kandinsky22.schedulers import configs  # noqa: E402
 from recipe import classifier  # noqa: E402
 from scores import text2img  # noqa: E402
 from store import JsonStore  # noqa: E402
@@ -214,7 +215,7 @@ def paint(pipe: Pipeline, embeds: Embeddings, run: Run) -> Pictures:
 
 def scheduler(pipe: Pipeline, sampler: str) -> dict[str, Any]:
     """The config of one of `SAMPLERS`, made of the checkpoint's own."""
-    return scheduler_configs.switch(pipe.bundle.manifest.schedulers["decoder"], sampler)
+    return configs.switch(pipe.bundle.manifest.schedulers["decoder"], sampler)
 
 
 def distance(pictures: Pictures, reference: Pictures) -> float:

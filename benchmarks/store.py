@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kandinsky22.plan_files import write_file
+from kandinsky22.files import write_file
 
 
 class JsonStore:

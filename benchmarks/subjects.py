@@ -28,7 +28,7 @@ class Subject(Protocol):
     """One stage that can be timed."""
 
     def prepare(self, size: Any) -> None:
-        """Make inputs for `kandinsky22.bench.Size`."""
+        """Make inputs for `kandinsky22.measure.timing.Size`."""
 
     def run(self) -> float:
         """Run once, on the whole batch and all branches; the seconds that it took."""
@@ -36,13 +36,14 @@ class Subject(Protocol):
 
 def ours(spec: dict[str, Any]) -> tuple[Subject, dict[str, str]]:
     """A component of a bundle on one of our backends, its version, and the precision and device it computes in."""
-    from kandinsky22 import backends, bench
-    from kandinsky22.bundle import Bundle
+    from kandinsky22 import backends
+    from kandinsky22.bundle.bundle import Bundle
+    from kandinsky22.measure import timing
 
     bundle = Bundle(spec["bundle"])
     backend = backends.get(spec["backend"], bundle)
     availability = backend.availability(bundle)
-    stage = bench.Stage(bundle, spec["stage"], backend, backends.Settings(), 10 if availability.gpu else 1)
+    stage = timing.Stage(bundle, spec["stage"], backend, backends.Settings(), 10 if availability.gpu else 1)
     precision = bundle.manifest.precision if availability.precision == "bundle" else availability.precision
     device = "cuda" if availability.gpu else "cpu"
     return stage, {"version": f"{availability.name} {availability.version}", "precision": precision, "device": device}
@@ -262,16 +263,17 @@ def main() -> None:
         answers.write(json.dumps(values) + "\n")
         answers.flush()
 
-    from kandinsky22 import bench
+    from kandinsky22.backends.cuda import gpu
+    from kandinsky22.measure import timing
 
     spec = json.loads(sys.argv[1])
-    share = DeviceShare(bench.device_memory)
+    share = DeviceShare(gpu.device_memory)
     with share.working():
         started = time.perf_counter()
         subject, about = {"ours": ours, "diffusers": peer, "ceiling": ceiling}[spec["kind"]](spec)
         load_seconds = time.perf_counter() - started
     answer(**about, load_seconds=load_seconds)
-    with bench.highest_memory() as memory:
+    with timing.highest_memory() as memory:
         for line in sys.stdin:
             request = json.loads(line)
             if "run" in request:
@@ -281,7 +283,7 @@ def main() -> None:
             else:
                 Path("/proc/self/clear_refs").write_text("5")
                 with share.working():
-                    subject.prepare(bench.Size(**request))
+                    subject.prepare(timing.Size(**request))
                 answer(ready=True)
 
 

@@ -26,9 +26,10 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "runtime")]
 import report  # noqa: E402
 import run  # noqa: E402
 import workers  # noqa: E402
-from kandinsky22 import Pipeline, bench  # noqa: E402
-from kandinsky22.bundle import Bundle  # noqa: E402
-from kandinsky22.plan_files import write_file  # noqa: E402
+from kandinsky22 import Pipeline  # noqa: E402
+from kandinsky22.bundle.bundle import Bundle  # noqa: E402
+from kandinsky22.files import write_file  # noqa: E402
+from kandinsky22.measure import timing  # noqa: E402
 from store import MachineStore  # noqa: E402
 
 PROMPT = "a fox in the snow"
@@ -93,7 +94,7 @@ def measure(bundle: Path, spec: dict[str, Any]) -> dict[str, Any]:
         "seed": 0,
     }
     pipe = Pipeline.load(bundle, spec["backend"], low_memory=True, memory_limit=None)
-    with bench.highest_memory() as peak:
+    with timing.highest_memory() as peak:
         out = TASKS[spec["task"]](pipe, how, picture)
     assert np.asarray(out.images[0]).shape == (spec["size"], spec["size"], 3)
     return {"timings": out.timings, "peak": peak().host}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kandinsky22.bench import Size
+from kandinsky22.measure.timing import Size
 
 Results = list[dict[str, Any]]
 

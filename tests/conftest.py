@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from kandinsky22 import Pipeline
 from kandinsky22.backends import LoadedComponent, Settings, onnxruntime
-from kandinsky22.bundle import Bundle
+from kandinsky22.bundle.bundle import Bundle
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

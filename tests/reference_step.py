@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kandinsky22.schedulers import Limits
+from kandinsky22.schedulers.schedule import Thresholding
 
 
 def reference_step(
     row: NDArray[np.float32],
-    limits: Limits,
+    limits: Thresholding,
     x: NDArray[Any],
     m: NDArray[Any],
     v: NDArray[Any] | None,
@@ -44,7 +44,7 @@ def reference_step(
     return b_0 * x0 + b_x * x + b_m * m + b_h * x0_before + sigma * noise, x0
 
 
-def _bound(sizes: NDArray[Any], limits: Limits) -> NDArray[Any]:
+def _bound(sizes: NDArray[Any], limits: Thresholding) -> NDArray[Any]:
     """How far x0 may reach in each picture, (B,), from its |x0| (B, n)."""
     quantile = np.zeros(len(sizes), sizes.dtype)
     if limits.ratio is not None:

@@ -28,7 +28,7 @@ from torch import nn
 
 from kandinsky22 import schedulers
 from kandinsky22.errors import CheckpointError, InputError, first_line
-from kandinsky22_export import fit
+from kandinsky22_export.architectures import validate
 
 PIPELINES = {
     "KandinskyV22Pipeline": ("decoder",),
@@ -153,7 +153,7 @@ def open_checkpoint(
     repository = _open(source, revision)
     decoders = _decoders(repository, {"controlnet": controlnet, "inpaint": inpaint})
     priors = _prior(repository, prior)
-    homes = {fit.UNETS[role]: found for role, found in decoders.items()}
+    homes = {validate.UNETS[role]: found for role, found in decoders.items()}
     if decoders:
         homes["movq"] = next(iter(decoders.values()))
     for found in priors.values():
@@ -161,10 +161,10 @@ def open_checkpoint(
     networks = {name: _network(kind, homes[name], variant) for name, kind in KINDS.items() if name in homes}
     roles = decoders | priors
     samplers = {role: _scheduler(role, found) for role, found in roles.items()}
-    fit.require_fit({name: network.config for name, network in networks.items()}, samplers)
+    validate.require_fit({name: network.config for name, network in networks.items()}, samplers)
     movqs = {found.name: _network(MOVQ, found, variant) for found in [*decoders.values()][1:]}
     for name, movq in movqs.items():
-        fit.require_same_config(networks["movq"].config, name, movq.config)
+        validate.require_same_config(networks["movq"].config, name, movq.config)
     return Checkpoint(
         source={role: found.record for role, found in roles.items()},
         networks=networks,
@@ -193,7 +193,7 @@ def _decoders(repository: Repository, others: Mapping[str, str | None]) -> dict[
 
 
 def _role(repository: Repository) -> str:
-    return fit.unet_role(_config(UNET, repository, UNET.name), _config(MOVQ, repository, MOVQ.name))
+    return validate.unet_role(_config(UNET, repository, UNET.name), _config(MOVQ, repository, MOVQ.name))
 
 
 def _prior(repository: Repository, prior: str | None) -> dict[str, Repository]:
@@ -284,7 +284,7 @@ def _scheduler(role: str, repository: Repository) -> dict[str, Any]:
     if name not in SCHEDULERS[half]:
         raise CheckpointError(f"The scheduler of the {role} is a {name}; expected {' or '.join(SCHEDULERS[half])}.")
     try:
-        schedulers.table(config, 2)  # any number of steps reads every option
+        schedulers.solve(config, 2)  # any number of steps reads every option
     except InputError as error:
         raise CheckpointError(
             f"The scheduler of the {role} in {repository.name} is not supported: {first_line(error)}."
@@ -296,7 +296,7 @@ def _image_processor(repository: Repository, encoder: Mapping[str, Any]) -> dict
     """How pictures are made ready for the image encoder: the manifest's record."""
     folder = repository.folder / repository.part("prior", "image_processor")
     found = _read_json(folder / "preprocessor_config.json")
-    return fit.image_processor(repository.name, found, encoder["image_size"])
+    return validate.image_processor(repository.name, found, encoder["image_size"])
 
 
 def _network(kind: Kind, repository: Repository, variant: str | None) -> Network:

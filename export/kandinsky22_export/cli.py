@@ -19,7 +19,7 @@ from tqdm import tqdm
 from kandinsky22.errors import KandinskyError
 
 if TYPE_CHECKING:
-    from kandinsky22.bundle import Manifest
+    from kandinsky22.bundle.manifest import Manifest
 
 STAGES = 5  # fetching, loading, references, tracing, comparing: what the bar counts of every component
 
@@ -82,8 +82,8 @@ def _default_destination(options: argparse.Namespace) -> Path:
 
 def _export(options: argparse.Namespace, destination: Path) -> Manifest:
     # Imported here: torch and diffusers take seconds, and --help needs neither.
-    from kandinsky22_export.assemble import export
     from kandinsky22_export.quiet import quiet
+    from kandinsky22_export.write_bundle import export
 
     components: set[str] = set()
     with (

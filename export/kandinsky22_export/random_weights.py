@@ -11,8 +11,8 @@ from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 
+from kandinsky22_export.architectures.validate import UNETS, image_processor
 from kandinsky22_export.checkpoints import KINDS, Checkpoint, Kind, Network
-from kandinsky22_export.fit import UNETS, image_processor
 
 EMBEDDING = 1280
 TOKENS = 77

@@ -21,8 +21,8 @@ from kandinsky22.errors import (
 )
 
 if TYPE_CHECKING:
+    from kandinsky22.arrays import Embeddings
     from kandinsky22.pipeline import Output, Pipeline
-    from kandinsky22.prior import Embeddings
 
 __version__ = "0.1.0"
 
@@ -41,7 +41,7 @@ __all__ = [
     "__version__",
 ]
 
-_LAZY = {"Embeddings": "kandinsky22.prior", "Output": "kandinsky22.pipeline", "Pipeline": "kandinsky22.pipeline"}
+_LAZY = {"Embeddings": "kandinsky22.arrays", "Output": "kandinsky22.pipeline", "Pipeline": "kandinsky22.pipeline"}
 """Names that bring NumPy and Pillow with them, and where they are: `kandinsky22 --help` waits for neither."""
 
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from kandinsky22.cli import main
+from kandinsky22.cli.main import main
 
 sys.exit(main())

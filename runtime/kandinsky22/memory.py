@@ -2,7 +2,7 @@
 
 A component takes its weights and, while it runs, activations. Weights are its file, which backends map into memory, and
 what a backend makes of each parameter: converted and packed for its kernels. OpenVINO in fp32 leaves wide kernels of
-3x3 in the file where maps are large enough for Winograd's algorithm (`kandinsky22.backends.openvino_winograd`), so that
+3x3 in the file where maps are large enough for Winograd's algorithm (`kandinsky22.backends.openvino.winograd`), so that
 a UNet of larger pictures takes less. Activations grow with the pixels, with the
 pictures at once and guidance's branches, and with the network's width, which is taken from its parameters: they grow
 with the square of it. Where a backend writes attention's scores out, those grow with the square of the pixels. One
@@ -20,11 +20,12 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from kandinsky22 import arguments
-from kandinsky22.bundle import ATTENTION_IN_PARTS, Manifest, runs
+from kandinsky22 import checks
+from kandinsky22.batching import runs
+from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS, Manifest
+from kandinsky22.components import Components
 from kandinsky22.errors import MemoryLimitError
 from kandinsky22.machine import available_memory
-from kandinsky22.stages import Stages
 
 GIB = 1 << 30
 
@@ -130,22 +131,22 @@ def _activations(manifest: Manifest, name: str, job: Job, cost: Cost) -> float:
     return 0.0
 
 
-def check(stages: Stages, job: Job) -> None:
-    """Raise MemoryLimitError where `estimate` is more than `stages.memory_limit`, in bytes; None checks nothing.
+def check(components: Components, job: Job) -> None:
+    """Raise MemoryLimitError where `estimate` is more than `components.memory_limit`, in bytes; None checks nothing.
 
     Components that earlier jobs have left in memory are freed where this one would not fit beside them.
     """
-    most = stages.memory_limit
-    cost = COSTS.get((stages.backend_name, stages.precision))
+    most = components.memory_limit
+    cost = COSTS.get((components.backend_name, components.precision))
     if most is None or cost is None:
         return
-    manifest = stages.bundle.manifest
-    kept = () if stages.low_memory else job.components
-    if estimate(manifest, job, cost, {*kept, *stages.loaded}) > most:
-        stages.free_all_but(kept)
+    manifest = components.bundle.manifest
+    kept = () if components.low_memory else job.components
+    if estimate(manifest, job, cost, {*kept, *components.loaded}) > most:
+        components.free_all_but(kept)
         needed = estimate(manifest, job, cost, kept)
         if needed > most:
-            raise MemoryLimitError(_refusal(job, needed, most, manifest.downscale, low_memory=stages.low_memory))
+            raise MemoryLimitError(_refusal(job, needed, most, manifest.downscale, low_memory=components.low_memory))
 
 
 def _refusal(job: Job, needed: float, most: float, downscale: int, *, low_memory: bool) -> str:
@@ -168,4 +169,4 @@ def limit(value: object) -> float | None:
     """
     if value == "auto":
         return available_memory()
-    return None if value is None else arguments.positive("memory_limit", value) * GIB
+    return None if value is None else checks.positive("memory_limit", value) * GIB

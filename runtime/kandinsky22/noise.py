@@ -24,8 +24,8 @@ from typing import SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
-from kandinsky22.arguments import MAX_SEED
 from kandinsky22.arrays import Floats
+from kandinsky22.checks import MAX_SEED
 from kandinsky22.errors import InputError
 
 __all__ = ["Generator"]

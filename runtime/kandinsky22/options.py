@@ -10,9 +10,9 @@ from kandinsky22.arrays import Array, Floats
 if TYPE_CHECKING:
     import PIL.Image
 
-    from kandinsky22.inputs import Picture
+    from kandinsky22.arrays import Embeddings
+    from kandinsky22.images.reading import Picture
     from kandinsky22.pipeline import Pipeline
-    from kandinsky22.prior import Embeddings
 
 OutputType = Literal["pil", "np", "latent"]
 Callback = Callable[["Pipeline", int, int, dict[str, Array]], "Mapping[str, Array] | None"]

@@ -14,18 +14,22 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from kandinsky22 import arguments, backends, decoder, inputs, memory, prior, scheduler_configs, schedulers, tasks
-from kandinsky22.arrays import Array, Floats
+from kandinsky22 import backends, batching, checks, memory, schedulers
+from kandinsky22.arrays import Array, Embeddings, Floats
 from kandinsky22.backends import OnStep, Settings
-from kandinsky22.bundle import STEP_SCHEDULERS, Bundle
+from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.bundle.manifest import STEP_SCHEDULERS
+from kandinsky22.components import Components
+from kandinsky22.conditioning.sources import EmbeddingSource, EmbeddingSources
 from kandinsky22.errors import InputError
-from kandinsky22.images import to_pil
-from kandinsky22.inputs import Picture
+from kandinsky22.images import reading
+from kandinsky22.images.reading import Picture
+from kandinsky22.images.writing import to_pil
 from kandinsky22.options import Callback, Options, OutputType, PriorOptions, completed
-from kandinsky22.prior import Embeddings
-from kandinsky22.sources import Source, Sources
-from kandinsky22.stages import Stages
-from kandinsky22.tasks import Task
+from kandinsky22.request import resolve, tasks
+from kandinsky22.request.tasks import Task
+from kandinsky22.sampling import decoder, guidance, movq
+from kandinsky22.schedulers import configs, schedule
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,9 @@ class Output:
 class Pipeline:
     """A bundle on a backend, ready to make pictures. Use `Pipeline.load`; free it with `close` or a `with` block."""
 
-    def __init__(self, stages: Stages) -> None:
+    def __init__(self, stages: Components) -> None:
         self.bundle = stages.bundle
-        self._stages = stages
+        self._components = stages
 
     @classmethod
     def load(
@@ -76,13 +80,15 @@ class Pipeline:
             BackendError: the backend is unknown, not installed, or cannot run here.
             InputError: an argument has an impossible value.
         """
-        arguments.choice("precision", precision, ("auto", "fp32", "bf16"))
+        checks.choice("precision", precision, ("auto", "fp32", "bf16"))
         if threads is not None:
-            arguments.whole("threads", threads, 1, 1024)
+            checks.whole("threads", threads, 1, 1024)
         limit = memory.limit(memory_limit)
         bundle = Bundle(path)
         settings = Settings(precision, threads)
-        return cls(Stages(bundle, backends.get(backend, bundle), settings, low_memory=low_memory, memory_limit=limit))
+        return cls(
+            Components(bundle, backends.get(backend, bundle), settings, low_memory=low_memory, memory_limit=limit)
+        )
 
     def __call__(
         self,
@@ -95,7 +101,7 @@ class Pipeline:
         Args:
             prompt: one or several; each gives `num_images_per_prompt` pictures. None where `image_embeds` is given.
             negative_prompt: what to lead away from: None, one for all prompts, or one a prompt. None and "" differ:
-                see `kandinsky22.prior.embed`.
+                see `kandinsky22.conditioning.prior.embed`.
             options: see `kandinsky22.options.Options`; every task takes them.
 
         Raises:
@@ -111,15 +117,15 @@ class Pipeline:
         image: Picture | Sequence[Picture] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         *,
-        strength: float = arguments.STRENGTH,
+        strength: float = checks.STRENGTH,
         **options: Unpack[Options],
     ) -> Output:
         """Change a picture towards a prompt, as KandinskyV22Img2ImgPipeline does.
 
         Args:
             prompt, negative_prompt, options: as in `__call__`.
-            image: one picture for all prompts, or a list of one a prompt; see `kandinsky22.inputs` for what is read.
-                It is resized to `height` x `width`. A float array (n, C, h, w) is taken for clean latents.
+            image: one picture for all prompts, or a list of one a prompt; see `kandinsky22.images.reading` for what is
+                read. It is resized to `height` x `width`. A float array (n, C, h, w) is taken for clean latents.
             strength: 0..1: how much of the picture is given up; the last int(steps · strength) steps are run.
 
         Raises:
@@ -142,7 +148,7 @@ class Pipeline:
 
         Args:
             prompt, negative_prompt, options: as in `__call__`.
-            image: one picture for all prompts, or a list of one a prompt; see `kandinsky22.inputs`.
+            image: one picture for all prompts, or a list of one a prompt; see `kandinsky22.images.reading`.
             mask_image: masks of the same sizes, white where the picture is repainted, black where it is kept.
             overlay: put the picture's own pixels back where the mask is black. Without it they have been through MoVQ,
                 and within some 16 pixels of the mask they are painted anew.
@@ -171,8 +177,8 @@ class Pipeline:
 
         Args:
             prompt, negative_prompt, options: as in `__call__`.
-            hint: depth maps, one for all prompts or one a prompt: near is bright; see `kandinsky22.inputs`.
-                `kandinsky22.depth` makes them from pictures.
+            hint: depth maps, one for all prompts or one a prompt: near is bright; see `kandinsky22.images.reading`.
+                `kandinsky22.images.depth` makes them from pictures.
             image: pictures to begin from, as in `img2img`; None begins from noise.
             strength: as in `img2img`, with `image` alone; None is 0.3 there.
 
@@ -219,7 +225,7 @@ class Pipeline:
         image: Picture | Sequence[Picture],
         negative_prompt: str | Sequence[str] | None = None,
         *,
-        strength: float = arguments.STRENGTH,
+        strength: float = checks.STRENGTH,
         **options: Unpack[PriorOptions],
     ) -> Embeddings:
         """Embeddings of pictures, changed towards prompts, as KandinskyV22PriorEmb2EmbPipeline makes them.
@@ -263,7 +269,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Free every component. The pipeline loads them again when it is used again."""
-        self._stages.close()
+        self._components.close()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -274,21 +280,21 @@ class Pipeline:
         self.close()
 
     @functools.cached_property
-    def _sources(self) -> Sources:
-        return Sources(self._stages, self._on_step)
+    def _sources(self) -> EmbeddingSources:
+        return EmbeddingSources(self._components, self._on_step)
 
-    def _embedded(self, source: Source) -> Embeddings:
+    def _embedded(self, source: EmbeddingSource) -> Embeddings:
         """What a source gives, where that is all that was asked for."""
-        memory.check(self._stages, memory.Job(source.components))
+        memory.check(self._components, memory.Job(source.components))
         return source.embed(slice(None))
 
-    def _source(self, prompt: object, negative_prompt: object, asked: Options) -> Source:
+    def _source(self, prompt: object, negative_prompt: object, asked: Options) -> EmbeddingSource:
         """Where the embeddings come from: prompts, or the caller."""
         image, strength = asked["prior_image"], asked["prior_strength"]
         if image is None and strength is not None:
             raise InputError("prior_strength was given without a prior_image to begin from; give both, or neither.")
         if asked["image_embeds"] is None and image is not None:
-            strength = arguments.STRENGTH if strength is None else strength
+            strength = checks.STRENGTH if strength is None else strength
             return self._sources.pictures(prompt, image, negative_prompt, strength, asked, "prior_image")
         if asked["image_embeds"] is None:
             return self._sources.prompts(prompt, negative_prompt, asked)
@@ -296,35 +302,35 @@ class Pipeline:
             raise InputError("Both a prompt and image_embeds were given; expected one of them.")
         return self._sources.given(asked)
 
-    def _paint(self, task: Task, source: Source, asked: Options) -> Output:
+    def _paint(self, task: Task, source: EmbeddingSource, asked: Options) -> Output:
         """Check, embed, encode the task's inputs, denoise in batches, decode: every task's way to its pictures."""
         started = time.perf_counter()
-        self._stages.timings.clear()
-        arguments.choice("output_type", asked["output_type"], ("pil", "np", "latent"))
+        self._components.timings.clear()
+        checks.choice("output_type", asked["output_type"], ("pil", "np", "latent"))
         finish = () if asked["output_type"] == "latent" else ("movq_decoder",)
         components = (*source.components, *task.components, *finish)
         for name in components:
             self.bundle.component(name)  # its lack should not show after the work
         shape = self._latent_shape(asked)
-        scale = arguments.scale("guidance_scale", asked["guidance_scale"])
-        interval = arguments.interval("guidance_interval", asked["guidance_interval"])
+        scale = checks.scale("guidance_scale", asked["guidance_scale"])
+        interval = checks.interval("guidance_interval", asked["guidance_interval"])
         table = task.shortened(self._decoder_table(task, asked))
-        decoder.quantile_ranks(self.bundle.manifest, table, shape)  # nor should a size that is too large for them
+        resolve.quantile_ranks(self.bundle.manifest, table, shape)  # nor should a size that is too large for them
         pictures = len(source.generators)
         noise = _given_noise(asked, (pictures, *shape))
         task.check(self.bundle.manifest, pictures // asked["num_images_per_prompt"], shape)
-        batches = prior.parts(pictures, asked["batch_size"])
+        batches = batching.parts(pictures, asked["batch_size"])
         at_once = min(pictures, batches[0].stop)
-        branches = {1 + guided for _, guided in decoder.guided_parts(len(table.rows), scale, interval)}
-        memory.check(self._stages, memory.Job(components, shape[1:], pictures, at_once, branches))
+        branches = {1 + guided for _, guided in guidance.guided_parts(len(table.coefficients), scale, interval)}
+        memory.check(self._components, memory.Job(components, shape[1:], pictures, at_once, branches))
 
         one_by_one = asked["callback_on_batch_end"] is not None
         together = None if one_by_one else source.embed(slice(None))
-        conditions = tasks.conditions(self._stages, task, table, shape, pictures, noise)
+        conditions = tasks.conditions(self._components, task, table, shape, pictures, noise)
 
         def denoised(part: slice) -> Floats:
             return decoder.sample(
-                self._stages,
+                self._components,
                 table,
                 source.embed(part) if together is None else together.part(part),
                 source.generators[part],
@@ -336,7 +342,7 @@ class Pipeline:
             )
 
         images = self._finished(task, batches, denoised, pictures, asked)
-        return Output(images, source.seeds, {**self._stages.timings, "total": time.perf_counter() - started})
+        return Output(images, source.seeds, {**self._components.timings, "total": time.perf_counter() - started})
 
     def _finished(
         self, task: Task, batches: Sequence[slice], denoised: Callable[[slice], Floats], count: int, asked: Options
@@ -353,15 +359,15 @@ class Pipeline:
             on_batch(of.start, finished[-1])
         return [each for batch in finished for each in batch] if output_type == "pil" else np.concatenate(finished)
 
-    def _decoder_table(self, task: Task, asked: Options) -> schedulers.Table:
+    def _decoder_table(self, task: Task, asked: Options) -> schedule.Schedule:
         """The decoder's coefficients. Raises InputError where the UNet has no variance that the scheduler needs."""
         config, scheduler = self.bundle.manifest.schedulers[STEP_SCHEDULERS[task.component]], asked["scheduler"]
         if isinstance(scheduler, str):
-            config = scheduler_configs.switch(config, scheduler)
+            config = configs.switch(config, scheduler)
         elif scheduler is not None:
             config = dict(scheduler)
-        steps = arguments.whole("num_inference_steps", asked["num_inference_steps"], 1, arguments.MAX_STEPS)
-        table = schedulers.table(config, steps, eta=asked["eta"])
+        steps = checks.whole("num_inference_steps", asked["num_inference_steps"], 1, checks.MAX_STEPS)
+        table = schedulers.solve(config, steps, eta=asked["eta"])
         if table.learned and not self.bundle.manifest.geometry["learned_variance"]:
             raise InputError("The scheduler asks for a learned variance and this UNet has none; choose fixed_small.")
         return table
@@ -370,10 +376,10 @@ class Pipeline:
         """Latent channels, height and width of a picture, checked."""
         manifest = self.bundle.manifest
         pixels = [
-            manifest.default_size if side is None else arguments.whole(name, side, 1, manifest.limits["max_size"])
+            manifest.default_size if side is None else checks.whole(name, side, 1, manifest.limits["max_size"])
             for name, side in (("height", asked["height"]), ("width", asked["width"]))
         ]
-        size = decoder.latent_size(pixels[0], pixels[1], manifest.downscale)
+        size = resolve.latent_size(pixels[0], pixels[1], manifest.downscale)
         return manifest.geometry["latent_channels"], *size
 
     def _on_step(self, callback: Callback | None, timesteps: NDArray[np.int64]) -> OnStep | None:
@@ -407,7 +413,7 @@ class Pipeline:
         """What comes out for the latents of some pictures (`of`) of a call for `count`."""
         if output_type == "latent":
             return latents
-        pixels = decoder.to_pixels(self._stages, latents)
+        pixels = movq.to_pixels(self._components, latents)
         if task.overlay:
             pixels = tasks.overlaid(task, pixels, of, count)
         return to_pil(pixels) if output_type == "pil" else pixels
@@ -416,7 +422,7 @@ class Pipeline:
 def _given_noise(asked: Options, shape: tuple[int, ...]) -> Floats | None:
     """The caller's `latents`, checked."""
     given = asked["latents"]
-    return None if given is None else inputs.floats("latents", given, f"{shape}, noise", shape)
+    return None if given is None else reading.floats("latents", given, f"{shape}, noise", shape)
 
 
 def _no_prompt(image: Picture) -> Picture:

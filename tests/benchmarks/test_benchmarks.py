@@ -27,10 +27,10 @@ import run
 import subjects
 import tasks
 import workers
-from kandinsky22 import bench
 from kandinsky22.backends import Availability, onnxruntime
-from kandinsky22.bench import Size
-from kandinsky22.bundle import Bundle
+from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.measure import timing
+from kandinsky22.measure.timing import Size
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_the_bar_tells_the_minutes_that_are_left(
 
 def test_the_arithmetic_is_that_of_a_run(handmade_bundle: Bundle) -> None:
     """The text encoder's run has a text for each branch, as that of diffusers."""
-    assert bench.shapes(handmade_bundle, "text_encoder", Size(64, 64, batch=3)) == {"input_ids": (6, 8)}
+    assert timing.shapes(handmade_bundle, "text_encoder", Size(64, 64, batch=3)) == {"input_ids": (6, 8)}
 
 
 def data() -> dict[str, Any]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kandinsky22.bundle import Component, Manifest
-from kandinsky22_export import assemble
-from kandinsky22_export.graphs import Graph
+from kandinsky22.bundle.manifest import Component, Manifest
+from kandinsky22_export import write_bundle
+from kandinsky22_export.graphs.base import Graph
 from tests import tiny
 
 
@@ -56,4 +56,4 @@ def no_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
         check = {"sizes": {"B": 1}, "error": 0.0, "bound": 1.0}
         return Component(tuple(f"onnx/{f}" for f in files), graph.inputs, graph.outputs, precision, 1, checks=(check,))
 
-    monkeypatch.setattr(assemble, "export_graph", stand_in)
+    monkeypatch.setattr(write_bundle, "export_graph", stand_in)

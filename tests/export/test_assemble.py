@@ -25,10 +25,13 @@ from torch.nn import functional
 from transformers import CLIPTokenizer
 
 from kandinsky22 import schedulers
-from kandinsky22.bundle import Bundle, Component, Manifest
+from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.bundle.manifest import Component, Manifest
 from kandinsky22.errors import CheckpointError, ExportError, InputError, KandinskyError
-from kandinsky22_export import assemble, export, rewrites
-from kandinsky22_export.graphs import Graph
+from kandinsky22.schedulers import schedule
+from kandinsky22_export import export, write_bundle
+from kandinsky22_export.graphs import rewrites
+from kandinsky22_export.graphs.base import Graph
 from tests import tiny
 
 PROMPTS = ["", "A red circle!", "cirre  red,\n\tit's 日本 🐱 <|endoftext|> x", "many words " * 50]
@@ -72,8 +75,8 @@ def denoise(
 
     `conditioning` is the negative embeddings and the embeddings.
     """
-    table = schedulers.table({**scheduler.config, "_class_name": "DDPMScheduler"}, 3)
-    ranks, weight = table.limits.ranks(start[0].numel())
+    table = schedulers.solve({**scheduler.config, "_class_name": "DDPMScheduler"}, 3)
+    ranks, weight = table.thresholding.ranks(start[0].numel())
     generator = torch.Generator().manual_seed(1)
     state = {"latents": start, "x0_before": torch.zeros_like(start)}
     for i, timestep in enumerate(table.timesteps):
@@ -83,10 +86,10 @@ def denoise(
             component,
             **state,
             timestep=torch.tensor([float(timestep)]),
-            row=torch.from_numpy(table.rows[i].copy()),
+            coefficients=torch.from_numpy(table.coefficients[i].copy()),
             noise=noise,
             guidance=torch.ones(1) if scale is None else torch.tensor([1 - scale, scale]),
-            limits=torch.from_numpy(table.limits.array),
+            thresholding=torch.from_numpy(table.thresholding.array),
             ranks=torch.from_numpy(ranks),
             rank_weight=torch.from_numpy(weight),
             image_embeds=torch.stack(conditioning[-1:] if scale is None else conditioning),
@@ -210,7 +213,7 @@ def test_constants_are_diffusers_own(shapes_bundle: Path, shapes_parts: tiny.Par
 
 def test_the_manifest(shapes_bundle: Path, shapes_manifest: Manifest, shapes_parts: tiny.Parts) -> None:
     assert (shapes_manifest.name, shapes_manifest.precision, shapes_manifest.opset) == ("shapes", "fp32", 23)
-    assert list(shapes_manifest.components) == list(assemble.NETWORKS)
+    assert list(shapes_manifest.components) == list(write_bundle.NETWORKS)
     assert shapes_manifest.schedulers.keys() == {"prior", "decoder", "controlnet", "inpaint"}
     assert shapes_manifest.schedulers["decoder"]["_class_name"] == "DDPMScheduler"
     assert shapes_manifest.schedulers["prior"]["_class_name"] == "UnCLIPScheduler"
@@ -300,7 +303,7 @@ class TestWhole:
         config = tmp_path / "inpaint" / "scheduler" / "scheduler_config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"dynamic_thresholding_ratio": 0.9}))
         manifest = export(str(tiny_checkpoint / "decoder"), tmp_path / "out", inpaint=str(tmp_path / "inpaint"))
-        assert manifest.limits["ranks"] == schedulers.ranks_needed(0.9, 4 * 256**2) > 1312
+        assert manifest.limits["ranks"] == schedule.ranks_needed(0.9, 4 * 256**2) > 1312
 
     def test_a_decoder_with_another_movq_is_refused(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
         with altered_movq(tiny_checkpoint / "inpaint", tmp_path / "inpaint") as weights:
@@ -396,7 +399,7 @@ class TestWhole:
         export(source, destination, force=True)
         assert "onnx/decoder_step.onnx" in files(destination)
         assert [path.name for path in destination.parent.iterdir()] == ["out"]
-        assert destination.stat().st_mode & 0o777 == 0o777 & ~assemble._umask()
+        assert destination.stat().st_mode & 0o777 == 0o777 & ~write_bundle._umask()
 
     def test_what_is_no_bundle_is_not_replaced(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
         (tmp_path / "letters").write_text("dear")
@@ -436,7 +439,7 @@ class TestWhole:
         if force:
             export(source, destination)
         before = files(tmp_path)
-        stand_in = assemble.export_graph
+        stand_in = write_bundle.export_graph
 
         def fail_at_the_end(
             build: Callable[[], Graph], folder: Path, precision: str, note: Callable[[str], None]
@@ -447,7 +450,7 @@ class TestWhole:
                 raise error
             return component
 
-        monkeypatch.setattr(assemble, "export_graph", fail_at_the_end)
+        monkeypatch.setattr(write_bundle, "export_graph", fail_at_the_end)
         with pytest.raises(raised, match=message):
             export(source, destination, force=force)
         assert files(tmp_path) == before
@@ -472,7 +475,7 @@ class TestWhole:
 
 
 def test_published_scheduler_is_the_default_of_random_weights() -> None:
-    config = assemble.random_checkpoint("kandinsky-2.2", 0).schedulers["decoder"]
+    config = write_bundle.random_checkpoint("kandinsky-2.2", 0).schedulers["decoder"]
     scheduler = DDPMScheduler.from_config(config)
     assert {key: scheduler.config[key] for key in config if key != "_class_name"} == {
         key: value for key, value in config.items() if key != "_class_name"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kandinsky22_export import assemble, cli
+from kandinsky22_export import cli, write_bundle
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ class TestMain:
         captured = capsys.readouterr()
         lines = captured.out.splitlines()
         assert lines[-1] == str(tmp_path / "out")
-        assert [line.split()[0] for line in lines[:-1]] == list(assemble.NETWORKS)
+        assert [line.split()[0] for line in lines[:-1]] == list(write_bundle.NETWORKS)
         assert "manifest: hashing" in captured.err
         assert "Loading weights" not in captured.err
         assert "Warning" not in captured.err
@@ -118,7 +118,7 @@ def test_termination_leaves_nothing_either(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(assemble, "export_graph", lambda *arguments: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(write_bundle, "export_graph", lambda *arguments: signal.raise_signal(signal.SIGTERM))
     assert cli.main([str(tiny_checkpoint / "decoder"), "-o", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err.endswith("Stopped; nothing was written.\n")
     assert not list(tmp_path.iterdir())

@@ -11,18 +11,9 @@ from diffusers import DDIMScheduler, DDPMScheduler, UnCLIPScheduler
 from torch import Tensor
 
 from kandinsky22 import schedulers
-from kandinsky22_export.graphs import (
-    ControlnetStep,
-    DecoderStep,
-    Feeds,
-    HintEncoder,
-    ImageEncoder,
-    InpaintStep,
-    MovqDecoder,
-    MovqEncoder,
-    PriorStep,
-    TextEncoder,
-)
+from kandinsky22_export.graphs.base import Feeds
+from kandinsky22_export.graphs.encoders import HintEncoder, ImageEncoder, MovqDecoder, MovqEncoder, TextEncoder
+from kandinsky22_export.graphs.steps import ControlnetStep, DecoderStep, InpaintStep, PriorStep
 from tests import tiny
 
 BATCHES = [1, 3]
@@ -31,13 +22,13 @@ STEPS = 7
 
 def table_feeds(config: dict[str, Any], i: int, shape: tuple[int, ...]) -> Feeds:
     """What the runtime passes for step `i` of a run with the scheduler `config`: arithmetic of `kandinsky22` alone."""
-    table = schedulers.table(config, STEPS)
-    ranks, weight = table.limits.ranks(int(torch.tensor(shape[1:]).prod()))
+    table = schedulers.solve(config, STEPS)
+    ranks, weight = table.thresholding.ranks(int(torch.tensor(shape[1:]).prod()))
     return {
         "x0_before": torch.zeros(shape),
         "timestep": torch.tensor([float(table.timesteps[i])]),
-        "row": torch.from_numpy(table.rows[i].copy()),
-        "limits": torch.from_numpy(table.limits.array),
+        "coefficients": torch.from_numpy(table.coefficients[i].copy()),
+        "thresholding": torch.from_numpy(table.thresholding.array),
         "ranks": torch.from_numpy(ranks),
         "rank_weight": torch.from_numpy(weight),
     }
@@ -205,7 +196,7 @@ def test_a_network_without_learned_variance_has_none() -> None:
     parts = tiny.parts(learned_variance=False)
     graph = DecoderStep(parts.unet, ranks=10)
     feeds = graph.feeds({"B": 2, "G": 1, "h": 4, "w": 4}, seed=0)
-    feeds["row"][6:] = torch.tensor([-1.0, -1.0, 1.0])
+    feeds["coefficients"][6:] = torch.tensor([-1.0, -1.0, 1.0])
     quiet = graph(**feeds | {"noise": torch.zeros(2, 4, 4, 4)})[0]
     noisy = graph(**feeds)[0]
     torch.testing.assert_close(noisy - quiet, torch.exp(torch.tensor(-0.5)) * feeds["noise"])
@@ -215,7 +206,7 @@ def test_state_is_carried_by_the_multistep_coefficient(tiny_parts: tiny.Parts) -
     graph = PriorStep(tiny_parts.prior)
     feeds = graph.feeds({"B": 2, "G": 1}, seed=0)
     moved = graph(**feeds | {"x0_before": feeds["x0_before"] + 1})[0]
-    torch.testing.assert_close(moved - graph(**feeds)[0], torch.full_like(moved, feeds["row"][5].item()))
+    torch.testing.assert_close(moved - graph(**feeds)[0], torch.full_like(moved, feeds["coefficients"][5].item()))
     assert graph.state == {"latents": "latents_next", "x0_before": "x0"}
 
 
@@ -290,8 +281,8 @@ def test_half_precision_keeps_the_update_in_float32(tiny_parts: tiny.Parts) -> N
     half = tiny.parts().unet.half()
     graph, reference = DecoderStep(half, 40), DecoderStep(tiny_parts.unet, 40)
     feeds = graph.feeds({"B": 2, "G": 2, "h": 4, "w": 6}, seed=3)
-    feeds["row"][1] = feeds["row"][4] = 0  # the network's share
-    feeds["row"][6:8] = -1.0  # and that of its variance
+    feeds["coefficients"][1] = feeds["coefficients"][4] = 0  # the network's share
+    feeds["coefficients"][6:8] = -1.0  # and that of its variance
     for result, expected in zip(graph(**feeds), reference(**feeds), strict=True):
         assert result.dtype == torch.float32
         torch.testing.assert_close(result, expected, rtol=0, atol=0)

@@ -10,8 +10,8 @@ from accelerate import init_empty_weights
 from transformers import PreTrainedModel
 
 from kandinsky22_export import random_weights
+from kandinsky22_export.architectures.validate import require_fit
 from kandinsky22_export.checkpoints import KINDS
-from kandinsky22_export.fit import require_fit
 from tests import tiny
 
 PUBLISHED = random_weights.ARCHITECTURES["kandinsky-2.2-all"]

@@ -9,7 +9,7 @@ from diffusers.models.attention_processor import SpatialNorm
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 
-from kandinsky22_export import rewrites
+from kandinsky22_export.graphs import rewrites
 from tests import tiny
 
 

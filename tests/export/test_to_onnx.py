@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kandinsky22.bundle import TensorSpec
+from kandinsky22.bundle.manifest import TensorSpec
 from kandinsky22.errors import ExportError
-from kandinsky22_export import to_onnx
-from kandinsky22_export.graphs import Graph
+from kandinsky22_export.graphs.base import Graph
+from kandinsky22_export.tracing import export_graph
 
 
 class Small(Graph):
@@ -52,19 +52,19 @@ def notes() -> list[str]:
 def test_a_graph_passes_and_says_how_far_it_is_from_torch(
     tmp_path: Path, notes: list[str], precision: str, low: float, high: float
 ) -> None:
-    component = to_onnx.export_graph(small, tmp_path, precision, notes.append)
+    component = export_graph.export_graph(small, tmp_path, precision, notes.append)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.onnx", "small.onnx.data"]
     assert component.files == ("onnx/small.onnx", "onnx/small.onnx.data")
     assert (component.parameters, component.precision) == (8 * 64 + 64 + 64 * 3 + 3, precision)
     assert [check["sizes"] for check in component.checks] == list(small().checks)
     for check in component.checks:
         assert low <= check["error"] <= high
-        assert check["bound"] == to_onnx.BOUNDS[precision]
+        assert check["bound"] == export_graph.BOUNDS[precision]
     assert notes == ["loading", "computing references", "tracing", "comparing with torch"]
 
 
 def test_the_file_is_opset_23_with_named_dimensions_and_no_traces_of_this_machine(tmp_path: Path) -> None:
-    to_onnx.export_graph(small, tmp_path, "fp16", lambda _: None)
+    export_graph.export_graph(small, tmp_path, "fp16", lambda _: None)
     model = onnx.load(tmp_path / "small.onnx", load_external_data=False)
     assert {entry.version for entry in model.opset_import if entry.domain == ""} == {23}
     shapes = {
@@ -97,7 +97,7 @@ class Halved(Graph):
 
 
 def test_dimensions_that_are_products_are_named_as_in_the_manifest(tmp_path: Path) -> None:
-    to_onnx.export_graph(Halved, tmp_path, "fp32", lambda _: None)
+    export_graph.export_graph(Halved, tmp_path, "fp32", lambda _: None)
     model = onnx.load(tmp_path / "halved.onnx")
     onnx.checker.check_model(model, full_check=True)
     shapes = {
@@ -109,13 +109,13 @@ def test_dimensions_that_are_products_are_named_as_in_the_manifest(tmp_path: Pat
 
 def test_an_output_of_another_shape_than_the_manifests_fails(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="halved differs from torch: y at B=1, n=4 is off by inf"):
-        to_onnx.export_graph(lambda: Halved("2*n"), tmp_path, "fp32", lambda _: None)
+        export_graph.export_graph(lambda: Halved("2*n"), tmp_path, "fp32", lambda _: None)
 
 
 def test_weights_are_freed_before_onnx_runtime_loads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights: list[weakref.ref[Any]] = []
     held: list[object] = []
-    write, check = to_onnx._write, to_onnx._check
+    write, check = export_graph._write, export_graph._check
 
     def remember(graph: Graph, path: Path) -> None:
         weights.extend(weakref.ref(parameter) for parameter in graph.parameters())
@@ -125,14 +125,14 @@ def test_weights_are_freed_before_onnx_runtime_loads_them(tmp_path: Path, monkey
         held.extend(weight() for weight in weights)
         return check(*arguments)
 
-    monkeypatch.setattr(to_onnx, "_write", remember)
-    monkeypatch.setattr(to_onnx, "_check", measure)
-    to_onnx.export_graph(small, tmp_path, "fp16", lambda _: None)
+    monkeypatch.setattr(export_graph, "_write", remember)
+    monkeypatch.setattr(export_graph, "_check", measure)
+    export_graph.export_graph(small, tmp_path, "fp16", lambda _: None)
     assert held == [None] * 4
 
 
 def test_altered_weights_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = to_onnx._write
+    write = export_graph._write
 
     def write_and_alter(graph: Graph, path: Path) -> None:
         write(graph, path)
@@ -140,15 +140,15 @@ def test_altered_weights_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         weights[np.abs(weights).argmax()] *= 1.5
         weights.tofile(f"{path}.data")
 
-    monkeypatch.setattr(to_onnx, "_write", write_and_alter)
+    monkeypatch.setattr(export_graph, "_write", write_and_alter)
     with pytest.raises(ExportError, match="small differs from torch: y at B=1, n=4 is off by"):
-        to_onnx.export_graph(small, tmp_path, "fp32", lambda _: None)
+        export_graph.export_graph(small, tmp_path, "fp32", lambda _: None)
 
 
 def test_a_bound_that_is_exceeded_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(to_onnx.BOUNDS, "fp16", 1e-7)
+    monkeypatch.setitem(export_graph.BOUNDS, "fp16", 1e-7)
     with pytest.raises(ExportError, match="1e-07 is allowed"):
-        to_onnx.export_graph(small, tmp_path, "fp16", lambda _: None)
+        export_graph.export_graph(small, tmp_path, "fp16", lambda _: None)
 
 
 def test_overflow_in_half_precision_fails(tmp_path: Path) -> None:
@@ -158,14 +158,14 @@ def test_overflow_in_half_precision_fails(tmp_path: Path) -> None:
         return graph
 
     with pytest.raises(ExportError, match=r"is off by (nan|inf)"):
-        to_onnx.export_graph(overflowing, tmp_path, "fp16", lambda _: None)
+        export_graph.export_graph(overflowing, tmp_path, "fp16", lambda _: None)
 
 
 def test_too_small_a_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")(2000, 1000, 1000)
-    monkeypatch.setattr(to_onnx.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(export_graph.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ExportError, match=r"The disk is too small: 0\.0 GB are needed and 0\.0 GB are free"):
-        to_onnx.export_graph(small, tmp_path, "fp32", lambda _: None)
+        export_graph.export_graph(small, tmp_path, "fp32", lambda _: None)
     assert not list(tmp_path.iterdir())
 
 
@@ -174,4 +174,4 @@ def test_too_small_a_disk_is_said_before_anything_is_written(tmp_path: Path, mon
     [([1.0, 2.0], [1.0, 4.0], 0.5), ([[1.0]], [1.0], np.inf), ([0.0, np.nan], [1.0, 1.0], np.nan)],
 )
 def test_relative_error(result: Any, expected: Any, error: float) -> None:
-    np.testing.assert_equal(to_onnx.relative_error(np.array(result), np.array(expected)), error)
+    np.testing.assert_equal(export_graph.relative_error(np.array(result), np.array(expected)), error)

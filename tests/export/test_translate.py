@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from kandinsky22_export import translate
+from kandinsky22_export.tracing import translations
 
 
 class Direct(nn.Module):
@@ -29,7 +29,7 @@ class Roundabout(nn.Module):
 
 
 def outputs(network: nn.Module, x: Tensor) -> Any:
-    program = translate.to_onnx(network, (x,), input_names=["x"], verbose=False)
+    program = translations.to_onnx(network, (x,), input_names=["x"], verbose=False)
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
     (output,) = session.run(None, {"x": x.numpy()})
     return output

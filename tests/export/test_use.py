@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from kandinsky22 import backends, plans, sample_inputs, verify
-from kandinsky22.bundle import Bundle
+from kandinsky22 import backends
+from kandinsky22.backends.tensorrt import build
+from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.measure import inputs, verify
 
 PICTURES = ("image_encoder", "hint_encoder", "decoder_step_controlnet", "decoder_step_inpaint", "movq_encoder")
-SMALL = plans.Profile(64, 64, 128, 2)
+SMALL = build.Profile(64, 64, 128, 2)
 
 
 def test_openvino_computes_what_onnxruntime_does(shapes_bundle: Path) -> None:
@@ -39,7 +41,7 @@ def test_the_inputs_are_in_their_ranges(shapes_bundle: Path) -> None:
         for name in PICTURES
         for spec in bundle.component(name).inputs
     }
-    drawn = {name: sample_inputs.feeds(bundle, name, shapes, 0) for name in PICTURES}
+    drawn = {name: inputs.feeds(bundle, name, shapes, 0) for name in PICTURES}
     for name, key in (("movq_encoder", "image"), ("hint_encoder", "hint")):
         picture = drawn[name][key]
         assert picture.dtype == "float32"

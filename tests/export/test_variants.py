@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from kandinsky22_export import variants
+from kandinsky22_export.tracing import variants
 
 
 def attention(inputs: tuple[str, ...] = ("query", "key", "value"), **attributes: object) -> onnx.ModelProto:

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from kandinsky22 import BackendError, Pipeline, plans, trt
-from kandinsky22.bundle import Bundle
-from kandinsky22.cuda import Cuda
+from kandinsky22 import BackendError, Pipeline
+from kandinsky22.backends.cuda.runtime import Cuda
+from kandinsky22.backends.tensorrt import build as plans
+from kandinsky22.backends.tensorrt import library
+from kandinsky22.bundle.bundle import Bundle
 
 SHAPES = Path(__file__).parents[2] / "engines" / "shapes"
 
@@ -41,7 +43,7 @@ def exported(cuda: Cuda) -> Bundle:
 @pytest.fixture(scope="session")
 def planned(exported: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The bundle with plans, built here."""
-    flavours = trt.flavours()
+    flavours = library.flavours()
     if not flavours:
         pytest.skip("NOT TESTED, no TensorRT: pip install kandinsky22[tensorrt] or kandinsky22[tensorrt-rtx]")
     folder = tmp_path_factory.mktemp("engines") / exported.path.name
@@ -69,9 +71,9 @@ def gpu_backend(request: pytest.FixtureRequest, exported: Bundle) -> tuple[str, 
 def cpu_pipe(exported: Bundle) -> Iterator[Pipeline]:
     """The same bundle by ONNX Runtime on the CPU."""
     from kandinsky22.backends import Settings, onnxruntime
-    from kandinsky22.stages import Stages
+    from kandinsky22.components import Components
 
-    with Pipeline(Stages(exported, onnxruntime.CPU, Settings(), low_memory=False)) as pipe:
+    with Pipeline(Components(exported, onnxruntime.CPU, Settings(), low_memory=False)) as pipe:
         yield pipe
 
 

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kandinsky22 import BackendError, Cancelled, Pipeline, backends, plan_choice, trt, verify
-from kandinsky22.backends.device_component import DeviceComponent
-from kandinsky22.bundle import Bundle
-from kandinsky22.cuda import Cuda
-from kandinsky22.plan_records import Profile
+from kandinsky22 import BackendError, Cancelled, Pipeline, backends
+from kandinsky22.backends.cuda import gpu
+from kandinsky22.backends.cuda.component import DeviceComponent
+from kandinsky22.backends.cuda.runtime import Cuda
+from kandinsky22.backends.tensorrt import choice, library
+from kandinsky22.backends.tensorrt.profile import Profile
+from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.measure import verify
 
 pytestmark = pytest.mark.gpu
 
@@ -133,14 +136,14 @@ def test_two_hundred_pictures_leak_nothing(gpu_pipe: Pipeline, cuda: Cuda) -> No
 
 
 def test_plans_that_do_not_belong_here_are_refused(planned: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trt, "gpu", lambda: trt.Device("another GPU", (1, 0)))
+    monkeypatch.setattr(gpu, "gpu", lambda: gpu.Device("another GPU", (1, 0)))
     with pytest.raises(BackendError, match=r"tensorrt cannot run here: .*another GPU"):
         Pipeline.load(planned.path, "tensorrt")
 
 
 def test_an_altered_plan_is_refused(planned: Bundle, tmp_path: Any) -> None:
-    flavour, device = trt.flavour("auto"), trt.gpu()
-    _, record = plan_choice.verified_plan(planned, "movq_decoder", flavour, device)
+    flavour, device = library.flavour("auto"), gpu.gpu()
+    _, record = choice.verified_plan(planned, "movq_decoder", flavour, device)
     (path,) = planned.path.glob(f"tensorrt/*/{record.plan}")
     data = path.read_bytes()
     try:
@@ -168,7 +171,7 @@ def test_the_device_is_busy_in_the_loop(gpu_backend: tuple[str, Bundle], gpu_pip
     options = {"height": 256, "width": 256, "num_inference_steps": 50}
     for _ in range(3):
         timings = gpu_pipe(PROMPT, seed=0, output_type="latent", **{**QUICK, **options}).timings
-    component = gpu_pipe._stages._loaded["decoder_step"]
+    component = gpu_pipe._components._loaded["decoder_step"]
     assert isinstance(component, DeviceComponent)
     assert len(component.step_seconds) == 50
     busy, whole = sum(component.step_seconds), timings["decoder_step"]

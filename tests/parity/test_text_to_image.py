@@ -40,19 +40,19 @@ def test_openvino_with_winograds_convolutions_gives_the_same_picture(
     shapes_bundle: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In all convolutions that can be so written; this checkpoint has none that would be faster."""
-    from kandinsky22.backends import openvino_winograd
+    from kandinsky22.backends.openvino import winograd
 
-    monkeypatch.setattr(openvino_winograd, "FEWEST_CHANNELS", 1)
-    monkeypatch.setattr(openvino_winograd, "FEWEST_TILES", {openvino_winograd.F4: 4, openvino_winograd.F2: 1})
+    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "FEWEST_TILES", {winograd.F4: 4, winograd.F2: 1})
     rewritten = []
-    winograd = openvino_winograd.winograd
+    rewrite = winograd.winograd
 
     def counted(model: Any) -> dict[str, Any]:
-        given = winograd(model)
+        given = rewrite(model)
         rewritten.append(bool(given))
         return given
 
-    monkeypatch.setattr(openvino_winograd, "winograd", counted)
+    monkeypatch.setattr(winograd, "winograd", counted)
     with Pipeline.load(shapes_bundle, "openvino", precision="fp32") as openvino:
         for case in (SMALL[0], SMALL[2]):
             _same(openvino, reference, case)

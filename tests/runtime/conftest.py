@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from kandinsky22.cli import main
+from kandinsky22.cli.main import main
 
 QUICK = ("--size", "64x64", "--steps", "2", "--prior-steps", "2", "--backend", "onnxruntime", "--threads", "1")
 """The fewest steps, on the backend that computes alike everywhere."""

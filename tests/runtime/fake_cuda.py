@@ -72,7 +72,7 @@ class FakeEvent:
 
 
 class FakeCuda:
-    """The functions of the runtime API that kandinsky22.cuda calls. `calls` are (function, arguments) in order.
+    """The functions of CUDA's runtime API that are called. `calls` are (function, arguments) in order.
 
     `failures` maps a function to (which call fails, counted from 1; its status).
     """

@@ -12,18 +12,19 @@ import tokenizers
 from onnx import TensorProto
 
 from kandinsky22.arrays import Array
-from kandinsky22.bundle import CONSTANTS, MANIFEST, TOKENIZER, Component, FileRecord, Manifest, TensorSpec
-from kandinsky22.checksums import sha256
+from kandinsky22.bundle.bundle import CONSTANTS, MANIFEST, TOKENIZER
+from kandinsky22.bundle.checksums import sha256
+from kandinsky22.bundle.manifest import Component, FileRecord, Manifest, TensorSpec
 
 TYPES = {TensorProto.FLOAT: "float32", TensorProto.INT64: "int64", TensorProto.BOOL: "bool"}
 STATE = {"latents": "latents_next", "x0_before": "x0"}
 
 SCHEDULER = """
-  a_x, a_m, b_0, b_x, b_m, b_h, log_min, log_max, gate = Split <axis = 0, num_outputs = 9> (row)
+  a_x, a_m, b_0, b_x, b_m, b_h, log_min, log_max, gate = Split <axis = 0, num_outputs = 9> (coefficients)
   from_x = Mul (a_x, latents)
   from_m = Mul (a_m, m)
   raw = Add (from_x, from_m)
-  floor, ceiling, divide = Split <axis = 0, num_outputs = 3> (limits)
+  floor, ceiling, divide = Split <axis = 0, num_outputs = 3> (thresholding)
   sunk = Neg (floor)
   low = Max (raw, sunk)
   x0 = Min (low, floor)
@@ -40,8 +41,8 @@ SCHEDULER = """
 DECODER_STEP = f"""
 <ir_version: 10, opset_import: ["" : 20]>
 decoder_step (
-  float[B,4,h,w] latents, float[B,4,h,w] x0_before, float[1] timestep, float[9] row, float[B,4,h,w] noise,
-  float[G] guidance, float[3] limits, int64[2] ranks, float[1] rank_weight, float[G,B,6] image_embeds
+  float[B,4,h,w] latents, float[B,4,h,w] x0_before, float[1] timestep, float[9] coefficients, float[B,4,h,w] noise,
+  float[G] guidance, float[3] thresholding, int64[2] ranks, float[1] rank_weight, float[G,B,6] image_embeds
 ) => (float[B,4,h,w] latents_next, float[B,4,h,w] x0) {{
   last = Constant <value_ints = [2]> ()
   first = Constant <value_ints = [0]> ()
@@ -69,8 +70,8 @@ decoder_step (
 PRIOR_STEP = f"""
 <ir_version: 10, opset_import: ["" : 20]>
 prior_step (
-  float[B,6] latents, float[B,6] x0_before, float[1] timestep, float[9] row, float[B,6] noise,
-  float[G] guidance, float[3] limits, float[G,B,6] text_embeds, float[G,B,8,3] text_hidden, bool[G,B,8] text_mask
+  float[B,6] latents, float[B,6] x0_before, float[1] timestep, float[9] coefficients, float[B,6] noise,
+  float[G] guidance, float[3] thresholding, float[G,B,6] text_embeds, float[G,B,8,3] text_hidden, bool[G,B,8] text_mask
 ) => (float[B,6] latents_next, float[B,6] x0) {{
   last = Constant <value_ints = [2]> ()
   both = Constant <value_ints = [2, 3]> ()
@@ -263,12 +264,12 @@ def feeds(steps: int = 6, size: tuple[int, int] = (8, 12), noiseless: bool = Fal
         {"latents": normal(*shape), "x0_before": nothing},
         {
             "timestep": np.arange(steps, 0, -1, dtype=np.float32)[:, None] * 100,
-            "row": 0.5 * normal(steps, 9),
+            "coefficients": 0.5 * normal(steps, 9),
             "noise": [nothing if noiseless or step == steps - 1 else normal(*shape) for step in range(steps)],
         },
         {
             "guidance": np.array([-3, 4], np.float32),
-            "limits": np.array([1.5, 1.5, 0], np.float32),
+            "thresholding": np.array([1.5, 1.5, 0], np.float32),
             "ranks": np.array([3, 4]),
             "rank_weight": np.array([0.25], np.float32),
             "image_embeds": normal(2, 2, 6),

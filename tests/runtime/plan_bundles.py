@@ -13,10 +13,11 @@ import onnx
 import onnx.numpy_helper
 import onnx.parser
 
-from kandinsky22 import plans
-from kandinsky22.bundle import MANIFEST, Bundle, Component, FileRecord, Manifest, TensorSpec
-from kandinsky22.checksums import sha256
-from kandinsky22.plan_builder import Built, Report
+from kandinsky22.backends.tensorrt import build as plans
+from kandinsky22.backends.tensorrt.builder import Built, Report
+from kandinsky22.bundle.bundle import MANIFEST, Bundle
+from kandinsky22.bundle.checksums import sha256
+from kandinsky22.bundle.manifest import Component, FileRecord, Manifest, TensorSpec
 
 HEADER = '<ir_version: 10, opset_import: ["" : 23]>'
 GPU = plans.Device("NVIDIA Test 4090", (8, 9))

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kandinsky22 import BackendError, InputError, KandinskyError, Pipeline, arguments
-from kandinsky22.stages import Stages
+from kandinsky22 import BackendError, InputError, KandinskyError, Pipeline, checks
+from kandinsky22.components import Components
 
 QUICK: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 2, "prior_num_inference_steps": 2}
 NAN, INFINITY = float("nan"), float("inf")
 
 
 def refused(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, changes: Mapping[str, Any]) -> str:
-    monkeypatch.delattr(Stages, "use")  # nothing may be loaded, let alone run
+    monkeypatch.delattr(Components, "use")  # nothing may be loaded, let alone run
     with pytest.raises(InputError) as raised:
         pipe(**{"prompt": "a", **QUICK, **changes})
     assert isinstance(raised.value, ValueError | KandinskyError)
@@ -158,13 +158,13 @@ def test_settings(options: dict[str, Any], error: type[Exception], word: str, sh
 
 
 def test_seeds_count_on_from_the_first_and_a_list_is_taken_as_it_is() -> None:
-    assert arguments.seeds(5, 3) == [5, 6, 7]
-    assert arguments.seeds([9, 0], 2) == [9, 0]
-    assert arguments.seeds(2**63 - 2, 2) == [2**63 - 2, 2**63 - 1]
-    drawn = arguments.seeds(None, 2)
+    assert checks.seeds(5, 3) == [5, 6, 7]
+    assert checks.seeds([9, 0], 2) == [9, 0]
+    assert checks.seeds(2**63 - 2, 2) == [2**63 - 2, 2**63 - 1]
+    drawn = checks.seeds(None, 2)
     assert drawn[1] == drawn[0] + 1
 
 
 def test_numpy_s_numbers_are_numbers() -> None:
-    assert arguments.whole("steps", np.int64(3), 1, 5) == 3
-    assert arguments.scale("scale", np.float32(1.5)) == 1.5
+    assert checks.whole("steps", np.int64(3), 1, 5) == 3
+    assert checks.scale("scale", np.float32(1.5)) == 1.5

@@ -11,25 +11,26 @@ from typing import Any
 
 import pytest
 
-from kandinsky22 import bench, cli
 from kandinsky22.arrays import Array
 from kandinsky22.backends import Settings, onnxruntime
-from kandinsky22.bench import Memory, Size, Timing
-from kandinsky22.bundle import Bundle
-from kandinsky22.commands import bench as command
+from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.cli import bench as command
+from kandinsky22.cli import main
 from kandinsky22.errors import BackendError, InputError
+from kandinsky22.measure import timing
+from kandinsky22.measure.timing import Memory, Size, Timing
 
 from .handmade import GRAPHS, MORE_GRAPHS, write_bundle
 
 
-def timing(*seconds: float) -> Timing:
+def timed(*seconds: float) -> Timing:
     return Timing("decoder_step", Size(64, 64), seconds, Memory(0, 0), load_seconds=1.0)
 
 
 def test_percentiles_are_times_that_were_measured() -> None:
-    ten = timing(*(float(i) for i in range(10, 0, -1)))
+    ten = timed(*(float(i) for i in range(10, 0, -1)))
     assert [ten.percentile(share) for share in (50, 90, 99)] == [5.0, 9.0, 10.0]
-    assert timing(3.0).percentile(50) == timing(3.0).percentile(99) == 3.0
+    assert timed(3.0).percentile(50) == timed(3.0).percentile(99) == 3.0
 
 
 class Sleeper:
@@ -53,51 +54,51 @@ class Sleeper:
 def test_the_first_run_does_not_count() -> None:
     told: list[float] = []
     stage = Sleeper()
-    result = bench.time_stage(stage, Size(64, 128), repeat=3, on_run=told.append)  # type: ignore[arg-type]
+    result = timing.time_stage(stage, Size(64, 128), repeat=3, on_run=told.append)  # type: ignore[arg-type]
     assert result.seconds == (0.01, 0.01, 0.01)
     assert told == [0.1, 0.01, 0.01, 0.01]
     assert stage.size == Size(64, 128)
-    assert bench.as_json(result)["load_seconds"] == 2.0
+    assert timing.as_json(result)["load_seconds"] == 2.0
 
 
 def test_patience_ends_it_after_at_least_one_run() -> None:
-    result = bench.time_stage(Sleeper(), Size(64, 64), repeat=100, patience=0.005)  # type: ignore[arg-type]
+    result = timing.time_stage(Sleeper(), Size(64, 64), repeat=100, patience=0.005)  # type: ignore[arg-type]
     assert result.seconds == (0.01,)
 
 
 def test_the_highest_memory_of_a_block_is_that_of_the_block() -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("NOT TESTED: this system does not tell the highest memory of a block")
-    with bench.highest_memory() as memory:
+    with timing.highest_memory() as memory:
         before = memory().host
-    with bench.highest_memory() as memory:
+    with timing.highest_memory() as memory:
         block = bytearray(200 << 20)
         block[::4096] = b"x" * len(block[::4096])
         del block
     assert 150 << 20 < memory().host - before < 300 << 20
-    with bench.highest_memory() as memory:
+    with timing.highest_memory() as memory:
         pass
     assert memory().host - before < 100 << 20
 
 
 @pytest.mark.parametrize("name", ["text_encoder", "prior_step", "decoder_step", "movq_decoder"])
 def test_a_stage_runs_at_any_size(handmade_bundle: Bundle, name: str) -> None:
-    stage = bench.Stage(handmade_bundle, name, onnxruntime.CPU, Settings(threads=1), steps=3)
+    stage = timing.Stage(handmade_bundle, name, onnxruntime.CPU, Settings(threads=1), steps=3)
     for size in (Size(64, 128), Size(128, 64, batch=2, guided=False)):
-        assert bench.time_stage(stage, size, repeat=1).seconds[0] > 0
+        assert timing.time_stage(stage, size, repeat=1).seconds[0] > 0
     stage.close()
-    assert bench.depends_on_size(handmade_bundle, name) == (name in ("decoder_step", "movq_decoder"))
+    assert timing.depends_on_size(handmade_bundle, name) == (name in ("decoder_step", "movq_decoder"))
 
 
 class Eater:
     """A loaded component that notes how many rows each run is given."""
 
     def __init__(self) -> None:
-        self.rows: list[int] = []
+        self.coefficients: list[int] = []
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         (array,) = feeds.values()
-        self.rows.append(len(array))
+        self.coefficients.append(len(array))
         return {}
 
 
@@ -120,41 +121,41 @@ def test_a_batch_is_run_as_the_pipeline_runs_it(
 ) -> None:
     bundle, eater = Bundle(write_bundle(tmp_path / "all", {**GRAPHS, **MORE_GRAPHS})), Eater()
     monkeypatch.setattr(onnxruntime.CPU, "load", lambda *_: eater)
-    stage = bench.Stage(bundle, name, onnxruntime.CPU, Settings())
+    stage = timing.Stage(bundle, name, onnxruntime.CPU, Settings())
     stage.prepare(size)
     stage.run()
-    assert eater.rows == rows
+    assert eater.coefficients == rows
 
 
 def test_sizes_go_from_small_to_large(handmade_bundle: Bundle) -> None:
-    found = bench.sizes(handmade_bundle, [(256, 256), (64, 64), (128, 64), (64, 64)], [4, 1])
+    found = timing.sizes(handmade_bundle, [(256, 256), (64, 64), (128, 64), (64, 64)], [4, 1])
     assert list(map(str, found)) == ["64x64", "128x64", "64x64 x 4", "128x64 x 4", "256x256", "256x256 x 4"]
 
 
 def test_a_size_is_one_number_or_two() -> None:
-    assert bench.sides("1024") == (1024, 1024)
-    assert bench.sides("1024X768") == (1024, 768)
+    assert timing.sides("1024") == (1024, 1024)
+    assert timing.sides("1024X768") == (1024, 768)
     for text in ("", "x", "1x2x3", "-64", "64.5"):
         with pytest.raises(InputError, match="expected pixels such as 1024 or 1024x768"):
-            bench.sides(text)
+            timing.sides(text)
 
 
 def test_what_is_left_is_told_in_minutes() -> None:
-    assert bench.left(59) == "less than a minute left"
-    assert bench.left(12.4 * 60) == "about 12 min left"
+    assert timing.left(59) == "less than a minute left"
+    assert timing.left(12.4 * 60) == "about 12 min left"
 
 
 def test_sizes_that_no_graph_takes_are_refused(handmade_bundle: Bundle) -> None:
-    assert bench.sizes(handmade_bundle, [(128, 64)], [1, 2]) == [Size(64, 128), Size(64, 128, 2)]
+    assert timing.sizes(handmade_bundle, [(128, 64)], [1, 2]) == [Size(64, 128), Size(64, 128, 2)]
     for side in (100, 0, 1 << 20):
         with pytest.raises(InputError, match="expected multiples of 64 up to"):
-            bench.sizes(handmade_bundle, [(side, 64)], [1])
+            timing.sizes(handmade_bundle, [(side, 64)], [1])
 
 
 def test_the_command_tells_stages_and_pictures(handmade_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     line = f"bench {handmade_bundle.path} --backend onnxruntime --size 64 --size 128x64 --batch 1 --batch 2"
     line += " --repeat 2 --steps 2 --prior-steps 2"
-    assert cli.main([*line.split(), "--json", "--quiet"]) == 0
+    assert main.main([*line.split(), "--json", "--quiet"]) == 0
     (backend,) = json.loads(capsys.readouterr().out)["backends"]
     assert backend["name"] == "onnxruntime"
     stages = [(each["stage"], each["width"], each["batch"]) for each in backend["stages"]]
@@ -169,7 +170,7 @@ def test_the_command_tells_stages_and_pictures(handmade_bundle: Bundle, capsys: 
     assert [each["first"] for each in backend["pictures"]] == [True, False] * 4
     assert all(each["timings"]["total"] > each["timings"]["decoder_step"] > 0 for each in backend["pictures"])
 
-    assert cli.main([*line.split(), "--quiet"]) == 0
+    assert main.main([*line.split(), "--quiet"]) == 0
     out = capsys.readouterr().out
     size = sum(record.bytes for record in handmade_bundle.manifest.files.values()) / 1e9
     assert out.startswith(f"handmade, fp32, {size:.2g} GB on disk\n")
@@ -184,7 +185,7 @@ def test_a_first_picture_is_the_first_of_its_pipeline(
 ) -> None:
     """With one component in memory at a time, every picture loads."""
     line = f"bench {handmade_bundle.path} --backend onnxruntime --size 64 --repeat 1 --steps 2 --prior-steps 2"
-    assert cli.main([*line.split(), "--low-memory", "--pictures", "3", "--quiet"]) == 0
+    assert main.main([*line.split(), "--low-memory", "--pictures", "3", "--quiet"]) == 0
     rows = capsys.readouterr().out.splitlines()
     assert [row.split()[0] for row in rows if row.startswith(("first", "next"))] == ["first", "next", "next"]
 
@@ -218,8 +219,8 @@ def test_mistakes_are_one_sentence_before_anything_is_measured(
     sentence: str,
 ) -> None:
     for name in ("time_stage", "time_picture"):
-        monkeypatch.setattr(bench, name, lambda *_, **__: pytest.fail("it was measured"))
-    assert cli.main(["bench", str(handmade_bundle.path), *arguments.split(), "--quiet"]) == 1
+        monkeypatch.setattr(timing, name, lambda *_, **__: pytest.fail("it was measured"))
+    assert main.main(["bench", str(handmade_bundle.path), *arguments.split(), "--quiet"]) == 1
     out, error = capsys.readouterr()
     assert out == ""
     assert sentence in error
@@ -231,7 +232,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Measurements are made up, and listed here. A picture of 13 steps fails."""
     made: list[str] = []
 
-    def time_stage(stage: bench.Stage, size: Size, **_: object) -> Timing:
+    def time_stage(stage: timing.Stage, size: Size, **_: object) -> Timing:
         made.append(f"{stage.name} {size}")
         return Timing(stage.name, size, (0.5,), Memory(1 << 30, 0), stage.load_seconds)
 
@@ -239,10 +240,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         made.append(f"picture {size} {steps}")
         if steps == 13:
             raise BackendError("The thirteenth step has failed.")
-        return bench.Picture(size, steps, prior_steps, {"total": 9.0}, Memory(1 << 30, 0), first)
+        return timing.Picture(size, steps, prior_steps, {"total": 9.0}, Memory(1 << 30, 0), first)
 
-    monkeypatch.setattr(bench, "time_stage", time_stage)
-    monkeypatch.setattr(bench, "time_picture", time_picture)
+    monkeypatch.setattr(timing, "time_stage", time_stage)
+    monkeypatch.setattr(timing, "time_picture", time_picture)
     return made
 
 
@@ -252,7 +253,7 @@ def test_every_size_is_loaded_anew(
     """What a component keeps of one size is not the memory of the next."""
     log: list[str] = []
 
-    class Noted(bench.Stage):
+    class Noted(timing.Stage):
         def __init__(self, bundle: Bundle, name: str, *rest: object) -> None:
             super().__init__(bundle, name, *rest)  # type: ignore[arg-type]
             log.append(f"load {name}")
@@ -261,9 +262,9 @@ def test_every_size_is_loaded_anew(
             super().close()
             log.append(f"close {self.name}")
 
-    monkeypatch.setattr(bench, "Stage", Noted)
+    monkeypatch.setattr(timing, "Stage", Noted)
     line = f"bench {handmade_bundle.path} --backend onnxruntime --component movq_decoder --size 128 --size 64 --quiet"
-    assert cli.main(line.split()) == 0
+    assert main.main(line.split()) == 0
     assert log == ["load movq_decoder", "close movq_decoder"] * 2
     assert measured == ["movq_decoder 64x64", "movq_decoder 128x128"]
 
@@ -273,7 +274,7 @@ def test_all_components_go_from_small_to_large(
 ) -> None:
     """No component is measured in what another has left of a larger size; the table has them together again."""
     line = f"bench {handmade_bundle.path} --backend onnxruntime --size 128 --size 64 --pictures 0 --quiet"
-    assert cli.main(line.split()) == 0
+    assert main.main(line.split()) == 0
     small = [f"{name} 64x64" for name in GRAPHS]
     assert measured == [*small, "decoder_step 128x128", "movq_decoder 128x128"]
     rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if "decoder" in line]
@@ -284,13 +285,13 @@ def test_what_was_measured_is_printed_where_the_rest_fails(
     handmade_bundle: Bundle, measured: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = f"bench {handmade_bundle.path} --backend onnxruntime --size 64 --steps 2 --steps 13 --quiet"
-    assert cli.main([*line.split(), "--json"]) == 1
+    assert main.main([*line.split(), "--json"]) == 1
     out, error = capsys.readouterr()
     (backend,) = json.loads(out)["backends"]
     assert len(backend["stages"]) == 4
     assert [each["steps"] for each in backend["pictures"]] == [2, 2]
     assert error == "error: The thirteenth step has failed.\n"
-    assert cli.main(line.split()) == 1
+    assert main.main(line.split()) == 1
     out, error = capsys.readouterr()
     assert out.count("500.0") == 4 * 3
     assert out.count("9.00") == 2
@@ -303,7 +304,7 @@ def test_a_report_goes_on_where_it_was(
     """What is in the file is not measured again; pictures of a pipeline that failed are, from the first."""
     file = tmp_path / "bench.json"
     line = f"bench {handmade_bundle.path} --backend onnxruntime --size 64 --report {file} --quiet"
-    assert cli.main([*line.split(), "--steps", "2", "--steps", "13"]) == 1
+    assert main.main([*line.split(), "--steps", "2", "--steps", "13"]) == 1
     assert measured == [f"{name} 64x64" for name in GRAPHS] + ["picture 64x64 2"] * 2 + ["picture 64x64 13"]
     (backend,) = json.loads(file.read_text())["backends"]
     assert (len(backend["stages"]), len(backend["pictures"])) == (4, 2)
@@ -313,7 +314,7 @@ def test_a_report_goes_on_where_it_was(
 
     measured.clear()
     capsys.readouterr()
-    assert cli.main([*line.split(), "--steps", "2", "--size", "128", "--json"]) == 0
+    assert main.main([*line.split(), "--steps", "2", "--size", "128", "--json"]) == 0
     assert measured == [
         "decoder_step 128x128",
         "movq_decoder 128x128",
@@ -343,7 +344,7 @@ def test_other_measurements_are_not_mixed(
 ) -> None:
     file = tmp_path / "bench.json"
     line = f"bench {handmade_bundle.path} --backend onnxruntime --size 64 --steps 2 --report {file} --quiet"
-    assert cli.main(line.split()) == 0
+    assert main.main(line.split()) == 0
     data = json.loads(file.read_text())
     if change == "bundle":
         data["bundle"]["manifest_sha256"] = "0"
@@ -352,7 +353,7 @@ def test_other_measurements_are_not_mixed(
     file.write_text("[]" if change == "text" else json.dumps(data))
     before = file.read_text()
     measured.clear()
-    assert cli.main([*line.split(), *(change.split() if change.startswith("--") else ())]) == 1
+    assert main.main([*line.split(), *(change.split() if change.startswith("--") else ())]) == 1
     assert sentence in capsys.readouterr().err
     assert measured == []
     assert file.read_text() == before
@@ -360,7 +361,7 @@ def test_other_measurements_are_not_mixed(
 
 def test_what_is_pending_is_guessed_from_the_component_at_another_size() -> None:
     """Twice the pixels are 2 s a run: 3 s of loading, a run that does not count, and 4 or until 5 s are over."""
-    last = bench.as_json(Timing("decoder_step", Size(64, 64), (1.0,), Memory(0, 0), load_seconds=3.0))
+    last = timing.as_json(Timing("decoder_step", Size(64, 64), (1.0,), Memory(0, 0), load_seconds=3.0))
     assert command._guessed([last], "decoder_step", Size(64, 128), 4, 60.0) == 3 + 2 * 5
     assert command._guessed([last], "decoder_step", Size(64, 128), 4, 5.0) == 3 + 2 * 4
     assert command._guessed([last], "movq_decoder", Size(64, 128), 4, 60.0) == math.inf
@@ -369,17 +370,17 @@ def test_what_is_pending_is_guessed_from_the_component_at_another_size() -> None
 def test_what_was_measured_before_ctrl_c_is_kept(
     handmade_bundle: Bundle, measured: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    made_up = bench.time_stage
+    made_up = timing.time_stage
 
-    def time_stage(stage: bench.Stage, size: Size, **how: Any) -> Timing:
+    def time_stage(stage: timing.Stage, size: Size, **how: Any) -> Timing:
         if measured:
             raise KeyboardInterrupt
         return made_up(stage, size, **how)
 
-    monkeypatch.setattr(bench, "time_stage", time_stage)
+    monkeypatch.setattr(timing, "time_stage", time_stage)
     file = tmp_path / "bench.json"
     line = f"bench {handmade_bundle.path} --backend onnxruntime --size 64 --report {file} --quiet"
-    assert cli.main(line.split()) == 130
+    assert main.main(line.split()) == 130
     (backend,) = json.loads(file.read_text())["backends"]
     assert [each["stage"] for each in backend["stages"]] == ["text_encoder"]
 
@@ -388,7 +389,7 @@ def test_a_pictures_seconds_are_estimated_from_its_stages() -> None:
     """1 of the text encoder, 25 x 2 of the prior, 20 x 4 of the UNet at this size, 8 of MoVQ: 139."""
 
     def result(stage: str, side: int, seconds: float, batch: int = 1) -> dict[str, object]:
-        return bench.as_json(Timing(stage, Size(side, side, batch), (seconds,), Memory(0, 0), 0.0))
+        return timing.as_json(Timing(stage, Size(side, side, batch), (seconds,), Memory(0, 0), 0.0))
 
     stages = [
         result("text_encoder", 64, 1.0),

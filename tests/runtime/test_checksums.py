@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kandinsky22 import checksums
+from kandinsky22.bundle import checksums
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ import PIL.Image
 import pytest
 
 import kandinsky22
-from kandinsky22 import Pipeline, images
-from kandinsky22.cli import COMMANDS
+from kandinsky22 import Pipeline
+from kandinsky22.cli.main import COMMANDS
+from kandinsky22.images import writing
 
 from .conftest import QUICK, Cli
 
@@ -37,7 +38,7 @@ def test_every_prompt_makes_pictures_named_by_prompt_and_seed(cli: Cli, shapes_b
     paths = [tmp_path / "new/er" / name for name in names]
     assert done == (0, "".join(f"{path}\n" for path in paths), "")
     assert set(paths) == set((tmp_path / "new/er").iterdir())
-    stored = [images.read_parameters(path)["arguments"] for path in paths]
+    stored = [writing.read_parameters(path)["arguments"] for path in paths]
     assert [each["seed"] for each in stored] == [7, 8, 9, 10]
     assert [each["prompt"] for each in stored] == ["A red, red circle!"] * 2 + ["круг 🐱"] * 2
     assert len({pixels(path).tobytes() for path in paths}) == 4
@@ -50,7 +51,7 @@ def test_a_picture_can_be_made_again_from_what_it_tells(
     assert cli("generate", shapes_bundle, *QUICK, *options, "-o", tmp_path, "--num-images", 2, "--", "-a 'b'").code == 0
     first, second = (tmp_path / f"a-b-{seed}.png" for seed in (5, 6))
     told = json.loads(cli("show", second, "--json").out)
-    assert told == images.read_parameters(second)
+    assert told == writing.read_parameters(second)
     (again,) = shapes_pipe(**told["arguments"]).images
     np.testing.assert_array_equal(again, pixels(second))
 
@@ -60,13 +61,13 @@ def test_a_picture_can_be_made_again_from_what_it_tells(
     copy = tmp_path / "copy.png"
     assert cli("generate", shapes_bundle, "-o", copy, *QUICK[-4:], *rest).code == 0
     np.testing.assert_array_equal(pixels(copy), pixels(second))
-    assert images.read_parameters(copy) == told
+    assert writing.read_parameters(copy) == told
     assert (pixels(first) != pixels(second)).any()
 
 
 def test_what_is_stored_names_the_bundle_and_what_ran_it(cli: Cli, shapes_bundle: Path, tmp_path: Path) -> None:
     assert cli("generate", shapes_bundle, PROMPT, *QUICK, "-o", tmp_path / "a.png").code == 0
-    told = images.read_parameters(tmp_path / "a.png")
+    told = writing.read_parameters(tmp_path / "a.png")
     assert told["kandinsky22"] == kandinsky22.__version__
     assert told["backend"]["name"] == "onnxruntime"
     assert told["backend"]["precision"] == "fp32"
@@ -83,7 +84,7 @@ def test_what_is_stored_names_the_bundle_and_what_ran_it(cli: Cli, shapes_bundle
 @pytest.mark.parametrize(("suffix", "form"), [("png", "png"), ("jpg", "jpeg"), ("webp", "webp")])
 def test_show_reads_every_format(suffix: str, form: str, cli: Cli, shapes_pipe: Pipeline, tmp_path: Path) -> None:
     path = tmp_path / f"picture.{suffix}"
-    images.save(PIL.Image.new("RGB", (8, 8)), path, {"arguments": {"prompt": '"quoted" круг 🐱'}})
+    writing.save(PIL.Image.new("RGB", (8, 8)), path, {"arguments": {"prompt": '"quoted" круг 🐱'}})
     shown = cli("show", path)
     assert (shown.code, shown.err) == (0, "")
     assert '"quoted" круг 🐱' in shown.out
@@ -113,7 +114,7 @@ def test_show_of_a_picture_that_does_not_tell_is_one_sentence(cli: Cli, tmp_path
     ],
 )
 def test_show_of_what_was_edited_is_one_sentence(stored: dict[str, Any], reason: str, cli: Cli, tmp_path: Path) -> None:
-    images.save(PIL.Image.new("RGB", (8, 8)), tmp_path / "a.png", stored)
+    writing.save(PIL.Image.new("RGB", (8, 8)), tmp_path / "a.png", stored)
     done = cli("show", tmp_path / "a.png")
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith("error: ")
@@ -146,7 +147,7 @@ def test_json_tells_what_a_program_needs(cli: Cli, shapes_bundle: Path, tmp_path
     assert Path(first["path"]).name == "a-1.png"
     assert (second["prompt"], second["seed"], second["width"], second["height"]) == ("b", 2, 64, 64)
     assert 0 < told["timings"]["decoder_step"] < told["timings"]["total"]
-    assert images.read_parameters(second["path"])["arguments"]["seed"] == 2
+    assert writing.read_parameters(second["path"])["arguments"]["seed"] == 2
 
 
 def test_a_picture_does_not_depend_on_its_batch(cli: Cli, shapes_bundle: Path, tmp_path: Path) -> None:
@@ -164,7 +165,7 @@ def test_a_taken_name_is_stepped_over_or_replaced(cli: Cli, shapes_bundle: Path,
     assert [Path(cli(*call).out.strip()).name for _ in range(3)] == ["a-1.png", "a-1-2.png", "a-1-3.png"]
     (tmp_path / "a-1.png").write_text("mine")
     assert Path(cli(*call, "--force").out.strip()).name == "a-1.png"
-    assert images.read_parameters(tmp_path / "a-1.png")["arguments"]["seed"] == 1
+    assert writing.read_parameters(tmp_path / "a-1.png")["arguments"]["seed"] == 1
     assert len(os.listdir(tmp_path)) == 3
 
 
@@ -185,7 +186,7 @@ def test_without_a_size_it_is_the_bundle_s_and_the_size_that_came_out_is_stored(
         (told,) = json.loads(done.out)["pictures"]
         usual = json.loads((shapes_bundle / "manifest.json").read_text())["geometry"]["default_size"]
         size = (128 if options else usual, usual)
-        stored = images.read_parameters(told["path"])["arguments"]
+        stored = writing.read_parameters(told["path"])["arguments"]
         assert pixels(told["path"]).shape == (size[1], size[0], 3)
         assert (stored["width"], stored["height"]) == (told["width"], told["height"]) == size
 
@@ -231,7 +232,7 @@ def test_a_bug_keeps_its_traceback(cli: Cli, shapes_bundle: Path, tmp_path: Path
     def fail(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(images, "save", fail)
+    monkeypatch.setattr(writing, "save", fail)
     with pytest.raises(ZeroDivisionError):
         cli("generate", shapes_bundle, "a", *QUICK, "-o", tmp_path)
     assert not os.listdir(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 import kandinsky22
 from kandinsky22 import backends
 from kandinsky22.backends import Availability
-from kandinsky22.commands import doctor
+from kandinsky22.cli import doctor
 
 from .conftest import Cli
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kandinsky22 import images
+from kandinsky22.images import writing
 
 from . import importing
 from .conftest import QUICK
@@ -45,7 +45,8 @@ def installed(bytecode: Path) -> dict[str, str]:
 
 
 def call(arguments: Sequence[object]) -> str:
-    return f"from kandinsky22.cli import main\ntry: assert main({[*map(str, arguments)]}) == 0\nexcept SystemExit: pass"
+    run = f"try: assert main({[*map(str, arguments)]}) == 0\nexcept SystemExit: pass"
+    return f"from kandinsky22.cli.main import main\n{run}"
 
 
 def test_importing_the_package_imports_no_other() -> None:
@@ -112,7 +113,7 @@ def test_ctrl_c_keeps_what_is_finished_and_nothing_half_written(shapes_bundle: P
     written = [first.strip(), *out.split()]
     assert err == f"Stopped; {'1 picture was' if len(written) == 1 else f'{len(written)} pictures were'} written.\n"
     assert sorted(map(str, tmp_path.iterdir())) == sorted(written)
-    assert [images.read_parameters(path)["arguments"]["seed"] for path in written] == list(range(len(written)))
+    assert [writing.read_parameters(path)["arguments"]["seed"] for path in written] == list(range(len(written)))
 
 
 def test_ctrl_c_before_the_first_picture_takes_back_the_folder(shapes_bundle: Path, tmp_path: Path) -> None:

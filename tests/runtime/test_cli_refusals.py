@@ -13,9 +13,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from kandinsky22 import Pipeline, images
-from kandinsky22.commands import doctor
-from kandinsky22.stages import Stages
+from kandinsky22 import Pipeline
+from kandinsky22.cli import doctor
+from kandinsky22.components import Components
+from kandinsky22.images import writing
 
 from .conftest import QUICK, Cli
 
@@ -117,7 +118,7 @@ def test_what_is_no_bundle_is_refused(cli: Cli, tmp_path: Path) -> None:
 def test_a_bundle_without_a_component_says_which_before_the_work(
     cli: Cli, bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(Stages, "use")
+    monkeypatch.delattr(Components, "use")
     whole = json.loads((bundle_copy / "manifest.json").read_text())
     for component in doctor.TASKS["text to image"]:
         manifest = whole | {"components": whole["components"] | {}}
@@ -178,7 +179,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_picture_on_a_full_disk_is_absent(small_disk: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
     with pytest.raises(OSError, match=r"No space left on device: .*noise\.png"):
-        images.save(PIL.Image.fromarray(noise), small_disk / "noise.png", {})
+        writing.save(PIL.Image.fromarray(noise), small_disk / "noise.png", {})
     assert not os.listdir(small_disk)
 
 
@@ -191,7 +192,7 @@ def test_a_disk_that_fills_up_keeps_the_pictures_before(cli: Cli, shapes_bundle:
     written = done.out.splitlines()
     assert written
     assert sorted(written) == sorted(str(path) for path in small_disk.iterdir())
-    assert [images.read_parameters(path)["arguments"]["seed"] for path in written] == list(range(1, 1 + len(written)))
+    assert [writing.read_parameters(path)["arguments"]["seed"] for path in written] == list(range(1, 1 + len(written)))
 
 
 def test_a_full_disk_is_noticed_before_the_work(

@@ -17,10 +17,12 @@ import PIL.Image
 import pytest
 import tqdm
 
-from kandinsky22 import InputError, Pipeline, depth, images, scheduler_configs
+from kandinsky22 import InputError, Pipeline
 from kandinsky22.arrays import Array
-from kandinsky22.bundle import MANIFEST
-from kandinsky22.stages import Stages
+from kandinsky22.bundle.bundle import MANIFEST
+from kandinsky22.components import Components
+from kandinsky22.images import depth, writing
+from kandinsky22.schedulers import configs
 
 from .conftest import QUICK, Cli
 from .handmade import GRAPHS, MORE_GRAPHS, SCHEDULERS, write_bundle
@@ -128,7 +130,7 @@ def test_the_command_paints_what_the_pipeline_paints_and_tells_how(
     np.testing.assert_array_equal(pixels(second), expected(pipe, task, inputs))
     assert (pixels(first) != pixels(second)).any()
 
-    stored = images.read_parameters(second)
+    stored = writing.read_parameters(second)
     assert stored["task"] == command
     line = cli("show", second).out.splitlines()[-1].removeprefix("again").strip()
     program, again, _, *rest = shlex.split(line)
@@ -137,7 +139,7 @@ def test_the_command_paints_what_the_pipeline_paints_and_tells_how(
     machine = ("--backend", "onnxruntime", "--threads", "2")
     assert cli(command, bundle, *machine, "-o", copy, *rest) == (0, f"{copy}\n", "")
     np.testing.assert_array_equal(pixels(copy), pixels(second))
-    assert images.read_parameters(copy) == stored
+    assert writing.read_parameters(copy) == stored
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -170,7 +172,7 @@ def test_guidance_may_end_early(cli: Cli, bundle: Path, inputs: Path) -> None:
         out = inputs / f"{interval[1]}.png"
         arguments = (*QUICK, "--seed", 5, "--guidance-interval", *interval, "--scheduler", "ddim", "-o", out)
         assert cli("mix", bundle, "--text", "a", *arguments).code == 0
-        assert images.read_parameters(out)["arguments"]["guidance_interval"] == list(map(float, interval))
+        assert writing.read_parameters(out)["arguments"]["guidance_interval"] == list(map(float, interval))
         pictures[interval[1]] = pixels(out)
     assert (pictures["0"] != pictures["0.5"]).any()
     assert (pictures["0.5"] != pictures["1"]).any()
@@ -197,16 +199,16 @@ def test_a_mixed_prompt_may_be_empty(cli: Cli, bundle: Path, pipe: Pipeline, inp
 def test_pictures_are_encoded_once_and_written_as_they_are_finished(
     task: str, encoders: list[str], cli: Cli, bundle: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use = Stages.use
+    use = Components.use
     used: list[str] = []
     saved: list[int] = []
 
-    def noted(self: Stages, name: str) -> Any:
+    def noted(self: Components, name: str) -> Any:
         used.append(name)
         saved.append(len(list((inputs / "out").glob("*.png"))))
         return use(self, name)
 
-    monkeypatch.setattr(Stages, "use", noted)
+    monkeypatch.setattr(Components, "use", noted)
     command, *arguments = commands(inputs)[task]
     done = cli(command, bundle, *QUICK, *arguments, "--num-images", 3, "--json", "-o", inputs / "out")
     told = json.loads(done.out)
@@ -222,7 +224,7 @@ def test_without_a_strength_the_picture_of_the_prior_has_the_pipeline_s(cli: Cli
     out = inputs / "out.png"
     arguments = ("a", "--prior-image", inputs / "fox.png", "--size", "64x64", "--steps", 2, "--seed", 5, "-o", out)
     assert cli("generate", bundle, *arguments, "--backend", "onnxruntime").code == 0
-    assert images.read_parameters(out)["arguments"]["prior_strength"] == 0.3
+    assert writing.read_parameters(out)["arguments"]["prior_strength"] == 0.3
     assert " --prior-strength=0.3 " in cli("show", out).out
 
 
@@ -248,12 +250,12 @@ def test_the_scheduler_that_is_told_is_that_of_the_decoder_that_ran(
     folder = write_bundle(inputs / "bundle", GRAPHS | MORE_GRAPHS)
     manifest = json.loads((folder / MANIFEST).read_text())
     for role, name in (("inpaint", "DDIM"), ("controlnet", "DPM++")):
-        manifest["schedulers"][role] = dict(scheduler_configs.switch(SCHEDULERS["decoder"], name))
+        manifest["schedulers"][role] = dict(configs.switch(SCHEDULERS["decoder"], name))
     (folder / MANIFEST).write_text(json.dumps(manifest))
     command, *arguments = commands(inputs)[task]
     out, named = inputs / "out.png", inputs / "named.png"
     assert cli(command, folder, *QUICK, *arguments, "--seed", 5, "-o", out).code == 0
-    assert images.read_parameters(out)["bundle"]["scheduler"] == scheduler
+    assert writing.read_parameters(out)["bundle"]["scheduler"] == scheduler
     assert f" {scheduler} (the checkpoint's own)\n" in cli("show", out).out
     name = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim"}.get(scheduler, "dpm++")
     assert cli(command, folder, *QUICK, *arguments, "--seed", 5, "--scheduler", name, "-o", named).code == 0
@@ -277,7 +279,7 @@ def test_names_of_files_need_not_be_utf_8(cli: Cli, bundle: Path, latin: Path) -
     call = ("variations", bundle, image, *QUICK, "--seed", 5, "-o", latin)
     done = cli(*call)
     assert done == (0, f"{latin / 'caf-5.png'}\n".encode(errors="backslashreplace").decode(), "")
-    assert images.read_parameters(latin / "caf-5.png")["arguments"]["image"] == str(image)
+    assert writing.read_parameters(latin / "caf-5.png")["arguments"]["image"] == str(image)
     (told,) = json.loads(cli(*call, "--force", "--json").out)["pictures"]
     assert (told["path"], told["prompt"]) == (str(latin / "caf-5.png"), image.stem)
     assert json.loads(cli("show", latin / "caf-5.png", "--json").out)["arguments"]["image"] == str(image)
@@ -327,7 +329,7 @@ def test_overlay_is_the_pipeline_s(cli: Cli, bundle: Path, pipe: Pipeline, input
     assert (done.code, done.err) == (0, "")
     painted = pipe.inpaint("a", image, mask, overlay=True, **OPTIONS, seed=5).images[0]
     np.testing.assert_array_equal(pixels(out), np.asarray(painted))
-    assert images.read_parameters(out)["arguments"]["overlay"] is True
+    assert writing.read_parameters(out)["arguments"]["overlay"] is True
     assert " --overlay " in cli("show", out).out.splitlines()[-1]
 
 

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 from transformers import CLIPImageProcessor
 
-from kandinsky22 import clip_image
+from kandinsky22.conditioning import image_encoder
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -19,7 +19,7 @@ def test_pixel_values_are_those_of_transformers(size: tuple[int, int], shortest:
     record = {"size": shortest, "crop": crop, "mean": MEAN, "std": STD, "resample": "bicubic"}
     processor = CLIPImageProcessor(size={"shortest_edge": shortest}, crop_size=crop)
     (expected,) = processor(picture, return_tensors="np").pixel_values
-    ours = clip_image.pixel_values(picture, record)
+    ours = image_encoder.pixel_values(picture, record)
     assert ours.dtype == np.float32
     assert ours.flags.c_contiguous
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-6)

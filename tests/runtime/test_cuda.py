@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kandinsky22 import BackendError
-from kandinsky22.cuda import Cuda, Owner, Staging, aligned
+from kandinsky22.backends.cuda.runtime import Cuda, Owner, Staging, aligned
 
 from .fake_cuda import FakeCuda, Status
 

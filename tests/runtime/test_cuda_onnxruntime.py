@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kandinsky22 import BackendError, trt
+from kandinsky22 import BackendError
 from kandinsky22.arrays import Array
-from kandinsky22.backends import Settings, device_component, onnxruntime, survey
-from kandinsky22.backends.device import Lender
-from kandinsky22.backends.onnxruntime_cuda import OnnxRuntimeCudaComponent
-from kandinsky22.bundle import Bundle
-from kandinsky22.cuda import Cuda
+from kandinsky22.backends import Settings, onnxruntime, survey
+from kandinsky22.backends.cuda import gpu
+from kandinsky22.backends.cuda.component import SHAPES_KEPT
+from kandinsky22.backends.cuda.gpu import SharedGpu
+from kandinsky22.backends.cuda.runtime import Cuda
+from kandinsky22.backends.onnxruntime.cuda import OnnxRuntimeCudaComponent
+from kandinsky22.bundle.bundle import Bundle
 
 from .fake_cuda import WAITING, FakeCuda
 from .fake_onnxruntime import FakeOnnxRuntime
@@ -29,12 +31,12 @@ class Machine:
         self.bundle = bundle
         self.cuda = FakeCuda(eager)
         self.ort = FakeOnnxRuntime(self.cuda)
-        self.lender = Lender(lambda: Cuda(self.cuda))
+        self.shared_gpu = SharedGpu(lambda: Cuda(self.cuda))
         monkeypatch.setitem(sys.modules, "onnxruntime", self.ort)  # type: ignore[arg-type]
-        monkeypatch.setattr(trt, "gpu", lambda: trt.Device("Imagined GPU", (9, 0)))
+        monkeypatch.setattr(gpu, "gpu", lambda: gpu.Device("Imagined GPU", (9, 0)))
 
     def load(self, name: str, precision: str = "auto") -> OnnxRuntimeCudaComponent:
-        return OnnxRuntimeCudaComponent(self.bundle, name, Settings(precision), self.lender)
+        return OnnxRuntimeCudaComponent(self.bundle, name, Settings(precision), self.shared_gpu)
 
 
 @pytest.fixture(params=[(), (0,), (1,), (0, 1)], ids=["late", "work early", "copies early", "early"])
@@ -65,7 +67,7 @@ def test_a_callback_replaces_the_state(machine: Machine, plain: Any) -> None:
 def test_more_shapes_than_are_kept(machine: Machine, plain: Any) -> None:
     """A graph id that came back with other buffers would replay the old ones."""
     component = machine.load("decoder_step")
-    for width in [*range(4, 5 + device_component.SHAPES_KEPT), 4]:
+    for width in [*range(4, 5 + SHAPES_KEPT), 4]:
         assert_same(component.loop(*feeds(3, (8, width))), plain.loop(*feeds(3, (8, width))))
     component.close()
 
@@ -129,9 +131,9 @@ def test_the_gpu_is_taken_where_there_is_one(machine: Machine, monkeypatch: pyte
     order = [found.gpu and found.usable for found in survey()]
     assert order == sorted(order, reverse=True)  # what runs on the GPU goes first
 
-    def missing() -> trt.Device:
+    def missing() -> gpu.Device:
         raise BackendError("There is no NVIDIA GPU here.")
 
-    monkeypatch.setattr(trt, "gpu", missing)
+    monkeypatch.setattr(gpu, "gpu", missing)
     assert not onnxruntime.BACKEND.availability().gpu
     assert np.all([not found.gpu or not found.usable for found in survey()])

@@ -11,7 +11,8 @@ import onnx.parser
 import PIL.Image
 import pytest
 
-from kandinsky22 import InputError, depth
+from kandinsky22 import InputError
+from kandinsky22.images import depth
 
 
 def model(folder: Path, source: str, result: str, body: str) -> Path:

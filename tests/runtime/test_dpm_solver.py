@@ -11,8 +11,9 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.schedulers import scheduling_dpmsolver_multistep
 
 from kandinsky22.errors import InputError
-from kandinsky22.scheduler_configs import switch
-from kandinsky22.schedulers import dpm_solver, table
+from kandinsky22.schedulers import solve
+from kandinsky22.schedulers.configs import switch
+from kandinsky22.schedulers.dpm_solver import dpm_solver
 from tests.reference_step import reference_step
 from tests.runtime.test_schedulers import DECODER, KANDINSKY, LIMITS, SCHEDULES, Material, of_class, run_ours
 
@@ -68,8 +69,8 @@ def run_diffusers(config, steps, material, start=0):
 
 
 def assert_same_run(config, steps, start=0, rtol=2e-5):
-    solved = table(config, steps).remaining(start)
-    material = Material(len(solved.rows), np.float32, learned=False)
+    solved = solve(config, steps).remaining(start)
+    material = Material(len(solved.coefficients), np.float32, learned=False)
     times, states, x0s, drawn = run_diffusers(config, steps, material, start)
     np.testing.assert_array_equal(solved.timesteps, times)
     assert np.flatnonzero(solved.noisy).tolist() == drawn
@@ -93,7 +94,7 @@ def test_what_from_config_makes_of_the_published_decoder(steps, limits):
         *("self", "variance_type", "flow_shift", "time_shift_type")
     }
     solved = assert_same_run(of_class(NAME, **switched), steps)
-    assert (solved.rows[1:-1, 5] != 0).all()  # of second order between the first step and the last
+    assert (solved.coefficients[1:-1, 5] != 0).all()  # of second order between the first step and the last
     assert not solved.learned
 
 
@@ -124,7 +125,7 @@ def test_grid(solver, spacing):
 def test_a_run_that_begins_later_begins_with_first_order(solver, start):
     """As in image to image, where the first steps are left out."""
     solved = assert_same_run(of_class(NAME, **KANDINSKY, **solver), 10, start)
-    assert solved.rows[0, 5] == 0
+    assert solved.coefficients[0, 5] == 0
 
 
 def test_second_order_converges_as_such():
@@ -136,11 +137,11 @@ def test_second_order_converges_as_such():
         solved = dpm_solver(config | {"solver_order": order}, steps)
         x, before, none = np.full((1, 1), 1.7), np.zeros((1, 1)), np.zeros((1, 1))
         variances = []
-        for row in solved.rows.astype(np.float64):
+        for row in solved.coefficients.astype(np.float64):
             signal, noise = 1 / row[0], -row[1] / row[0]
             variances.append((signal * spread) ** 2 + noise**2)
             output = noise * x / variances[-1]  # E[ε | x]
-            x, before = reference_step(row, solved.limits, x, output, None, none, before)
+            x, before = reference_step(row, solved.thresholding, x, output, None, none, before)
         return abs(x.item() - 1.7 * np.sqrt(variances[-1] / variances[0]))
 
     assert 3.3 < error(20, 2) / error(40, 2) < 5
@@ -157,7 +158,7 @@ def test_zero_terminal_snr(schedule):
 def test_a_step_to_where_it_is_changes_nothing():
     """Karras' σ end at the smallest of training, and then there is a step to the smallest: NaN in diffusers."""
     options = {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min", "solver_type": "heun"}
-    last = table(of_class(NAME, **options), 20).rows[-1]
+    last = solve(of_class(NAME, **options), 20).coefficients[-1]
     np.testing.assert_allclose(last[[2, 3, 4, 5, 8]], [0, 1, 0, 0, 0], atol=1e-6)
 
 
@@ -168,7 +169,7 @@ def test_timesteps_of_every_number_of_steps(sigmas):
         scheduler = DPMSolverMultistepScheduler(**sigmas, **schedule)
         for steps in [*range(2, 30), 50, 77, 100]:
             scheduler.set_timesteps(steps)
-            ours = table(of_class(NAME, **sigmas, **schedule), steps)
+            ours = solve(of_class(NAME, **sigmas, **schedule), steps)
             np.testing.assert_array_equal(ours.timesteps, scheduler.timesteps.numpy())
 
 
@@ -194,4 +195,4 @@ def test_refused_options(options, message):
 
 def test_eta_is_refused():
     with pytest.raises(InputError, match="eta is an option of DDIM"):
-        table(of_class(NAME), 10, eta=0.5)
+        solve(of_class(NAME), 10, eta=0.5)

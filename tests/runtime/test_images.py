@@ -15,13 +15,14 @@ import PIL.Image
 import pytest
 
 import kandinsky22
-from kandinsky22 import InputError, images
+from kandinsky22 import InputError
+from kandinsky22.images import writing
 
 PARAMETERS: dict[str, Any] = {
     "arguments": {"prompt": 'a "red" cat\'s naïve круг 🐱\n\t\\ <b>&amp;', "negative_prompt": None, "seed": 2**63 - 1},
     "eta": 0.1,
 }
-SUFFIXES = tuple(images.SUFFIXES)
+SUFFIXES = tuple(writing.SUFFIXES)
 
 
 @pytest.fixture
@@ -33,34 +34,34 @@ def picture() -> PIL.Image.Image:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_parameters_come_back_from_every_format(suffix: str, picture: PIL.Image.Image, tmp_path: Path) -> None:
     path = tmp_path / f"picture{suffix}"
-    images.save(picture, path, PARAMETERS)
-    assert images.read_parameters(path) == {"kandinsky22": kandinsky22.__version__, **PARAMETERS}
+    writing.save(picture, path, PARAMETERS)
+    assert writing.read_parameters(path) == {"kandinsky22": kandinsky22.__version__, **PARAMETERS}
     with PIL.Image.open(path) as written:
-        assert written.format == images.SUFFIXES[suffix].upper()
+        assert written.format == writing.SUFFIXES[suffix].upper()
         assert written.size == (64, 96)
 
 
 def test_a_png_has_the_very_pixels(picture: PIL.Image.Image, tmp_path: Path) -> None:
-    images.save(picture, tmp_path / "picture.PNG", PARAMETERS)
+    writing.save(picture, tmp_path / "picture.PNG", PARAMETERS)
     np.testing.assert_array_equal(PIL.Image.open(tmp_path / "picture.PNG"), picture)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
 def test_quality_is_what_it_costs(suffix: str, picture: PIL.Image.Image, tmp_path: Path) -> None:
     for quality in (20, 90):
-        images.save(picture, tmp_path / f"{quality}{suffix}", PARAMETERS, quality=quality)
+        writing.save(picture, tmp_path / f"{quality}{suffix}", PARAMETERS, quality=quality)
     small, large = ((tmp_path / f"{quality}{suffix}").stat().st_size for quality in (20, 90))
     assert small < large / 2
 
 
 def test_pixels_round_as_in_diffusers() -> None:
     pixels = np.array([0.0, 0.4999 / 255, 0.5001 / 255, 254.6 / 255, 1.0], np.float32).reshape(1, 1, 5, 1)
-    (picture,) = images.to_pil(np.repeat(pixels, 3, axis=3))
+    (picture,) = writing.to_pil(np.repeat(pixels, 3, axis=3))
     assert np.asarray(picture)[0, :, 0].tolist() == [0, 0, 1, 255, 255]
 
 
 def test_a_file_gets_the_permissions_of_any_new_file(picture: PIL.Image.Image, tmp_path: Path) -> None:
-    images.save(picture, tmp_path / "picture.png", {})
+    writing.save(picture, tmp_path / "picture.png", {})
     (tmp_path / "other").touch()
     modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert len(modes) == 1
@@ -70,10 +71,10 @@ def test_a_file_that_is_there_is_replaced_only_when_asked(picture: PIL.Image.Ima
     path = tmp_path / "picture.png"
     path.write_text("mine")
     with pytest.raises(FileExistsError, match=r"picture\.png"):
-        images.save(picture, path, PARAMETERS)
+        writing.save(picture, path, PARAMETERS)
     assert path.read_text() == "mine"
-    images.save(picture, path, PARAMETERS, overwrite=True)
-    assert images.read_parameters(path)["eta"] == 0.1
+    writing.save(picture, path, PARAMETERS, overwrite=True)
+    assert writing.read_parameters(path)["eta"] == 0.1
     assert os.listdir(tmp_path) == ["picture.png"]
 
 
@@ -84,11 +85,11 @@ def test_a_file_system_without_links_is_served_too(
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(Path, "hardlink_to", refuse)
-    images.save(picture, tmp_path / "picture.png", PARAMETERS)
+    writing.save(picture, tmp_path / "picture.png", PARAMETERS)
     with pytest.raises(FileExistsError):
-        images.save(picture, tmp_path / "picture.png", PARAMETERS)
+        writing.save(picture, tmp_path / "picture.png", PARAMETERS)
     assert os.listdir(tmp_path) == ["picture.png"]
-    assert images.read_parameters(tmp_path / "picture.png")["eta"] == 0.1
+    assert writing.read_parameters(tmp_path / "picture.png")["eta"] == 0.1
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.EIO, "broken disk"), KeyboardInterrupt()])
@@ -110,7 +111,7 @@ def test_what_fails_midway_leaves_things_as_they_were(
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(type(failure)) as raised:
-        images.save(picture, path, PARAMETERS, overwrite=True)
+        writing.save(picture, path, PARAMETERS, overwrite=True)
     if isinstance(raised.value, OSError):
         assert (raised.value.errno, raised.value.filename) == (errno.EIO, str(path))
     assert [each.read_bytes() for each in tmp_path.iterdir()] == ([] if before is None else [before])
@@ -121,7 +122,7 @@ def test_another_suffix_is_refused_before_anything_is_written(
     name: str, picture: PIL.Image.Image, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=r"expected one of \.png, \.jpg, \.jpeg, \.webp"):
-        images.save(picture, tmp_path / name, PARAMETERS)
+        writing.save(picture, tmp_path / name, PARAMETERS)
     assert not os.listdir(tmp_path)
 
 
@@ -129,16 +130,16 @@ def test_parameters_that_do_not_fit_are_refused_by_name(picture: PIL.Image.Image
     long = {"prompt": "я" * 20_000}
     for suffix in (".jpg", ".webp"):
         with pytest.raises(InputError, match=r"too long .* choose PNG"):
-            images.save(picture, tmp_path / f"picture{suffix}", long)
-    images.save(picture, tmp_path / "picture.png", long)
-    assert images.read_parameters(tmp_path / "picture.png")["prompt"] == long["prompt"]
+            writing.save(picture, tmp_path / f"picture{suffix}", long)
+    writing.save(picture, tmp_path / "picture.png", long)
+    assert writing.read_parameters(tmp_path / "picture.png")["prompt"] == long["prompt"]
     assert os.listdir(tmp_path) == ["picture.png"]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_damaged_picture_is_refused_or_still_tells(suffix: str, picture: PIL.Image.Image, tmp_path: Path) -> None:
     path = tmp_path / f"picture{suffix}"
-    images.save(picture, path, PARAMETERS)
+    writing.save(picture, path, PARAMETERS)
     whole = path.read_bytes()
     draw = random.Random(0)
     damaged = [whole[:length] for length in (0, 1, 7, 8, *range(12, len(whole), len(whole) // 60))]
@@ -151,7 +152,7 @@ def test_a_damaged_picture_is_refused_or_still_tells(suffix: str, picture: PIL.I
     for data in damaged:
         path.write_bytes(data)
         try:
-            assert images.read_parameters(path)["kandinsky22"]
+            assert writing.read_parameters(path)["kandinsky22"]
         except InputError:
             refused += 1
     assert refused > 20
@@ -164,14 +165,14 @@ def test_a_comment_of_another_program_is_not_taken_for_parameters(comment: bytes
     exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0" + comment
     PIL.Image.new("RGB", (8, 8)).save(path, exif=exif)
     with pytest.raises(InputError, match="does not say how it was made"):
-        images.read_parameters(path)
+        writing.read_parameters(path)
 
 
 def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text(json.dumps({"kandinsky22": "0"}))
     with pytest.raises(InputError, match="is not a picture that can be read"):
-        images.read_parameters(tmp_path / "text.png")
+        writing.read_parameters(tmp_path / "text.png")
     with pytest.raises(FileNotFoundError):
-        images.read_parameters(tmp_path / "missing.png")
+        writing.read_parameters(tmp_path / "missing.png")
     with pytest.raises(IsADirectoryError):
-        images.read_parameters(tmp_path)
+        writing.read_parameters(tmp_path)

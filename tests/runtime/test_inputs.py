@@ -12,8 +12,9 @@ import pytest
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.kandinsky2_2.pipeline_kandinsky2_2_inpainting import prepare_mask_and_masked_image
 
-from kandinsky22 import InputError, inputs
+from kandinsky22 import InputError
 from kandinsky22.arrays import Array
+from kandinsky22.images import reading
 
 
 def noise(height: int = 40, width: int = 56, channels: int = 3) -> Array:
@@ -21,7 +22,7 @@ def noise(height: int = 40, width: int = 56, channels: int = 3) -> Array:
 
 
 def read(value: Any) -> Array:
-    return np.asarray(inputs.picture("image", value))
+    return np.asarray(reading.picture("image", value))
 
 
 RGB = PIL.Image.fromarray(noise())
@@ -64,8 +65,8 @@ def test_what_is_transparent_is_white_in_pictures_and_black_in_masks_and_depth_m
         array = np.asarray(rgba)
         arrays = {"array": array, "floats": array / np.float32(255), "16 bits": array.astype(np.uint16) * 257}
         source = arrays[form] if form in arrays else rgba.convert(form)
-    picture, mask = read(source), np.asarray(inputs.mask("mask_image", source).convert("L"))
-    depth = inputs.depth("hint", source)
+    picture, mask = read(source), np.asarray(reading.mask("mask_image", source).convert("L"))
+    depth = reading.depth("hint", source)
     assert depth.dtype == np.float32
     assert (depth[:, :20] == 0).all()
     np.testing.assert_allclose(depth[:, 20:], 100 / 255, rtol=0, atol=1e-6)
@@ -97,8 +98,8 @@ def test_sixteen_bits_are_rounded_in_pictures_and_kept_in_depth_maps(suffix: str
     expected = (deep / 65535 * 255).round().astype(np.uint8)
     for value in (tmp_path / f"a.{suffix}", deep):
         np.testing.assert_array_equal(read(value)[..., 1], expected)
-        np.testing.assert_array_equal(np.asarray(inputs.mask("mask_image", value).convert("L")), expected)
-        depth = inputs.depth("hint", value)
+        np.testing.assert_array_equal(np.asarray(reading.mask("mask_image", value).convert("L")), expected)
+        depth = reading.depth("hint", value)
         assert depth.dtype == np.float32
         assert depth.shape == (40, 56, 3)
         np.testing.assert_allclose(depth[..., 2], deep / 65535, rtol=0, atol=1e-7)
@@ -107,15 +108,15 @@ def test_sixteen_bits_are_rounded_in_pictures_and_kept_in_depth_maps(suffix: str
 def test_floats_of_tiff_are_taken_as_they_are(tmp_path: Path) -> None:
     values = np.random.default_rng(1).random((12, 9)).astype(np.float32)
     PIL.Image.fromarray(values).save(tmp_path / "a.tiff")
-    np.testing.assert_array_equal(inputs.depth("hint", tmp_path / "a.tiff")[..., 0], values)
+    np.testing.assert_array_equal(reading.depth("hint", tmp_path / "a.tiff")[..., 0], values)
 
 
 def test_depth_maps_keep_colours_and_repeat_grey() -> None:
-    np.testing.assert_array_equal(inputs.depth("hint", RGB), np.asarray(RGB, np.float32) / np.float32(255))
-    grey = inputs.depth("hint", GREY)
+    np.testing.assert_array_equal(reading.depth("hint", RGB), np.asarray(RGB, np.float32) / np.float32(255))
+    grey = reading.depth("hint", GREY)
     np.testing.assert_array_equal(grey, np.repeat(np.asarray(GREY, np.float32)[..., None] / np.float32(255), 3, axis=2))
     values = np.random.default_rng(2).random((8, 8, 1))
-    np.testing.assert_array_equal(inputs.depth("hint", values)[..., 0], values[..., 0].astype(np.float32))
+    np.testing.assert_array_equal(reading.depth("hint", values)[..., 0], values[..., 0].astype(np.float32))
 
 
 def test_a_photograph_with_a_preview_is_one_picture(tmp_path: Path) -> None:
@@ -127,7 +128,7 @@ def test_the_user_s_own_picture_is_not_changed() -> None:
     stream = io.BytesIO()
     RGB.save(stream, "PNG")
     source = PIL.Image.open(stream)
-    inputs.picture("image", source)
+    reading.picture("image", source)
     source.load()  # it is open still
     np.testing.assert_array_equal(np.asarray(source), np.asarray(RGB))
 
@@ -137,7 +138,7 @@ def test_the_user_s_own_picture_is_not_changed() -> None:
 def test_pictures_are_resized_as_diffusers_resizes_them(source: PIL.Image.Image, size: tuple[int, int]) -> None:
     processor = VaeImageProcessor(vae_scale_factor=8, resample="bicubic", reducing_gap=1)
     expected = processor.preprocess(source, *size)[0].numpy().transpose(1, 2, 0)
-    np.testing.assert_allclose(inputs.resized_picture(source, *size) * 2 - 1, expected, rtol=0, atol=2e-7)
+    np.testing.assert_allclose(reading.resized_picture(source, *size) * 2 - 1, expected, rtol=0, atol=2e-7)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (128, 64), (64, 192)])
@@ -146,26 +147,26 @@ def test_masks_are_resized_as_diffusers_resizes_them(form: str, size: tuple[int,
     source = PIL.Image.fromarray(noise(300, 200)[..., 0]).resize((90, 70)).convert(form)
     image = PIL.Image.fromarray(noise(70, 90))
     expected, pixels = prepare_mask_and_masked_image(image, source, *size)
-    ours = inputs.resized_mask(inputs.mask("mask_image", source), *size)
+    ours = reading.resized_mask(reading.mask("mask_image", source), *size)
     np.testing.assert_array_equal(ours[None], expected.numpy())
     assert 0 < ours.mean() < 1
     np.testing.assert_allclose(
-        inputs.resized_picture(image, *size) * 2 - 1, pixels[0].numpy().transpose(1, 2, 0), rtol=0, atol=2e-7
+        reading.resized_picture(image, *size) * 2 - 1, pixels[0].numpy().transpose(1, 2, 0), rtol=0, atol=2e-7
     )
 
 
 @pytest.mark.parametrize("size", [(2100, 100), (100, 2100)])
 def test_pictures_of_which_one_side_would_fill_the_memory_are_refused(size: tuple[int, int]) -> None:
     with pytest.raises(InputError, match=f"image is {size[0]}x{size[1]}; expected the longer side to be 20 times"):
-        inputs.not_too_long("image", PIL.Image.new("RGB", size))
-    inputs.not_too_long("image", PIL.Image.new("RGB", (2000, 100)))
+        reading.not_too_long("image", PIL.Image.new("RGB", size))
+    reading.not_too_long("image", PIL.Image.new("RGB", (2000, 100)))
 
 
 def test_depth_maps_are_resized_without_losing_depth() -> None:
     ramp = np.repeat(np.linspace(0, 1, 4096, dtype=np.float32)[None, :, None], 64, axis=0)
-    depth = inputs.depth("hint", ramp)
-    assert inputs.resized_depth(depth, 64, 4096) is depth
-    small = inputs.resized_depth(depth, 32, 2048)
+    depth = reading.depth("hint", ramp)
+    assert reading.resized_depth(depth, 64, 4096) is depth
+    small = reading.resized_depth(depth, 32, 2048)
     assert small.shape == (32, 2048, 3)
     assert len(np.unique(small)) > 1500  # 8 bits would leave 256
     np.testing.assert_allclose(small[0, :, 0], np.linspace(0, 1, 2048), rtol=0, atol=1e-3)

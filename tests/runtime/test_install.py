@@ -16,7 +16,8 @@ import PIL.Image
 import pytest
 
 import kandinsky22
-from kandinsky22 import Pipeline, images
+from kandinsky22 import Pipeline
+from kandinsky22.images import writing
 
 from . import importing
 from .conftest import QUICK
@@ -80,7 +81,7 @@ def test_it_makes_the_same_picture(
     path = tmp_path / "picture.png"
     told = run(environment, "kandinsky22", "generate", shapes_bundle, "a red circle", *QUICK, "--seed=4", "-o", path)
     assert told == f"{path}\n"
-    call: dict[str, Any] = images.read_parameters(path)["arguments"]
+    call: dict[str, Any] = writing.read_parameters(path)["arguments"]
     (here,) = shapes_pipe(**call).images
     with PIL.Image.open(path) as there:
         np.testing.assert_array_equal(there, here)

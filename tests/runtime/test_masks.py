@@ -10,8 +10,8 @@ import torch
 from diffusers.pipelines.kandinsky2_2 import pipeline_kandinsky2_2_inpainting as diffusers_inpainting
 from torch.nn import functional
 
-from kandinsky22 import masks
 from kandinsky22.arrays import Floats
+from kandinsky22.images import masks
 
 FASTER = 1000
 """Times, at 1024 x 1024."""

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from kandinsky22 import InputError, MemoryLimitError, Pipeline, memory
-from kandinsky22.bundle import ATTENTION_IN_PARTS, Bundle
-from kandinsky22.stages import Stages
+from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS
+from kandinsky22.components import Components
 
 OPENVINO = memory.COSTS["openvino", "bf16"]
 """Grows evenly with the pixels."""
@@ -150,15 +151,15 @@ def test_what_earlier_tasks_have_left_is_freed_where_a_task_would_not_fit_beside
         for name, component in manifest.components.items():
             manifest.components[name] = dataclasses.replace(component, parameters=10**7)
         embeds = pipe.embed("a", prior_num_inference_steps=2)
-        assert pipe._stages.loaded == {"text_encoder", "prior_step"}
+        assert pipe._components.loaded == {"text_encoder", "prior_step"}
         task = memory.Job(("decoder_step", "movq_decoder"), (16, 16), 1, 1)
         cost = memory.COSTS["onnxruntime", "fp32"]
         alone = memory.estimate(manifest, task, cost, task.components)
         together = memory.estimate(manifest, task, cost, manifest.components)
-        pipe._stages.memory_limit = (alone + together) / 2
+        pipe._components.memory_limit = (alone + together) / 2
         pipe(image_embeds=embeds, **quick)  # type: ignore[arg-type]
-        assert pipe._stages.loaded == {"decoder_step", "movq_decoder"}
-        pipe._stages.memory_limit = alone - 1
+        assert pipe._components.loaded == {"decoder_step", "movq_decoder"}
+        pipe._components.memory_limit = alone - 1
         with pytest.raises(MemoryLimitError, match="1 at once of 128x128"):
             pipe(image_embeds=embeds, **quick)  # type: ignore[arg-type]
 
@@ -173,7 +174,7 @@ def test_what_cannot_fit_is_refused_with_the_limit(handmade_bundle: Bundle, monk
     quick = {"height": 512, "width": 256, "num_inference_steps": 2, "prior_num_inference_steps": 2, "seed": 0}
     with Pipeline.load(handmade_bundle.path, "onnxruntime", threads=1, memory_limit=0.25) as pipe:
         with monkeypatch.context() as patch:
-            patch.delattr(Stages, "use")
+            patch.delattr(Components, "use")
             with pytest.raises(MemoryLimitError) as raised:
                 pipe("a", num_images_per_prompt=2, **quick)
         assert str(raised.value) == (

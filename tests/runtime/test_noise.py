@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from kandinsky22.arguments import MAX_SEED
+from kandinsky22.checks import MAX_SEED
 from kandinsky22.errors import InputError
 from kandinsky22.noise import Generator
 

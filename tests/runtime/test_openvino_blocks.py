@@ -12,15 +12,15 @@ import pytest
 
 from kandinsky22.arrays import Array
 from kandinsky22.backends import Settings
-from kandinsky22.backends.openvino import BACKEND, core
-from kandinsky22.bundle import Bundle
+from kandinsky22.backends.openvino.component import BACKEND, core
+from kandinsky22.bundle.bundle import Bundle
 
 ov = pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
 from openvino import opset12  # noqa: E402
 from openvino import opset13 as ops  # noqa: E402
 
-from kandinsky22.backends import openvino_blocks, openvino_rewrites  # noqa: E402
+from kandinsky22.backends.openvino import blocks, rewrites  # noqa: E402
 
 CHANNELS, GROUPS, EPSILON, BATCH = 8, 2, 1e-6, 2
 RNG = np.random.default_rng(0)
@@ -54,8 +54,8 @@ def convolution(value: Any) -> Any:
 
 
 def rewritten(model: Any) -> Any:
-    openvino_rewrites.channels_last(model)
-    openvino_blocks.maps_in_blocks(model)
+    rewrites.channels_last(model)
+    blocks.maps_in_blocks(model)
     return model
 
 
@@ -115,7 +115,7 @@ def residual_blocks() -> Any:
 
 
 def folded_upsampling() -> Any:
-    """Pixel shuffles as `kandinsky22_export.rewrites.fold_upsampling` makes them, before a spatial norm."""
+    """Pixel shuffles as `kandinsky22_export.graphs.rewrites.fold_upsampling` makes them, before a spatial norm."""
     x, scale, shift = inputs = [maps(7, 11), maps(3, 5), maps(3, 5)]
     stacked = ops.concat([ops.multiply(x, ops.constant(np.float32(number))) for number in range(1, 5)], 1)
     parts = []
@@ -153,7 +153,7 @@ def test_other_upsamplings_are_left_as_they_are(mode: str, size: tuple[int, int]
     inputs = [maps(*size), maps(6, 10), maps(6, 10)]
     before = ov.Model([spatial_norm(*inputs, size, mode)], inputs, "other")
     after = ov.Model([spatial_norm(*inputs, size, mode)], inputs, "other")
-    openvino_blocks.maps_in_blocks(after)
+    blocks.maps_in_blocks(after)
     assert kinds(after) == kinds(before)
 
 
@@ -177,14 +177,14 @@ def test_movq_s_decoder_has_all_of_its_norms_and_shuffles_in_blocks(
 ) -> None:
     """The exporter's graph has the form that is looked for."""
     found: list[Counter[str]] = []
-    rewrite = openvino_blocks.maps_in_blocks
+    rewrite = blocks.maps_in_blocks
 
     def watched(model: Any) -> None:
         found.append(kinds(model))
         rewrite(model)
         found.append(kinds(model))
 
-    monkeypatch.setattr(openvino_blocks, "maps_in_blocks", watched)
+    monkeypatch.setattr(blocks, "maps_in_blocks", watched)
     component = BACKEND.load(Bundle(shapes_bundle), "movq_decoder", Settings("fp32", threads=1))
     component.run({"latents": np.zeros((1, 4, 8, 8), np.float32)})
     component.close()

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from kandinsky22.arrays import Array
-from kandinsky22.backends.openvino import core
+from kandinsky22.backends.openvino.component import core
 
 ov = pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
 from openvino import opset13 as ops  # noqa: E402
 
-from kandinsky22.backends import openvino_rewrites  # noqa: E402
+from kandinsky22.backends.openvino import rewrites  # noqa: E402
 
 CHANNELS, GROUPS, EPSILON = 8, 2, 1e-5
 RNG = np.random.default_rng(0)
@@ -69,14 +69,14 @@ def scaled_norm() -> Any:
 def test_group_norm_is_its_definition(shape: tuple[int, ...], mean: float) -> None:
     x = RNG.normal(mean, 1, shape).astype(np.float32)
     model = plain_norm()
-    openvino_rewrites.channels_last(model)
+    rewrites.channels_last(model)
     assert not kinds(model)["GroupNormalization"]
     np.testing.assert_allclose(run(model, x), normalised(x), atol=2e-5 * (1 + mean**2 / 20), rtol=1e-4)
 
 
 def test_group_norm_of_equal_pixels_is_its_bias() -> None:
     model = plain_norm()
-    openvino_rewrites.channels_last(model)
+    rewrites.channels_last(model)
     x = np.full((1, CHANNELS, 6, 6), 0.1, np.float32)
     np.testing.assert_allclose(run(model, x), np.broadcast_to(BIAS[:, None, None], x.shape), atol=1e-3)
 
@@ -84,13 +84,13 @@ def test_group_norm_of_equal_pixels_is_its_bias() -> None:
 def test_sums_over_large_maps_keep_their_digits() -> None:
     x = RNG.normal(1, 1, (1, CHANNELS, 512, 512)).astype(np.float32)
     model = plain_norm()
-    openvino_rewrites.channels_last(model)
+    rewrites.channels_last(model)
     assert np.abs(run(model, x) - normalised(x)).max() < 5e-6
 
 
 def test_scale_and_shift_join_the_norm() -> None:
     model = scaled_norm()
-    openvino_rewrites.channels_last(model)
+    rewrites.channels_last(model)
     x, scale, shift = (RNG.normal(size=(2, CHANNELS, *side)).astype(np.float32) for side in ((6, 7), (1, 1), (1, 1)))
     over_maps = [
         node for node in model.get_ordered_ops() if is_map(node) and node.get_type_name() in ("Add", "Multiply")
@@ -108,7 +108,7 @@ def test_a_norm_that_others_use_too_stays_apart_from_its_scale() -> None:
     x, scale = maps(), ops.parameter([-1, CHANNELS, 1, 1], np.float32)
     norm = group_norm(x)
     model = ov.Model([ops.add(ops.add(ops.multiply(norm, scale), scale), norm)], [x, scale], "two users")
-    openvino_rewrites.channels_last(model)
+    rewrites.channels_last(model)
     array, factor = (RNG.normal(size=(2, CHANNELS, *side)).astype(np.float32) for side in ((4, 4), (1, 1)))
     expected = normalised(array) * (1 + factor) + factor
     np.testing.assert_allclose(run(model, array, factor), expected, atol=2e-5)
@@ -140,7 +140,7 @@ def pixel_shuffle() -> Any:
 )
 def test_rewritten_graphs_give_what_the_graph_gave(make: Callable[[], Any], gone: str) -> None:
     before, after = make(), make()
-    openvino_rewrites.channels_last(after)
+    rewrites.channels_last(after)
     assert not kinds(after)[gone]
     arrays = [RNG.normal(size=(2, CHANNELS, 6, 10)).astype(np.float32)]
     arrays += [RNG.normal(size=(2, CHANNELS, 1, 1)).astype(np.float32) for _ in before.inputs[1:]]
@@ -157,7 +157,7 @@ def test_plain_attention_is_its_definition(parts: int) -> None:
     model = ov.Model(
         [ops.concat([ops.scaled_dot_product_attention(query, key, value, zero) for query in queries], 2)], inputs, "a"
     )
-    openvino_rewrites.plain_attention(model)
+    rewrites.plain_attention(model)
     found = kinds(model)
     assert (found["ScaledDotProductAttention"], found["MatMul"], found["Softmax"]) == (0, 2 * parts, parts)
     arrays = [RNG.normal(size=(3, 2, seen, wide)).astype(np.float32) for _ in inputs]
@@ -173,5 +173,5 @@ def test_attention_with_a_mask_is_left_as_it_is() -> None:
     inputs = [ops.parameter([1, 2, 4, 8], np.float32) for _ in range(3)]
     mask = ops.constant(np.triu(np.full((4, 4), -1e9, np.float32), 1))
     model = ov.Model([ops.scaled_dot_product_attention(*inputs, mask)], inputs, "masked")
-    openvino_rewrites.plain_attention(model)
+    rewrites.plain_attention(model)
     assert kinds(model)["ScaledDotProductAttention"] == 1

@@ -9,14 +9,14 @@ import pytest
 
 from kandinsky22 import memory
 from kandinsky22.arrays import Array
-from kandinsky22.backends.openvino import core
+from kandinsky22.backends.openvino.component import core
 
 ov = pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
 from openvino import opset13 as ops  # noqa: E402
 
-from kandinsky22.backends import openvino_winograd  # noqa: E402
-from kandinsky22.backends.openvino_winograd import F2, F4, Points  # noqa: E402
+from kandinsky22.backends.openvino import winograd  # noqa: E402
+from kandinsky22.backends.openvino.winograd import F2, F4, Points  # noqa: E402
 
 RNG = np.random.default_rng(0)
 
@@ -24,8 +24,8 @@ RNG = np.random.default_rng(0)
 @pytest.fixture(params=[F4, F2], ids=["F4", "F2"])
 def any_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small convolutions are rewritten too, by one of the algorithms."""
-    monkeypatch.setattr(openvino_winograd, "FEWEST_CHANNELS", 1)
-    monkeypatch.setattr(openvino_winograd, "FEWEST_TILES", {request.param: 1})
+    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "FEWEST_TILES", {request.param: 1})
 
 
 def kernels(channels_out: int, channels_in: int, side: int = 3) -> Array:
@@ -60,7 +60,7 @@ def kinds(model: Any) -> set[str]:
 
 @pytest.mark.parametrize(("points", "outputs"), [(F4, 4), (F2, 2)])
 def test_the_matrices_correlate(points: Points, outputs: int) -> None:
-    out, kernel, tile = openvino_winograd.matrices(points)
+    out, kernel, tile = winograd.matrices(points)
     side = outputs + 2
     assert (out.shape, kernel.shape, tile.shape) == ((outputs, side), (side, 3), (side, side))
     for _ in range(20):
@@ -74,10 +74,10 @@ def test_the_matrices_correlate(points: Points, outputs: int) -> None:
     "shape", [(1, 8, 16, 16), (2, 5, 13, 30), (3, 4, 21, 9), (1, 3, 4, 4), (1, 2, 1, 1), (1, 6, 5, 4)]
 )
 def test_it_is_a_convolution(shape: tuple[int, ...], band: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_winograd, "LARGEST_BAND", band)
+    monkeypatch.setattr(winograd, "LARGEST_BAND", band)
     weights, maps = kernels(7, shape[1]), RNG.normal(size=shape).astype(np.float32)
     model = convolution(weights, shape)
-    given = openvino_winograd.winograd(model)
+    given = winograd.winograd(model)
     assert "Convolution" not in kinds(model)
     assert [each.get_any_name() for each in model.inputs[1:]] == list(given)
     expected = convolved(maps, weights)
@@ -89,7 +89,7 @@ def test_rounding_errors_stay_small() -> None:
     shape, weights = (1, 256, 32, 32), kernels(256, 256)
     maps = RNG.normal(size=shape).astype(np.float32)
     plain, model = convolution(weights, shape), convolution(weights, shape)
-    given = openvino_winograd.winograd(model)
+    given = winograd.winograd(model)
     assert given
     expected = convolved(maps, weights)
     errors = [np.abs(run(plain, maps) - expected), np.abs(run(model, maps, given) - expected)]
@@ -105,7 +105,7 @@ def test_convolutions_of_one_model_share_what_they_can() -> None:
     first, second = (kernels(count, 4).astype(np.float32) for count in (4, 6))
     once = ops.convolution(maps, ops.constant(first), [1, 1], [1, 1], [1, 1], [1, 1])
     model = ov.Model([ops.convolution(once, ops.constant(second), [1, 1], [1, 1], [1, 1], [1, 1])], [maps])
-    given = openvino_winograd.winograd(model)
+    given = winograd.winograd(model)
     assert len(model.inputs) == 3
     array = RNG.normal(size=(1, 4, 8, 8)).astype(np.float32)
     expected = convolved(convolved(array, first), second)
@@ -119,8 +119,8 @@ def test_convolutions_of_one_model_share_what_they_can() -> None:
 def test_other_convolutions_are_left_alone(how: dict[str, int]) -> None:
     how = dict(how)
     model = convolution(kernels(4, 4, how.pop("side", 3)), (1, 4, 16, 16), **how)
-    assert not openvino_winograd.is_for(model)
-    assert openvino_winograd.winograd(model) == {}
+    assert not winograd.is_for(model)
+    assert winograd.winograd(model) == {}
     assert "Convolution" in kinds(model)
 
 
@@ -128,14 +128,14 @@ def test_other_convolutions_are_left_alone(how: dict[str, int]) -> None:
 def test_kernels_that_are_computed_are_left_alone() -> None:
     maps, weights = ops.parameter([1, 4, 8, 8], np.float32), ops.parameter([4, 4, 3, 3], np.float32)
     model = ov.Model([ops.convolution(maps, weights, [1, 1], [1, 1], [1, 1], [1, 1])], [maps, weights])
-    assert openvino_winograd.winograd(model) == {}
+    assert winograd.winograd(model) == {}
 
 
 @pytest.mark.usefixtures("any_size")
 def test_maps_of_unknown_size_are_left_alone() -> None:
     model = convolution(kernels(4, 4), (1, 4, -1, 16))
-    assert openvino_winograd.is_for(model)
-    assert openvino_winograd.winograd(model) == {}
+    assert winograd.is_for(model)
+    assert winograd.winograd(model) == {}
 
 
 @pytest.mark.parametrize(
@@ -154,12 +154,12 @@ def test_it_is_for_wide_convolutions_of_large_maps(channels: int, shape: tuple[i
     """By the tiles of 6x6 where there are enough, or those of 4x4; else by none."""
     batch, *sides = shape
     model = convolution(kernels(channels, channels), (batch, channels, *sides))
-    assert openvino_winograd.is_for(model) == (channels >= 256)
-    assert bool(openvino_winograd.winograd(model)) == (tiles is not None)
+    assert winograd.is_for(model) == (channels >= 256)
+    assert bool(winograd.winograd(model)) == (tiles is not None)
     places = [node.get_output_shape(0)[0] for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]
     assert not tiles or places[0] == tiles
 
 
 def test_the_estimate_of_memory_knows_the_smallest_map() -> None:
     out = len(F2) - 1
-    assert memory.COSTS["openvino", "fp32"].mapped_from == openvino_winograd.FEWEST_TILES[F2] * out**2
+    assert memory.COSTS["openvino", "fp32"].mapped_from == winograd.FEWEST_TILES[F2] * out**2

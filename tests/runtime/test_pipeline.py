@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kandinsky22 import BackendError, BundleError, Cancelled, InputError, Pipeline, bundle
+from kandinsky22 import BackendError, BundleError, Cancelled, InputError, Pipeline, batching
 from kandinsky22.arrays import Array
-from kandinsky22.backends.onnxruntime import OnnxRuntimeComponent
-from kandinsky22.bundle import Bundle
+from kandinsky22.backends.onnxruntime.cpu import OnnxRuntimeComponent
+from kandinsky22.bundle.bundle import Bundle
 
 PROMPT = "a large red circle in the middle of a blue background"
 QUICK: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 3, "prior_num_inference_steps": 2}
@@ -106,7 +106,7 @@ def test_pictures_go_through_movq_in_even_parts(handmade_bundle: Bundle, monkeyp
     four = {**QUICK, "seed": 0, "num_images_per_prompt": 4, "output_type": "np"}
     with Pipeline.load(handmade_bundle.path, "onnxruntime") as pipe:
         together = pipe("a circle", **four).images
-        monkeypatch.setattr(bundle, "PIXELS_AT_ONCE", 3 * 64 * 64)
+        monkeypatch.setattr(batching, "PIXELS_AT_ONCE", 3 * 64 * 64)
         in_parts = pipe("a circle", **four).images
     assert given == [4, 2, 2]
     np.testing.assert_allclose(in_parts, together, atol=1e-5)
@@ -115,14 +115,14 @@ def test_pictures_go_through_movq_in_even_parts(handmade_bundle: Bundle, monkeyp
 def test_low_memory_frees_every_stage_and_gives_the_same_picture(shapes_bundle: Path, shapes_pipe: Pipeline) -> None:
     frugal = Pipeline.load(shapes_bundle, "onnxruntime", low_memory=True)
     out = frugal(PROMPT, seed=5, output_type="np", **QUICK)
-    assert not frugal._stages._loaded
+    assert not frugal._components._loaded
     np.testing.assert_array_equal(out.images, shapes_pipe(PROMPT, seed=5, output_type="np", **QUICK).images)
 
 
 def test_a_closed_pipeline_loads_again(shapes_bundle: Path) -> None:
     with Pipeline.load(shapes_bundle, "onnxruntime") as pipe:
         first = pipe(PROMPT, seed=5, output_type="np", **QUICK).images
-    assert not pipe._stages._loaded
+    assert not pipe._components._loaded
     np.testing.assert_array_equal(pipe(PROMPT, seed=5, output_type="np", **QUICK).images, first)
 
 
@@ -190,7 +190,7 @@ def test_cancelling_stops_at_once_and_leaves_the_pipeline_usable(shapes_bundle: 
         with pytest.raises(Cancelled, match="enough"):
             pipe(PROMPT, seed=0, callback_on_step_end=stop, **QUICK)
         assert steps == [0, 1]
-        assert bool(pipe._stages._loaded) != low_memory
+        assert bool(pipe._components._loaded) != low_memory
         assert pipe(PROMPT, seed=0, **QUICK).images
 
 

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from kandinsky22 import BundleError, InputError, plan_choice, plans
-from kandinsky22.bundle import Component, TensorSpec
-from kandinsky22.plan_records import PlanRecord, Profile
+from kandinsky22 import BundleError, InputError
+from kandinsky22.backends.tensorrt import build as plans
+from kandinsky22.backends.tensorrt import choice
+from kandinsky22.backends.tensorrt.profile import Profile
+from kandinsky22.backends.tensorrt.records import PlanRecord
+from kandinsky22.bundle.manifest import Component, TensorSpec
 from tests.runtime import plan_bundles
 from tests.runtime.plan_bundles import SPECS, STATE
 
@@ -161,7 +164,7 @@ def test_a_record_of_another_format_says_so(tmp_path: Path) -> None:
     path = tmp_path / "decoder_step.json"
     path.write_text(dataclasses.replace(record(), format_version=7).to_json())
     with pytest.raises(BundleError, match="format 7, this kandinsky22 reads 1"):
-        plan_choice.read_record(path)
+        choice.read_record(path)
 
 
 @pytest.mark.parametrize("plan", ["../../other.plan", "/etc/passwd", "..", ""])
@@ -169,7 +172,7 @@ def test_a_record_must_not_point_out_of_its_folder(tmp_path: Path, plan: str) ->
     path = tmp_path / "decoder_step.json"
     path.write_text(record(plan=plan).to_json())
     with pytest.raises(BundleError, match="outside of its folder"):
-        plan_choice.read_record(path)
+        choice.read_record(path)
 
 
 def test_misfit_names_the_input_and_what_it_takes() -> None:

@@ -18,8 +18,10 @@ from typing import Any
 
 import pytest
 
-from kandinsky22 import BackendError, BundleError, plan_choice, plans
-from kandinsky22.bundle import Bundle
+from kandinsky22 import BackendError, BundleError
+from kandinsky22.backends.tensorrt import build as plans
+from kandinsky22.backends.tensorrt import choice
+from kandinsky22.bundle.bundle import Bundle
 from tests.runtime.plan_bundles import (
     GPU,
     all_models,
@@ -66,16 +68,16 @@ def folder(bundle: Bundle) -> Path:
 
 def refused(bundle: Bundle, flavour: plans.Flavour = RTX, device: plans.Device = GPU, **more: Any) -> str:
     with pytest.raises(BundleError) as error:
-        plan_choice.verified_plan(bundle, "decoder_step", flavour, device, **more)
+        choice.verified_plan(bundle, "decoder_step", flavour, device, **more)
     return str(error.value)
 
 
 def test_a_plan_that_fits_is_handed_out_with_its_record(bundle: Bundle, compiled: list[str]) -> None:
     record = build(bundle)
-    plan, found = plan_choice.verified_plan(bundle, "decoder_step", RTX, GPU, {"latents": (2, 4, 8, 32)})
+    plan, found = choice.verified_plan(bundle, "decoder_step", RTX, GPU, {"latents": (2, 4, 8, 32)})
     assert bytes(plan) == PLAN
     assert found == record
-    assert plan_choice.refusal(bundle, "decoder_step", RTX, GPU) is None
+    assert choice.refusal(bundle, "decoder_step", RTX, GPU) is None
     assert record.sha256 == digest(PLAN)
     assert record.onnx == {name: entry.sha256 for name, entry in bundle.manifest.files.items()}
     assert record.weight_bytes == sum(entry.bytes for entry in bundle.manifest.files.values())
@@ -88,7 +90,7 @@ def test_a_plan_of_tensorrt_lies_under_the_name_of_its_gpu(bundle: Bundle, compi
     record = build(bundle, flavour, device=device)
     assert folder(bundle).name == "nvidia-h100-80gb-hbm3-11.4.0-64-128-256-b2"
     assert (record.device, record.targets) == (device, ())
-    assert plan_choice.verified_plan(bundle, "decoder_step", flavour, device)[1] == record
+    assert choice.verified_plan(bundle, "decoder_step", flavour, device)[1] == record
 
 
 def test_without_a_plan_the_command_that_builds_one_is_told(bundle: Bundle) -> None:
@@ -99,7 +101,7 @@ def test_without_a_plan_the_command_that_builds_one_is_told(bundle: Bundle) -> N
 
 def test_a_component_that_the_bundle_lacks_is_named(bundle: Bundle) -> None:
     with pytest.raises(BundleError, match="no component 'movq_encoder'"):
-        plan_choice.verified_plan(bundle, "movq_encoder", RTX, GPU)
+        choice.verified_plan(bundle, "movq_encoder", RTX, GPU)
     with pytest.raises(BundleError, match="no component 'movq_encoder'"):
         plans.build(bundle, RTX, WIDE, components=["movq_encoder"])
 
@@ -113,7 +115,7 @@ def test_a_flipped_byte_is_refused(bundle: Bundle, compiled: list[str], place: i
     assert "is not the plan that was built (its SHA-256 differs)" in sentence
     assert sentence.endswith("--flavour tensorrt-rtx --min 64 --opt 128 --max 256 --batch 2")
     build(bundle)
-    assert bytes(plan_choice.verified_plan(bundle, "decoder_step", RTX, GPU)[0]) == PLAN
+    assert bytes(choice.verified_plan(bundle, "decoder_step", RTX, GPU)[0]) == PLAN
 
 
 def test_a_cut_or_missing_plan_is_refused(bundle: Bundle, compiled: list[str]) -> None:
@@ -136,7 +138,7 @@ def test_a_damaged_record_is_refused_and_built_again(bundle: Bundle, compiled: l
     assert "is not the record of a plan (ValueError('its checksum differs'))" in refused(bundle)
     build(bundle)
     assert compiled == ["decoder_step"] * 2
-    assert plan_choice.refusal(bundle, "decoder_step", RTX, GPU) is None
+    assert choice.refusal(bundle, "decoder_step", RTX, GPU) is None
 
 
 @pytest.fixture
@@ -205,7 +207,7 @@ def test_of_several_plans_the_narrowest_that_takes_the_inputs_is_chosen(bundle: 
     widest = build(bundle, profile=plans.Profile(64, 128, 512, 2))
 
     def chosen(shapes: dict[str, tuple[int, ...]] | None) -> plans.PlanRecord:
-        return plan_choice.verified_plan(bundle, "decoder_step", RTX, GPU, shapes)[1]
+        return choice.verified_plan(bundle, "decoder_step", RTX, GPU, shapes)[1]
 
     assert chosen({"latents": (1, 4, 16, 16)}) == static
     assert chosen({"latents": (2, 4, 16, 16)}) == wide
@@ -219,7 +221,7 @@ def test_a_plan_that_does_not_belong_here_does_not_hide_one_that_does(bundle: Bu
     good = build(bundle)
     (bundle.path / "tensorrt" / "broken").mkdir()
     (bundle.path / "tensorrt" / "broken" / "decoder_step.json").write_text("{")
-    assert plan_choice.verified_plan(bundle, "decoder_step", RTX, GPU)[1] == good
+    assert choice.verified_plan(bundle, "decoder_step", RTX, GPU)[1] == good
 
 
 def test_a_plan_replaced_while_it_is_read_is_read_again(
@@ -236,7 +238,7 @@ def test_a_plan_replaced_while_it_is_read_is_read_again(
         return read(path)
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
-    assert bytes(plan_choice.verified_plan(bundle, "decoder_step", RTX, GPU)[0]) == b"newer"
+    assert bytes(choice.verified_plan(bundle, "decoder_step", RTX, GPU)[0]) == b"newer"
 
 
 def test_a_build_goes_on_where_it_was(tmp_path: Path, compiled: list[str]) -> None:
@@ -321,7 +323,7 @@ def test_killed_at_any_call_that_touches_files_the_plan_is_as_before_or_as_after
             finally:
                 os._exit(code)
         _, status = os.waitpid(child, 0)
-        plan, record = plan_choice.verified_plan(bundle, "decoder_step", RTX, GPU)
+        plan, record = choice.verified_plan(bundle, "decoder_step", RTX, GPU)
         assert bytes(plan) in (PLAN, b"newer")
         assert (record == before) == (bytes(plan) == PLAN)
         seen.append(bytes(plan))
@@ -361,7 +363,7 @@ def test_a_failed_build_leaves_what_was_there(
     monkeypatch.setattr(plans, "build_plan", fails)
     with pytest.raises(BackendError, match="no"):
         build(bundle, rebuild=True)
-    assert plan_choice.verified_plan(bundle, "decoder_step", RTX, GPU)[1] == before
+    assert choice.verified_plan(bundle, "decoder_step", RTX, GPU)[1] == before
     assert sorted(folder(bundle).iterdir()) == files
 
 
@@ -376,7 +378,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(BundleError, match=r"cannot be written .*No space left on device"):
         build(bundle, rebuild=True)
-    assert plan_choice.verified_plan(bundle, "decoder_step", RTX, GPU)[1] == before
+    assert choice.verified_plan(bundle, "decoder_step", RTX, GPU)[1] == before
 
 
 def test_two_builds_of_one_bundle_do_not_meet(
@@ -397,7 +399,7 @@ def test_two_builds_of_one_bundle_do_not_meet(
         build(bundle)
     finish.set()
     first.join()
-    assert plan_choice.refusal(bundle, "decoder_step", RTX, GPU) is None
+    assert choice.refusal(bundle, "decoder_step", RTX, GPU) is None
 
 
 def test_too_little_memory_is_told_before_building(
@@ -464,7 +466,7 @@ def test_a_flavour_that_is_not_installed_says_how_to_install_it(monkeypatch: pyt
 
 def test_importing_plans_imports_nothing_heavy() -> None:
     code = (
-        "import sys, kandinsky22.plans, kandinsky22.commands.build\n"
+        "import sys, kandinsky22.backends.tensorrt.build, kandinsky22.cli.build\n"
         "print(*{'torch', 'onnx', 'tensorrt', 'tensorrt_rtx', 'cuda', 'polygraphy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -475,11 +477,11 @@ def test_a_bundle_without_a_decoder_has_plans_too(tmp_path: Path, compiled: list
     bundle = write_bundle(tmp_path, {"text_encoder": text_encoder()})
     bundle.manifest.geometry.update(dict.fromkeys(("latent_channels", "downscale", "default_size")))
     plans.build(bundle, RTX, plans.default_profile(bundle), progress=False)
-    assert plan_choice.refusal(bundle, "text_encoder", RTX, GPU, {"input_ids": (2, 7)}) is None
+    assert choice.refusal(bundle, "text_encoder", RTX, GPU, {"input_ids": (2, 7)}) is None
 
 
 def test_movq_s_plan_is_found_by_what_the_runtime_feeds_it(tmp_path: Path, compiled: list[str]) -> None:
     bundle = write_bundle(tmp_path, {"movq_decoder": movq_decoder()})
     plans.build(bundle, RTX, plans.Profile(512, 512, 512, 8), progress=False)
-    assert plan_choice.refusal(bundle, "movq_decoder", RTX, GPU, {"latents": (4, 4, 64, 64)}) is None
-    assert plan_choice.refusal(bundle, "movq_decoder", RTX, GPU, {"latents": (8, 4, 64, 64)}) is not None
+    assert choice.refusal(bundle, "movq_decoder", RTX, GPU, {"latents": (4, 4, 64, 64)}) is None
+    assert choice.refusal(bundle, "movq_decoder", RTX, GPU, {"latents": (8, 4, 64, 64)}) is not None

@@ -16,8 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from kandinsky22 import BackendError, InputError, cli, plan_builder, plan_choice, plans
-from kandinsky22.bundle import Bundle, Component, TensorSpec
+from kandinsky22 import BackendError, InputError
+from kandinsky22.backends.tensorrt import build as plans
+from kandinsky22.backends.tensorrt import builder, choice
+from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.bundle.manifest import Component, TensorSpec
+from kandinsky22.cli import main
 from tests.runtime.plan_bundles import (
     GPU,
     SPECS,
@@ -53,7 +57,7 @@ def test_every_component_is_built_in_the_types_of_its_graph(
     network = {"fp16": "Half", "fp32": "Float"}[precision]
     products = {"text_encoder": 4, "decoder_step": 1, "movq_decoder": 1}  # those that the graphs were written with
     for record in records:
-        plan, _ = plan_choice.verified_plan(bundle, record.component, rtx, GPU)
+        plan, _ = choice.verified_plan(bundle, record.component, rtx, GPU)
         assert len(plan) == record.bytes > record.weight_bytes
         assert record.report.products == {network: products[record.component]}
         assert network in record.report.layers
@@ -81,7 +85,7 @@ def test_attention_without_a_fused_kernel_is_a_fault_unless_allowed(
     tmp_path: Path, rtx: plans.Flavour, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     # TensorRT has no kernel for heads of 8. Were it to have one, it would have to be used.
-    monkeypatch.setattr(plan_builder, "FUSED_HEAD_SIZES", range(8, 257))
+    monkeypatch.setattr(builder, "FUSED_HEAD_SIZES", range(8, 257))
     bundle = write_bundle(
         tmp_path,
         {"text_encoder": text_encoder(head=8)},
@@ -125,7 +129,7 @@ def test_a_graph_that_tensorrt_cannot_read_is_one_sentence(tmp_path: Path, rtx: 
         BackendError, match=r"tensorrt-rtx [\d.]+ cannot read the graph of movq_decoder\.onnx: .*NoSuch"
     ):
         build(bundle, rtx)
-    assert plan_choice.refusal(bundle, "movq_decoder", rtx, GPU) is not None
+    assert choice.refusal(bundle, "movq_decoder", rtx, GPU) is not None
 
 
 @pytest.mark.parametrize(
@@ -168,7 +172,7 @@ def test_what_goes_wrong_in_the_progress_bar_stops_the_build_and_is_told(tmp_pat
 
     written = bytearray()
     with pytest.raises(ValueError, match="the terminal is gone"):
-        plan_builder.build_plan(
+        builder.build_plan(
             rtx, bundle.graph("movq_decoder"), component, shapes, plans.Options(), written.extend, b"", on_progress
         )
     assert len(seen) == 4
@@ -184,7 +188,7 @@ def test_a_full_disk_stops_the_build_and_is_told(tmp_path: Path, rtx: plans.Flav
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        plan_builder.build_plan(rtx, bundle.graph("movq_decoder"), component, shapes, plans.Options(), full)
+        builder.build_plan(rtx, bundle.graph("movq_decoder"), component, shapes, plans.Options(), full)
 
 
 def test_progress_counts_up_to_all_of_its_steps(tmp_path: Path, rtx: plans.Flavour) -> None:
@@ -192,7 +196,7 @@ def test_progress_counts_up_to_all_of_its_steps(tmp_path: Path, rtx: plans.Flavo
     component = bundle.component("movq_decoder")
     shapes = {spec.name: WIDE.shapes(spec, component, 8) for spec in component.inputs}
     seen: list[tuple[int, int]] = []
-    plan_builder.build_plan(
+    builder.build_plan(
         rtx,
         bundle.graph("movq_decoder"),
         component,
@@ -212,11 +216,11 @@ def test_progress_counts_up_to_all_of_its_steps(tmp_path: Path, rtx: plans.Flavo
 def test_the_command_prints_a_line_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = write_bundle(tmp_path, all_models())
     arguments = ["build", str(bundle.path), "--flavour", "tensorrt-rtx", "--static", "128", "--batch", "2", "--quiet"]
-    assert cli.main(arguments) == 0
+    assert main.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["component", "text_encoder", "decoder_step", "movq_decoder"]
     assert lines[1].endswith("1 of 1")
-    assert cli.main([*arguments, "--json", "--component", "decoder_step"]) == 0
+    assert main.main([*arguments, "--json", "--component", "decoder_step"]) == 0
     (record,) = json.loads(capsys.readouterr().out)
     assert record["profile"] == {"minimum": 128, "optimum": 128, "maximum": 128, "batch": 2}
     (folder,) = (path.name for path in (bundle.path / "tensorrt").iterdir() if path.is_dir())
@@ -246,7 +250,7 @@ def test_what_the_options_leave_open_is_within_what_they_say(
         return []
 
     monkeypatch.setattr(plans, "build", build)
-    assert cli.main(["build", str(bundle.path), "--flavour", "tensorrt-rtx", *arguments]) == 0
+    assert main.main(["build", str(bundle.path), "--flavour", "tensorrt-rtx", *arguments]) == 0
     assert asked == [profile]
 
 
@@ -263,7 +267,7 @@ def test_mistakes_are_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
 ) -> None:
     bundle = write_bundle(tmp_path, {"movq_decoder": movq_decoder()})
-    assert cli.main(["build", str(bundle.path), "--flavour", "tensorrt-rtx", *arguments]) == 1
+    assert main.main(["build", str(bundle.path), "--flavour", "tensorrt-rtx", *arguments]) == 1
     error = capsys.readouterr().err
     assert sentence in error
     assert error.count("\n") == 1
@@ -274,14 +278,14 @@ def test_mistakes_are_one_sentence(
 GARBAGE_IN_A_CALL = """
 import gc
 import tensorrt_rtx
-from kandinsky22 import trt
+from kandinsky22.backends.tensorrt import library
 
 gc.disable()
 for make in (tensorrt_rtx.Builder, tensorrt_rtx.Runtime):
-    cycle = [make(trt.logger(tensorrt_rtx))]
+    cycle = [make(library.logger(tensorrt_rtx))]
     cycle.append(cycle)
     del cycle
-    logger = trt.logger(tensorrt_rtx)
+    logger = library.logger(tensorrt_rtx)
     type(logger).log = lambda self, severity, message: gc.collect()
     make(logger)
 """
@@ -342,7 +346,7 @@ def test_ctrl_c_cancels_and_waits_for_the_end() -> None:
         ended.append(True)
 
     with pytest.raises(KeyboardInterrupt):
-        plan_builder.run_watched(call, cancelled.set)
+        builder.run_watched(call, cancelled.set)
     assert ended
 
 
@@ -357,7 +361,7 @@ def test_ctrl_c_stops_a_build_and_leaves_nothing_half_written(tmp_path: Path, rt
     (folder,) = (path for path in (bundle.path / "tensorrt").iterdir() if path.is_dir())
     finished = [path.stem for path in folder.glob("*.json")]
     assert len(finished) < 3
-    assert all(plan_choice.refusal(bundle, name, rtx, GPU) is None for name in finished)
+    assert all(choice.refusal(bundle, name, rtx, GPU) is None for name in finished)
     assert len(list(folder.iterdir())) == 2 * len(finished)
 
 
@@ -371,7 +375,7 @@ def test_killed_at_random_moments_a_bundle_loads_as_before_or_as_after(
     started = time.monotonic()
     build(old, rtx, rebuild=True)
     duration = time.monotonic() - started
-    before = {name: plan_choice.verified_plan(old, name, rtx, GPU)[1] for name in before}
+    before = {name: choice.verified_plan(old, name, rtx, GPU)[1] for name in before}
     dice = random.Random(moments)
     outcomes = set()
     for _ in range(moments):
@@ -383,7 +387,7 @@ def test_killed_at_random_moments_a_bundle_loads_as_before_or_as_after(
         process.kill()
         process.communicate()
         for name, earlier in before.items():
-            _, record = plan_choice.verified_plan(old, name, rtx, GPU)
+            _, record = choice.verified_plan(old, name, rtx, GPU)
             outcomes.add(record == earlier)
             before[name] = record
     assert True in outcomes
@@ -398,14 +402,15 @@ LAB = """
 import json, sys
 from pathlib import Path
 import tensorrt
-from kandinsky22 import plan_choice, plans
-from kandinsky22.bundle import Bundle
+from kandinsky22.backends.tensorrt import build as plans
+from kandinsky22.backends.tensorrt import choice
+from kandinsky22.bundle.bundle import Bundle
 bundle, device = Bundle(sys.argv[1]), plans.Device("NVIDIA Laboratory", (9, 0))
 flavour = plans.flavour("tensorrt")
 plans.build(bundle, flavour, plans.Profile(64, 128, 256, 2), device=device, progress=False)
 again = plans.build(bundle, flavour, plans.Profile(64, 128, 256, 2), device=device, progress=False)
 for name in bundle.manifest.components:
-    plan_choice.verified_plan(bundle, name, flavour, device)
+    choice.verified_plan(bundle, name, flavour, device)
 print(json.dumps([flavour.version, [record.component for record in again]]))
 """
 

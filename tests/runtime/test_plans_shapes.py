@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from kandinsky22 import plan_choice, plans
-from kandinsky22.bundle import Bundle
+from kandinsky22.backends.tensorrt import build as plans
+from kandinsky22.backends.tensorrt import choice
+from kandinsky22.bundle.bundle import Bundle
 from kandinsky22_export import export
-from kandinsky22_export.assemble import NETWORKS
+from kandinsky22_export.write_bundle import NETWORKS
 from tests.runtime.plan_bundles import GPU
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed: no plan is built for real")
@@ -35,7 +36,7 @@ def test_components_of_the_trained_checkpoint_become_plans(
     records = plans.build(bundle, rtx, profile, components=components, progress=False)
     assert [record.component for record in records] == components
     for record in records:
-        assert plan_choice.verified_plan(bundle, record.component, rtx, GPU)[1] == record
+        assert choice.verified_plan(bundle, record.component, rtx, GPU)[1] == record
         assert set(record.shapes) == {spec.name for spec in bundle.component(record.component).inputs}
         assert set(record.report.products) == {"Float"}
         assert record.warnings == ()

@@ -12,11 +12,13 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UnCLIPScheduler
 from diffusers.schedulers import scheduling_ddim, scheduling_ddpm, scheduling_unclip
 
-from kandinsky22 import scheduler_configs, schedulers
 from kandinsky22.errors import InputError
 from kandinsky22.noise import Generator
-from kandinsky22.scheduler_configs import switch
-from kandinsky22.schedulers import Limits, ddim, ddpm, ranks_needed, table, unclip
+from kandinsky22.schedulers import configs, noise_schedule, solve
+from kandinsky22.schedulers.configs import switch
+from kandinsky22.schedulers.ddim import ddim
+from kandinsky22.schedulers.ddpm import ddpm, unclip
+from kandinsky22.schedulers.schedule import Thresholding, ranks_needed
 from tests.reference_step import reference_step
 
 CLASSES = {"DDPMScheduler": DDPMScheduler, "DDIMScheduler": DDIMScheduler, "UnCLIPScheduler": UnCLIPScheduler}
@@ -96,8 +98,8 @@ def run_diffusers(config, steps, material, eta=0.0, bars=None):
 def run_ours(solved, material):
     x, x0 = material.x, np.zeros_like(material.x)
     states, x0s = [], []
-    for i, row in enumerate(solved.rows):
-        x, x0 = reference_step(row, solved.limits, x, material.m[i], material.v[i], material.noise[i], x0)
+    for i, row in enumerate(solved.coefficients):
+        x, x0 = reference_step(row, solved.thresholding, x, material.m[i], material.v[i], material.noise[i], x0)
         states.append(x)
         x0s.append(x0)
     return states, x0s
@@ -108,15 +110,17 @@ def assert_same_run(config, steps, *, eta=0.0, dtype=np.float32, bars=None, rtol
 
     x0 is a difference of a_x·x and a_m·m: where those are large, float32 leaves less of it, in diffusers too.
     """
-    solved = table(config, steps, eta=eta)
+    solved = solve(config, steps, eta=eta)
     material = Material(steps, dtype, solved.learned)
     times, states, x0s, drawn = run_diffusers(config, steps, material, eta, bars)
     np.testing.assert_array_equal(solved.timesteps, times)
     np.testing.assert_array_equal(solved.noisy, drawn)
-    assert solved.rows.shape == (steps, 9)
-    assert solved.rows.dtype == np.float32
+    assert solved.coefficients.shape == (steps, 9)
+    assert solved.coefficients.dtype == np.float32
     before = material.x
-    for ours, ours_0, theirs, theirs_0, row in zip(*run_ours(solved, material), states, x0s, solved.rows, strict=True):
+    for ours, ours_0, theirs, theirs_0, row in zip(
+        *run_ours(solved, material), states, x0s, solved.coefficients, strict=True
+    ):
         assert ours.dtype == ours_0.dtype == dtype
         assert np.abs(ours - theirs).max() <= rtol * np.abs(theirs).max(), (config, steps, eta)
         slack = 3e-7 * abs(row[0]) * np.abs(before).max()
@@ -203,7 +207,7 @@ def test_zero_terminal_snr(name, schedule):
     for prediction, spacing, steps in itertools.product(PREDICTIONS[1:], SPACINGS[2:], [7, 20]):
         options = {"rescale_betas_zero_snr": True, "prediction_type": prediction, **spacing, **schedule}
         config = of_class(name, **options)
-        _, bars = schedulers._schedule(scheduler_configs.read(name, config))
+        _, bars = noise_schedule.noise_schedule(configs.read(name, config))
         np.testing.assert_allclose(bars, diffusers_scheduler(config).alphas_cumprod.numpy(), rtol=2e-5, atol=1e-6)
         assert bars[-1] == 0
         assert_same_run(config, steps, bars=bars)
@@ -214,7 +218,7 @@ def test_zero_terminal_snr(name, schedule):
 def test_zero_terminal_snr_with_epsilon_where_the_last_timestep_is_left_out():
     options = {"rescale_betas_zero_snr": True}
     config = of_class("DDPMScheduler", **options)
-    assert_same_run(config, 10, bars=schedulers._schedule(scheduler_configs.read("DDPMScheduler", config))[1])
+    assert_same_run(config, 10, bars=noise_schedule.noise_schedule(configs.read("DDPMScheduler", config))[1])
 
 
 def test_zero_terminal_snr_with_full_noise_is_never_nan():
@@ -222,12 +226,12 @@ def test_zero_terminal_snr_with_full_noise_is_never_nan():
     options = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
     config = of_class("DDIMScheduler", beta_schedule="squaredcos_cap_v2", **options)
     for steps in (*range(1, 40), 75, 100):
-        assert np.isfinite(table(config, steps, eta=1.0).rows).all()
+        assert np.isfinite(solve(config, steps, eta=1.0).coefficients).all()
 
 
 @pytest.mark.parametrize("schedule", ANCESTRAL_SCHEDULES, ids=str)
 def test_schedules_are_diffusers_own_float32_numbers(schedule):
-    ours = schedulers._schedule(scheduler_configs.read("DDPMScheduler", schedule))
+    ours = noise_schedule.noise_schedule(configs.read("DDPMScheduler", schedule))
     theirs = DDPMScheduler(**schedule)
     exact = schedule.get("beta_schedule") != "sigmoid"
     for mine, their in zip(ours, (theirs.betas, theirs.alphas_cumprod), strict=True):
@@ -235,7 +239,7 @@ def test_schedules_are_diffusers_own_float32_numbers(schedule):
 
 
 def test_the_prior_ends_with_diffusers_rounding():
-    last = unclip(PRIOR, 25).rows[-1]
+    last = unclip(PRIOR, 25).coefficients[-1]
     assert last[2] == pytest.approx(0.99947, abs=1e-5)
     assert last[8] == 0
 
@@ -249,9 +253,9 @@ def test_timesteps_of_every_number_of_steps(name, spacing):
         theirs = scheduler.timesteps.numpy()
         if theirs[0] >= 1000:
             with pytest.raises(InputError, match="past the last one, 999"):
-                table(of_class(name, **spacing), steps)
+                solve(of_class(name, **spacing), steps)
             continue
-        np.testing.assert_array_equal(table(of_class(name, **spacing), steps).timesteps, theirs[:steps])
+        np.testing.assert_array_equal(solve(of_class(name, **spacing), steps).timesteps, theirs[:steps])
         assert len(theirs) == steps or theirs[steps] == -1
 
 
@@ -267,7 +271,7 @@ def test_the_step_that_trailing_spacing_adds_is_left_out():
 def test_table_and_noise_together():
     """The order of draws: nothing is drawn where diffusers draws nothing."""
     for config, eta in ((DECODER, 0.0), (of_class("DDIMScheduler", **KANDINSKY), 0.7), (PRIOR, 0.0)):
-        solved = table(config, 6, eta=eta)
+        solved = solve(config, 6, eta=eta)
         material = Material(6, np.float32, solved.learned)
         ours = Generator(11)
         material.noise = np.stack([ours.randn((2, 4, 6, 6)) if n else material.x * 0 for n in solved.noisy])
@@ -278,7 +282,7 @@ def test_table_and_noise_together():
         np.testing.assert_allclose(states[-1], run_diffusers(config, 6, material, eta)[1][-1], rtol=1e-4, atol=1e-5)
 
 
-# Limits and quantile
+# Thresholding and quantile
 
 
 @pytest.mark.parametrize(
@@ -292,7 +296,7 @@ def test_table_and_noise_together():
     ],
 )
 def test_limits(options, expected):
-    limits = ddpm(options, 5).limits
+    limits = ddpm(options, 5).thresholding
     assert limits.array.dtype == np.float32
     np.testing.assert_array_equal(limits.array, np.array(expected, np.float32))
     assert limits.ratio == (0.995 if "thresholding" in options else None)
@@ -302,7 +306,7 @@ def test_ranks_are_torchs():
     """torch forms the rank in float32, where 0.995·(n-1) keeps few digits behind the point."""
     for ratio in (0.995, 0.9, 1.0, 0.0, 0.37):
         ratio32 = torch.tensor(ratio)
-        limits = Limits(1.0, 2.0, True, ratio)
+        limits = Thresholding(1.0, 2.0, True, ratio)
         for values in [*range(4, 200), *range(600, 300_001, 4999), 4 * 256 * 256, 300_000]:
             (low, high), weight = limits.ranks(values)
             rank = ratio32 * (values - 1)
@@ -315,7 +319,7 @@ def test_quantile_is_torchs():
     rng = np.random.default_rng(0)
     for values in [4, 5, 144, 1000, 4096, 16384, 65536, 300_000, *rng.integers(4, 3000, 20).tolist()]:
         sizes = np.abs(rng.standard_normal(values)).astype(np.float32)
-        limits = Limits(1.0, 2.0, True, 0.995)
+        limits = Thresholding(1.0, 2.0, True, 0.995)
         (low, high), (weight,) = limits.ranks(values)
         falling = np.sort(sizes)[::-1]
         ours = (1 - weight) * falling[low] + weight * falling[high]
@@ -323,7 +327,7 @@ def test_quantile_is_torchs():
 
 
 def test_ranks_without_thresholding():
-    places, weight = Limits(1.0, 1.0, False, None).ranks(100)
+    places, weight = Thresholding(1.0, 1.0, False, None).ranks(100)
     assert places.tolist() == [0, 0]
     assert weight.tolist() == [0]
     assert (places.dtype, weight.dtype) == (np.int64, np.float32)
@@ -333,7 +337,7 @@ def test_ranks_needed():
     assert ranks_needed(0.995, 4 * 256 * 256) == 1312
     assert ranks_needed(None, 4 * 256 * 256) == 1
     for ratio in (0.995, 0.9, 1.0, 0.0):
-        limits, most = Limits(1.0, 2.0, True, ratio), 0
+        limits, most = Thresholding(1.0, 2.0, True, ratio), 0
         for values in range(1, 1000):
             most = max(most, *(limits.ranks(values)[0] + 1).tolist())
             assert most <= ranks_needed(ratio, values) <= most + 1
@@ -343,11 +347,11 @@ def test_each_picture_has_its_own_threshold():
     x = np.random.default_rng(0).standard_normal((3, 4, 8, 8)).astype(np.float32) * np.float32(4)
     x *= np.array([0.1, 1, 2], np.float32).reshape(3, 1, 1, 1)
     solved = ddpm({"thresholding": True, "sample_max_value": None, "prediction_type": "sample"}, 5)
-    together = reference_step(solved.rows[0], solved.limits, x, x, None, x, x)[1]
+    together = reference_step(solved.coefficients[0], solved.thresholding, x, x, None, x, x)[1]
     for i in range(3):
         one = x[i : i + 1]
         np.testing.assert_array_equal(
-            reference_step(solved.rows[0], solved.limits, one, one, None, one, one)[1][0], together[i]
+            reference_step(solved.coefficients[0], solved.thresholding, one, one, None, one, one)[1][0], together[i]
         )
 
 
@@ -355,7 +359,7 @@ def test_reference_step_is_the_contract():
     """Every column at once, against docs/bundle.md written out for one number."""
     row = np.array([0.5, 0.25, 0.75, 0.125, -0.5, 0.0625, -2.0, -1.0, 1.0], np.float32)
     x, m, v, noise, before = (np.full((1, 1), value, np.float32) for value in (2.0, 4.0, 0.5, -1.5, 3.0))
-    x_next, x0 = reference_step(row, Limits(1.5, 1.5, False, None), x, m, v, noise, before)
+    x_next, x0 = reference_step(row, Thresholding(1.5, 1.5, False, None), x, m, v, noise, before)
     sigma = math.exp(0.5 * (-2 + 0.75 * 1))
     assert x0.item() == 1.5
     expected = 0.75 * 1.5 + 0.125 * 2 - 0.5 * 4 + 0.0625 * 3 + sigma * -1.5
@@ -365,7 +369,7 @@ def test_reference_step_is_the_contract():
 def test_tables_cannot_be_changed():
     solved = ddpm(DECODER, 5)
     with pytest.raises(ValueError, match="read-only"):
-        solved.rows[0, 0] = 1
+        solved.coefficients[0, 0] = 1
     with pytest.raises(FrozenInstanceError):
         solved.learned = False
 
@@ -374,9 +378,9 @@ def test_tables_cannot_be_changed():
     ("config", "learned"), [(DECODER, True), (DECODER | {"_class_name": "DDIMScheduler"}, False), (PRIOR, False)]
 )
 def test_learned_says_whether_the_network_must_predict_a_variance(config, learned):
-    solved = table(config, 10)
+    solved = solve(config, 10)
     assert solved.learned == learned
-    assert (solved.rows[:, 6] != solved.rows[:, 7]).any() == learned
+    assert (solved.coefficients[:, 6] != solved.coefficients[:, 7]).any() == learned
 
 
 # Configs
@@ -386,8 +390,10 @@ def test_learned_says_whether_the_network_must_predict_a_variance(config, learne
 def test_every_option_of_diffusers_is_known_with_its_default(name):
     parameters = inspect.signature(CLASSES[name].__init__).parameters
     theirs = {key: p.default for key, p in parameters.items() if key != "self"}
-    assert theirs == {key: default for key, (default, _) in scheduler_configs.CLASSES[name].items()}
-    np.testing.assert_array_equal(table(of_class(name), 7).rows, table(of_class(name, **theirs), 7).rows)
+    assert theirs == {key: default for key, (default, _) in configs.CLASSES[name].items()}
+    np.testing.assert_array_equal(
+        solve(of_class(name), 7).coefficients, solve(of_class(name, **theirs), 7).coefficients
+    )
 
 
 @pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler"])
@@ -395,9 +401,9 @@ def test_options_of_other_schedulers_that_diffusers_ignores(name):
     cls = CLASSES[name]
     foreign = set().union(*(cls._get_init_keys(other) for other in cls._get_compatibles()))
     foreign -= cls._get_init_keys(cls) | {"args", "kwargs"}
-    assert foreign <= scheduler_configs.FOREIGN
+    assert foreign <= configs.FOREIGN
     config = of_class(name, _diffusers_version="0.42.1", **dict.fromkeys(foreign, "anything"))
-    np.testing.assert_array_equal(table(config, 7).rows, table(of_class(name), 7).rows)
+    np.testing.assert_array_equal(solve(config, 7).coefficients, solve(of_class(name), 7).coefficients)
 
 
 def stored(scheduler):
@@ -408,7 +414,9 @@ def stored(scheduler):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_stored_configs_are_read(name):
     config = PUBLISHED[name]
-    np.testing.assert_array_equal(table(stored(diffusers_scheduler(config)), 7).rows, table(config, 7).rows)
+    np.testing.assert_array_equal(
+        solve(stored(diffusers_scheduler(config)), 7).coefficients, solve(config, 7).coefficients
+    )
 
 
 SWITCHED = [
@@ -496,7 +504,7 @@ def test_why_a_switch_drops_the_variance():
 )
 def test_refused_options(options, message):
     with pytest.raises(InputError, match=message):
-        table(of_class("DDPMScheduler", **options), 10)
+        solve(of_class("DDPMScheduler", **options), 10)
 
 
 @pytest.mark.parametrize("beta_schedule", ["laplace", "sigmoid"])
@@ -523,7 +531,7 @@ def test_refused_options_of_unclip(options, message):
 @pytest.mark.parametrize("name", CLASSES)
 def test_refused_steps(name, steps):
     with pytest.raises(InputError, match=r"number of steps must be a whole number from [12] to 1000, not "):
-        table(of_class(name), steps)
+        solve(of_class(name), steps)
 
 
 def test_unclip_needs_two_steps():
@@ -532,26 +540,26 @@ def test_unclip_needs_two_steps():
 
 
 def test_numpy_integers_are_steps():
-    np.testing.assert_array_equal(ddpm({}, np.int64(7)).rows, ddpm({}, 7).rows)
+    np.testing.assert_array_equal(ddpm({}, np.int64(7)).coefficients, ddpm({}, 7).coefficients)
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan, math.inf, "0", None, True])
 def test_refused_eta(eta):
     for name in CLASSES:
         with pytest.raises(InputError, match="eta must be a number from 0 to 1, not"):
-            table(of_class(name), 10, eta=eta)
+            solve(of_class(name), 10, eta=eta)
 
 
 @pytest.mark.parametrize("name", ["DDPMScheduler", "UnCLIPScheduler"])
 def test_eta_belongs_to_ddim(name):
     with pytest.raises(InputError, match="eta is an option of DDIM"):
-        table(of_class(name), 10, eta=0.5)
+        solve(of_class(name), 10, eta=0.5)
 
 
 @pytest.mark.parametrize("config", [{}, of_class("PNDMScheduler"), of_class(None), of_class(["DDPMScheduler"]), None])
 def test_refused_classes(config):
     with pytest.raises(InputError, match="must be one of DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler"):
-        table(config, 10)
+        solve(config, 10)
 
 
 @pytest.mark.parametrize("name", ["euler", "UnCLIP", "", None, 3])

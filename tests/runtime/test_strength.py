@@ -39,7 +39,7 @@ def diffusers_scheduler(config: dict[str, Any], steps: int) -> Any:
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("steps", [10, 25])
 def test_scales_are_those_of_add_noise(name: str, steps: int) -> None:
-    table = schedulers.table(CONFIGS[name], steps)
+    table = schedulers.solve(CONFIGS[name], steps)
     theirs = diffusers_scheduler(CONFIGS[name], steps)
     rng = np.random.default_rng(0)
     picture, noise = rng.standard_normal((2, len(table.timesteps), 5)).astype(np.float32)
@@ -56,7 +56,7 @@ def test_scales_are_those_of_add_noise(name: str, steps: int) -> None:
 def test_the_steps_that_are_left_are_those_of_diffusers(steps: int, strength: float) -> None:
     theirs = SimpleNamespace(scheduler=diffusers_scheduler(CONFIGS["DDPM"], steps))
     expected, _ = KandinskyV22Img2ImgPipeline.get_timesteps(theirs, steps, strength, "cpu")
-    table = schedulers.table(CONFIGS["DDPM"], steps)
+    table = schedulers.solve(CONFIGS["DDPM"], steps)
     if not len(expected):  # diffusers fails later, over a tensor without elements
         with pytest.raises(InputError, match=f"strength {strength:g} leaves none of {steps} steps"):
             table.last_part(strength)
@@ -64,6 +64,6 @@ def test_the_steps_that_are_left_are_those_of_diffusers(steps: int, strength: fl
     part = table.last_part(strength)
     np.testing.assert_array_equal(part.timesteps, expected)
     count = len(part.timesteps)
-    np.testing.assert_array_equal(part.rows, table.rows[-count:])
+    np.testing.assert_array_equal(part.coefficients, table.coefficients[-count:])
     np.testing.assert_array_equal(part.scales, table.scales[-count:])
     np.testing.assert_array_equal(part.noisy, table.noisy[-count:])

@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 from kandinsky22 import BundleError, InputError, KandinskyError, Pipeline
-from kandinsky22.stages import Stages
+from kandinsky22.components import Components
 
 from .handmade import GRAPHS, MORE_GRAPHS, write_bundle
 
@@ -167,7 +167,7 @@ REFUSED: list[tuple[str, Callable[[Pipeline], Any]]] = [
 def test_bad_inputs_are_one_sentence(
     message: str, call: Callable[[Pipeline], Any], pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(Stages, "use")  # nothing may be loaded, let alone run
+    monkeypatch.delattr(Components, "use")  # nothing may be loaded, let alone run
     _refused(message, lambda: call(pipe), InputError)
 
 
@@ -195,7 +195,7 @@ FILES = [
 def test_bad_files_are_one_sentence(
     role: str, name: str, message: str, files: Path, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(Stages, "use")
+    monkeypatch.delattr(Components, "use")
     path = files / name
     calls = {
         "image": img2img(image=path),
@@ -208,7 +208,7 @@ def test_bad_files_are_one_sentence(
 
 
 def test_a_mask_that_is_too_fine_for_the_latents_is_refused(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(Stages, "use")
+    monkeypatch.delattr(Components, "use")
     fine = np.zeros((64, 64), bool)
     fine[3, 3] = True
     image = np.zeros((64, 64, 3), np.uint8)
@@ -236,7 +236,7 @@ def test_a_bundle_without_the_component_says_which(
 ) -> None:
     graphs = {name: text for name, text in {**GRAPHS, **MORE_GRAPHS}.items() if name != missing}
     with Pipeline.load(write_bundle(tmp_path / "bundle", graphs), "onnxruntime") as pipe:
-        monkeypatch.delattr(Stages, "use")
+        monkeypatch.delattr(Components, "use")
         _refused(f"has no component {missing!r}", lambda: call(pipe), BundleError)
 
 

@@ -9,22 +9,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kandinsky22 import BackendError, BundleError, Cancelled, Pipeline, plan_choice, trt
+from kandinsky22 import BackendError, BundleError, Cancelled, Pipeline
 from kandinsky22.arrays import Array
-from kandinsky22.backends import Settings, device, device_component
-from kandinsky22.backends.device import Lender
+from kandinsky22.backends import Settings
+from kandinsky22.backends.cuda import gpu
+from kandinsky22.backends.cuda.component import SHAPES_KEPT
+from kandinsky22.backends.cuda.gpu import SharedGpu
+from kandinsky22.backends.cuda.runtime import Cuda
 from kandinsky22.backends.onnxruntime import CPU
-from kandinsky22.backends.tensorrt import TensorRtBackend, TensorRtComponent
-from kandinsky22.bundle import Bundle
-from kandinsky22.cuda import Cuda
-from kandinsky22.plan_records import PlanRecord, Profile
-from kandinsky22.stages import Stages
+from kandinsky22.backends.tensorrt import choice, library
+from kandinsky22.backends.tensorrt.component import TensorRtBackend, TensorRtComponent
+from kandinsky22.backends.tensorrt.profile import Profile
+from kandinsky22.backends.tensorrt.records import PlanRecord
+from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.components import Components
 
 from .fake_cuda import WAITING, FakeCuda, Status
 from .fake_tensorrt import RANGES, FakeContext, FakeEngine, FakeTensorRt
 from .handmade import assert_same, feeds
 
-H100 = trt.Device("Imagined GPU", (9, 0))
+H100 = gpu.Device("Imagined GPU", (9, 0))
 QUICK: dict[str, Any] = {"height": 64, "width": 128, "num_inference_steps": 5, "prior_num_inference_steps": 3}
 SCHEDULES = {"late": (), "work early": (0,), "copies early": (1,), "early": (0, 1)}
 
@@ -62,16 +66,16 @@ class Machine:
         self.bundle = bundle
         self.cuda = FakeCuda(eager)
         self.tensorrt = FakeTensorRt(self.cuda)
-        self.flavour = trt.Flavour("tensorrt", self.tensorrt, self.tensorrt.__version__)  # type: ignore[arg-type]
-        self.lender = Lender(lambda: Cuda(self.cuda))
-        self.backend = TensorRtBackend(self.lender)
+        self.flavour = library.Flavour("tensorrt", self.tensorrt, self.tensorrt.__version__)  # type: ignore[arg-type]
+        self.shared_gpu = SharedGpu(lambda: Cuda(self.cuda))
+        self.backend = TensorRtBackend(self.shared_gpu)
         self.plans = {name: str(bundle.graph(name)).encode() for name in bundle.manifest.components}
         self.asked: list[Any] = []
-        monkeypatch.setattr(trt, "gpu", lambda: H100)
-        monkeypatch.setattr(trt, "flavours", lambda: [self.flavour])
-        monkeypatch.setattr(trt, "flavour", lambda name: self.flavour)
-        monkeypatch.setattr(plan_choice, "refusal", lambda *arguments: None)
-        monkeypatch.setattr(plan_choice, "verified_plan", self.plan)
+        monkeypatch.setattr(gpu, "gpu", lambda: H100)
+        monkeypatch.setattr(library, "flavours", lambda: [self.flavour])
+        monkeypatch.setattr(library, "flavour", lambda name: self.flavour)
+        monkeypatch.setattr(choice, "refusal", lambda *arguments: None)
+        monkeypatch.setattr(choice, "verified_plan", self.plan)
 
     def plan(self, bundle: Bundle, name: str, flavour: Any, gpu: Any, shapes: Any = None) -> Any:
         self.asked.append(shapes)
@@ -86,7 +90,7 @@ class Machine:
         return component
 
     def pipeline(self, **options: Any) -> Pipeline:
-        return Pipeline(Stages(self.bundle, self.backend, Settings(), low_memory=False, **options))
+        return Pipeline(Components(self.bundle, self.backend, Settings(), low_memory=False, **options))
 
 
 @pytest.fixture(params=SCHEDULES.values(), ids=SCHEDULES)
@@ -155,8 +159,8 @@ def test_the_pictures_equal_the_cpu_s(any_machine: Machine, handmade_bundle: Bun
 
 
 def test_large_tables_travel_in_pieces(machine: Machine, plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    staging = device.Staging
-    monkeypatch.setattr(device, "Staging", lambda cuda: staging(cuda, piece=1000))  # a noise array is 3072 bytes
+    staging = gpu.Staging
+    monkeypatch.setattr(gpu, "Staging", lambda cuda: staging(cuda, piece=1000))  # a noise array is 3072 bytes
     component = machine.load("decoder_step")
     assert_same(component.loop(*feeds()), plain.loop(*feeds()))
     component.close()
@@ -209,7 +213,7 @@ def test_a_graph_is_captured_once_for_a_shape(machine: Machine, loaded: TensorRt
 def test_the_shapes_that_were_used_longest_ago_make_room(machine: Machine, loaded: TensorRtComponent) -> None:
     for width in (12, 11, 10, 9, 12, 8):
         loaded.loop(*feeds(2, (8, width)))
-    assert machine.tensorrt.contexts == device_component.SHAPES_KEPT
+    assert machine.tensorrt.contexts == SHAPES_KEPT
     captures = machine.cuda.names().count("cudaStreamBeginCapture")
     loaded.loop(*feeds(2, (8, 12)))
     assert machine.cuda.names().count("cudaStreamBeginCapture") == captures
@@ -384,15 +388,15 @@ def test_a_precision_that_the_plan_has_not_is_refused(machine: Machine, handmade
 def test_availability_says_why_not(machine: Machine, handmade_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     found = machine.backend.availability(handmade_bundle)
     assert (found.usable, found.gpu, found.version) == (True, True, "tensorrt 11.4.0")
-    monkeypatch.setattr(plan_choice, "refusal", lambda bundle, name, flavour, gpu: f"there is no plan of {name}")
+    monkeypatch.setattr(choice, "refusal", lambda bundle, name, flavour, gpu: f"there is no plan of {name}")
     assert machine.backend.availability().usable
     found = machine.backend.availability(handmade_bundle)
     assert (found.usable, found.reason) == (False, "there is no plan of text_encoder")
 
-    def missing() -> trt.Device:
+    def missing() -> gpu.Device:
         raise BackendError("There is no NVIDIA GPU here (cudaErrorNoDevice).")
 
-    monkeypatch.setattr(trt, "gpu", missing)
+    monkeypatch.setattr(gpu, "gpu", missing)
     assert machine.backend.availability().reason == "There is no NVIDIA GPU here (cudaErrorNoDevice)"
 
 

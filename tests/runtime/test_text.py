@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
-from kandinsky22.bundle import Bundle
-from kandinsky22.text import Tokenizer
+from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.conditioning.tokenizer import Tokenizer
 
 TEXTS = [
     "",

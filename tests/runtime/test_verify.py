@@ -13,12 +13,15 @@ import numpy as np
 import onnx
 import pytest
 
-from kandinsky22 import BackendError, BundleError, InputError, backends, cli, sample_inputs, verify
+from kandinsky22 import BackendError, BundleError, InputError, backends
 from kandinsky22.backends import Settings
 from kandinsky22.backends.onnxruntime import CPU
-from kandinsky22.bundle import MANIFEST, Bundle, FileRecord, Manifest
-from kandinsky22.checksums import sha256
-from kandinsky22.plan_records import Profile
+from kandinsky22.backends.tensorrt.profile import Profile
+from kandinsky22.bundle.bundle import MANIFEST, Bundle
+from kandinsky22.bundle.checksums import sha256
+from kandinsky22.bundle.manifest import FileRecord, Manifest
+from kandinsky22.cli import main
+from kandinsky22.measure import inputs, verify
 
 SMALL = Profile(64, 128, 256, 2)
 
@@ -126,16 +129,16 @@ def test_the_bounds_are_those_of_the_coarser_precision(handmade_bundle: Bundle) 
 
 def test_the_inputs_are_those_of_a_real_run_and_depend_on_the_seed_alone(handmade_bundle: Bundle) -> None:
     shapes = {"input_ids": (4, 8)}
-    (ids,) = sample_inputs.feeds(handmade_bundle, "text_encoder", shapes, 3).values()
-    np.testing.assert_array_equal(ids, sample_inputs.feeds(handmade_bundle, "text_encoder", shapes, 3)["input_ids"])
-    assert (ids != sample_inputs.feeds(handmade_bundle, "text_encoder", shapes, 4)["input_ids"]).any()
+    (ids,) = inputs.feeds(handmade_bundle, "text_encoder", shapes, 3).values()
+    np.testing.assert_array_equal(ids, inputs.feeds(handmade_bundle, "text_encoder", shapes, 3)["input_ids"])
+    assert (ids != inputs.feeds(handmade_bundle, "text_encoder", shapes, 4)["input_ids"]).any()
     assert ids.dtype == np.int64
     assert (ids >= 0).all()
     assert (ids[:, -1] == 7).all()
     specs = handmade_bundle.component("prior_step").inputs
     sizes = {"B": 3, "G": 2}
     shapes = {spec.name: tuple(sizes[d] if isinstance(d, str) else d for d in spec.shape) for spec in specs}
-    drawn = sample_inputs.feeds(handmade_bundle, "prior_step", shapes, 0)
+    drawn = inputs.feeds(handmade_bundle, "prior_step", shapes, 0)
     assert {name: array.shape for name, array in drawn.items()} == shapes
     assert {spec.name: drawn[spec.name].dtype.name for spec in specs} == {spec.name: spec.dtype for spec in specs}
     assert drawn["guidance"].tolist() == [-3, 4]
@@ -157,18 +160,18 @@ def test_the_command_prints_a_table_and_fails_where_numbers_are_wrong(
 ) -> None:
     command = ["verify", str(handmade_bundle.path), "--backend", "openvino", "--precision", "fp32", "--max", "128"]
     command += ["--min", "64", "--at", "min", "--component", "decoder_step"]
-    assert cli.main(command) == 0
+    assert main.main(command) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
-    assert cli.main([*command, "--json"]) == 0
+    assert main.main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["backend"]["name"] == "openvino"
     assert [check["good"] for check in report["checks"]] == [True, True]
 
     wrong = Wrong(altered(handmade_bundle, tmp_path / "wrong", "decoder_step", swap))
     monkeypatch.setattr(backends, "get", lambda name, bundle: wrong)
-    assert cli.main(command) == 1
+    assert main.main(command) == 1
     printed = capsys.readouterr()
     assert "WRONG" in printed.out
     assert printed.err.splitlines()[-1].startswith("error: decoder_step: the numbers are wrong")
-    assert cli.main([*command, "--max", "100"]) == 1
+    assert main.main([*command, "--max", "100"]) == 1
     assert "expected multiples of 64" in capsys.readouterr().err

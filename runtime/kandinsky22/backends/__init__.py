@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kandinsky22.arrays import Array
-from kandinsky22.bundle import Bundle
+from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.errors import BackendError
 
 OnStep = Callable[[int, Mapping[str, Array]], "Mapping[str, Array] | None"]

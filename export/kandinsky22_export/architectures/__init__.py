@@ -1,0 +1,1 @@
+"""What a model family has, and what must fit together."""

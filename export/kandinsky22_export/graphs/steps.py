@@ -1,0 +1,317 @@
+"""Step graphs: network, guidance and scheduler update of one denoising step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kandinsky22.bundle.manifest import TensorSpec
+from kandinsky22_export.graphs import rewrites
+from kandinsky22_export.graphs.base import Graph
+from kandinsky22_export.graphs.encoders import hint_channels
+from kandinsky22_export.graphs.update import COEFFICIENTS, guide, largest_values_quantile, scheduler_update
+
+STATE = {"latents": "latents_next", "x0_before": "x0"}
+
+
+class Step(Graph):
+    """What all step graphs share: how the feeds are drawn."""
+
+    def draw(self, spec: TensorSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Feeds that reach every term of the update: no coefficient is zero, the variance is learned, x0 is cut."""
+        match spec.name:
+            case "timestep":
+                return torch.randint(1, 999, shape, generator=generator).float()
+            case "coefficients":
+                return torch.tensor([1.1, -0.4, 0.6, 0.5, -0.2, 0.3, -3.0, -1.0, 1.0])
+            case "guidance":
+                return torch.tensor([-3.0, 4.0]) if shape[0] == 2 else torch.ones(1)
+            case _:
+                return super().draw(spec, shape, generator)
+
+
+class PriorStep(Step):
+    """One whole step of the prior: network, guidance, scheduler."""
+
+    name = "prior_step"
+
+    def __init__(self, network: nn.Module):
+        config: Any = network.config
+        tokens, embedding = config.num_embeddings, config.embedding_dim
+        shape = ("B", embedding)
+        super().__init__(
+            network,
+            inputs=(
+                *_step_inputs(shape),
+                TensorSpec("text_embeds", "float32", ("G", "B", config.embedding_proj_dim or embedding)),
+                TensorSpec("text_hidden", "float32", ("G", "B", tokens, embedding)),
+                TensorSpec("text_mask", "bool", ("G", "B", tokens)),
+            ),
+            outputs=_step_outputs(shape),
+            example={"B": 3, "G": 2},
+            checks=({"B": 1, "G": 2}, {"B": 2, "G": 1}),
+            state=STATE,
+        )
+
+    def forward(
+        self,
+        latents: Tensor,
+        x0_before: Tensor,
+        timestep: Tensor,
+        coefficients: Tensor,
+        noise: Tensor,
+        guidance: Tensor,
+        thresholding: Tensor,
+        text_embeds: Tensor,
+        text_hidden: Tensor,
+        text_mask: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """State (B, E) and conditioning (G, B, …) -> `latents_next`, `x0`, both float32 (B, E)."""
+        network = self.network
+        output = network(
+            _repeat(latents, text_embeds).to(network.dtype),
+            timestep,
+            proj_embedding=text_embeds.flatten(0, 1).to(network.dtype),
+            encoder_hidden_states=text_hidden.flatten(0, 1).to(network.dtype),
+            attention_mask=text_mask.flatten(0, 1),
+            return_dict=False,
+        )[0]
+        branches = output.float().unflatten(0, text_embeds.shape[:2])
+        model = guide(branches, guidance)
+        quantile = torch.zeros_like(thresholding[:1])
+        return scheduler_update(
+            latents, x0_before, model, torch.zeros_like(model), coefficients, noise, thresholding, quantile
+        )
+
+    def draw(self, spec: TensorSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """As `Step.draw`; x0 is clipped to 1.5, and masks keep a beginning of every text."""
+        match spec.name:
+            case "thresholding":
+                return torch.tensor([1.5, 1.5, 0.0])
+            case "text_mask":
+                lengths = torch.randint(2, shape[-1], (*shape[:-1], 1), generator=generator)
+                return torch.arange(shape[-1]) < lengths
+            case _:
+                return super().draw(spec, shape, generator)
+
+
+class UNetStep(Step):
+    """What the steps of all UNets share: network, guidance, dynamic thresholding, scheduler.
+
+    `ranks` is K of docs/bundle.md: among how many of the largest |x0| of a picture the quantile is looked up. Of the
+    UNet's input channels, `channels` are latents that are denoised. `more` are inputs of this task alone.
+    """
+
+    def __init__(self, network: nn.Module, ranks: int, channels: int, more: tuple[TensorSpec, ...] = ()):
+        config: Any = network.config
+        shape = ("B", channels, "h", "w")
+        # The UNet halves height and width at every level but the last, and cannot make odd ones whole again.
+        unit = 2 ** (len(config.block_out_channels) - 1)
+        super().__init__(
+            network,
+            inputs=(
+                *_step_inputs(shape),
+                TensorSpec("ranks", "int64", (2,)),
+                TensorSpec("rank_weight", "float32", (1,)),
+                TensorSpec("image_embeds", "float32", ("G", "B", config.encoder_hid_dim)),
+                *more,
+            ),
+            outputs=_step_outputs(shape),
+            example={"B": 3, "G": 2, "h": 2 * unit, "w": 3 * unit},
+            checks=({"B": 1, "G": 2, "h": 4 * unit, "w": unit}, {"B": 2, "G": 1, "h": unit, "w": 2 * unit}),
+            state=STATE,
+        )
+        rewrites.fold_upsampling(network)
+        self.ranks, self.channels = ranks, channels
+        self.units = {"h": unit, "w": unit}
+
+    def predict(
+        self, sample: Tensor, timestep: Tensor, guidance: Tensor, image_embeds: Tensor, hint: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """m and v of docs/bundle.md, float32 (B, C, h, w), for what the UNet sees: `sample` and `hint` (B, …)."""
+        network = self.network
+        conditioning = {"image_embeds": image_embeds.flatten(0, 1).to(network.dtype)}
+        if hint is not None:
+            conditioning["hint"] = _repeat(hint, image_embeds).to(network.dtype)
+        output = network(
+            _repeat(sample, image_embeds).to(network.dtype),
+            timestep,
+            encoder_hidden_states=None,
+            added_cond_kwargs=conditioning,
+            return_dict=False,
+        )[0]
+        branches = output.float().unflatten(0, image_embeds.shape[:2])
+        model = guide(branches[:, :, : self.channels], guidance)
+        learned = network.config.out_channels == 2 * self.channels
+        return model, branches[-1, :, self.channels :] if learned else torch.zeros_like(model)
+
+    def update(
+        self,
+        latents: Tensor,
+        x0_before: Tensor,
+        model: Tensor,
+        variance: Tensor,
+        coefficients: Tensor,
+        noise: Tensor,
+        thresholding: Tensor,
+        ranks: Tensor,
+        rank_weight: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """`latents_next` and `x0`, cut at the quantile of |x0| where `thresholding` say so."""
+        clean = coefficients[0] * latents + coefficients[1] * model
+        quantile = largest_values_quantile(clean, self.ranks, ranks, rank_weight)
+        return scheduler_update(latents, x0_before, model, variance, coefficients, noise, thresholding, quantile)
+
+    def draw(self, spec: TensorSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """As `Step.draw`; dynamic thresholding is on, with a quantile between two neighbours."""
+        match spec.name:
+            case "thresholding":
+                return torch.tensor([1.0, torch.finfo(torch.float32).max, 1.0])
+            case "ranks":
+                last = self.ranks - 1
+                return torch.tensor([min(2, last), min(3, last)])
+            case "rank_weight":
+                return torch.tensor([0.3])
+            case _:
+                return super().draw(spec, shape, generator)
+
+
+class DecoderStep(UNetStep):
+    """One whole step of the decoder of text to image."""
+
+    name = "decoder_step"
+
+    def __init__(self, network: nn.Module, ranks: int):
+        config: Any = network.config
+        super().__init__(network, ranks, config.in_channels)
+
+    def forward(
+        self,
+        latents: Tensor,
+        x0_before: Tensor,
+        timestep: Tensor,
+        coefficients: Tensor,
+        noise: Tensor,
+        guidance: Tensor,
+        thresholding: Tensor,
+        ranks: Tensor,
+        rank_weight: Tensor,
+        image_embeds: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """State (B, C, h, w) and conditioning (G, B, E) -> `latents_next`, `x0`, both float32 (B, C, h, w)."""
+        model, variance = self.predict(latents, timestep, guidance, image_embeds)
+        return self.update(latents, x0_before, model, variance, coefficients, noise, thresholding, ranks, rank_weight)
+
+
+class ControlnetStep(UNetStep):
+    """One whole step of a UNet that also sees a hint, of which `HintEncoder` has made latents.
+
+    The network loses its own convolutions of the hint.
+    """
+
+    name = "decoder_step_controlnet"
+
+    def __init__(self, network: nn.Module, ranks: int):
+        config: Any = network.config
+        channels = hint_channels(network)
+        hint = TensorSpec("hint_latents", "float32", ("B", channels, "h", "w"))
+        super().__init__(network, ranks, config.in_channels - channels, (hint,))
+        self.network.add_embedding.input_hint_block = nn.Identity()
+
+    def forward(
+        self,
+        latents: Tensor,
+        x0_before: Tensor,
+        timestep: Tensor,
+        coefficients: Tensor,
+        noise: Tensor,
+        guidance: Tensor,
+        thresholding: Tensor,
+        ranks: Tensor,
+        rank_weight: Tensor,
+        image_embeds: Tensor,
+        hint_latents: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """As `DecoderStep.forward`, with `hint_latents` (B, C, h, w) for all branches alike."""
+        model, variance = self.predict(latents, timestep, guidance, image_embeds, hint_latents)
+        return self.update(latents, x0_before, model, variance, coefficients, noise, thresholding, ranks, rank_weight)
+
+
+class InpaintStep(UNetStep):
+    """One whole step of an inpainting UNet, and after it the pasting of what is known.
+
+    The UNet sees the latents, as many channels of the masked picture, and the mask.
+    """
+
+    name = "decoder_step_inpaint"
+
+    def __init__(self, network: nn.Module, ranks: int):
+        config: Any = network.config
+        channels = (config.in_channels - 1) // 2
+        more = (
+            TensorSpec("mask", "float32", ("B", 1, "h", "w")),
+            TensorSpec("known", "float32", ("B", channels, "h", "w")),
+            TensorSpec("known_noise", "float32", ("B", channels, "h", "w")),
+            TensorSpec("known_scales", "float32", (2,)),
+        )
+        super().__init__(network, ranks, channels, more)
+
+    def forward(
+        self,
+        latents: Tensor,
+        x0_before: Tensor,
+        timestep: Tensor,
+        coefficients: Tensor,
+        noise: Tensor,
+        guidance: Tensor,
+        thresholding: Tensor,
+        ranks: Tensor,
+        rank_weight: Tensor,
+        image_embeds: Tensor,
+        mask: Tensor,
+        known: Tensor,
+        known_noise: Tensor,
+        known_scales: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """As `DecoderStep.forward`; where `mask` (B, 1, h, w) is 1, `latents_next` is the noised `known` instead."""
+        sample = torch.cat([latents, known * mask, mask], dim=1)
+        model, variance = self.predict(sample, timestep, guidance, image_embeds)
+        following, x0 = self.update(
+            latents, x0_before, model, variance, coefficients, noise, thresholding, ranks, rank_weight
+        )
+        noised = known_scales[0] * known + known_scales[1] * known_noise
+        return mask * noised + (1 - mask) * following, x0
+
+    def draw(self, spec: TensorSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """As `UNetStep.draw`; half of the mask is 1."""
+        match spec.name:
+            case "mask":
+                return (torch.rand(shape, generator=generator) < 0.5).float()
+            case "known_scales":
+                return torch.tensor([0.8, 0.6])
+            case _:
+                return super().draw(spec, shape, generator)
+
+
+def _repeat(latents: Tensor, conditioning: Tensor) -> Tensor:
+    """`latents` (B, …) once for every branch of `conditioning` (G, B, …): (G·B, …)."""
+    branches = conditioning.shape[0]
+    return latents.unsqueeze(0).expand(branches, *latents.shape).flatten(0, 1)
+
+
+def _step_inputs(shape: tuple[int | str, ...]) -> tuple[TensorSpec, ...]:
+    return (
+        TensorSpec("latents", "float32", shape),
+        TensorSpec("x0_before", "float32", shape),
+        TensorSpec("timestep", "float32", (1,)),
+        TensorSpec("coefficients", "float32", (COEFFICIENTS,)),
+        TensorSpec("noise", "float32", shape),
+        TensorSpec("guidance", "float32", ("G",)),
+        TensorSpec("thresholding", "float32", (3,)),
+    )
+
+
+def _step_outputs(shape: tuple[int | str, ...]) -> tuple[TensorSpec, ...]:
+    return (TensorSpec("latents_next", "float32", shape), TensorSpec("x0", "float32", shape))

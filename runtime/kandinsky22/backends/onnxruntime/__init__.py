@@ -1,0 +1,52 @@
+"""ONNX Runtime: on a GPU where onnxruntime-gpu finds one, else on the CPU, where it runs everywhere.
+
+On the CPU it is the reference that the other backends are compared with: `CPU` runs there whatever else could.
+"""
+
+from __future__ import annotations
+
+from kandinsky22.backends import Availability, LoadedComponent, Settings
+from kandinsky22.backends.cuda import gpu
+from kandinsky22.backends.onnxruntime.cpu import OnnxRuntimeComponent
+from kandinsky22.backends.onnxruntime.cuda import PROVIDER, OnnxRuntimeCudaComponent
+from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS
+from kandinsky22.errors import BackendError
+
+NAME = "onnxruntime"
+
+
+class OnnxRuntimeBackend:
+    """See `kandinsky22.backends.Backend`."""
+
+    def __init__(self, *, gpu: bool = True) -> None:
+        """With `gpu` False, everything runs on the CPU."""
+        self._gpu = gpu
+
+    def availability(self, bundle: Bundle | None = None) -> Availability:
+        """Usable where onnxruntime (or onnxruntime-gpu) imports."""
+        try:
+            import onnxruntime as ort
+        except ImportError as error:
+            return Availability(NAME, False, f"{error}; install it: pip install kandinsky22[cpu]")
+        if not self._gpu or PROVIDER not in ort.get_available_providers():
+            return Availability(NAME, True, "runs on every CPU", ort.__version__, "fp32")
+        try:
+            return Availability(NAME, True, f"runs on {gpu.gpu()}", ort.__version__, "bundle", gpu=True)
+        except BackendError as error:
+            reason = f"runs on every CPU; on a GPU it would, too, but: {str(error).rstrip('.')}"
+            return Availability(NAME, True, reason, ort.__version__, "fp32")
+
+    def load(self, bundle: Bundle, name: str, settings: Settings) -> LoadedComponent:
+        """See `Backend.load`. Its CPU kernels compute in fp32: "bf16" is refused."""
+        if self.availability().gpu:
+            return OnnxRuntimeCudaComponent(bundle, name, settings)
+        if settings.precision not in ("auto", "fp32"):
+            raise BackendError(
+                f"ONNX Runtime's CPU kernels have no {settings.precision}; use precision fp32, or the openvino backend."
+            )
+        return OnnxRuntimeComponent(bundle.graph(name, ATTENTION_IN_PARTS), bundle.component(name), settings)
+
+
+BACKEND = OnnxRuntimeBackend()
+CPU = OnnxRuntimeBackend(gpu=False)

@@ -1,0 +1,53 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kandinsky22.arrays import Array
+from kandinsky22.backends import OnStep, PerStep, Settings
+from kandinsky22.backends.loop import plain_loop
+from kandinsky22.bundle.manifest import Component
+from kandinsky22.errors import BackendError, first_line
+
+
+class OnnxRuntimeComponent:
+    """One inference session."""
+
+    def __init__(self, graph: Path, component: Component, settings: Settings) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # errors only: its warnings are about its own optimiser
+        if settings.threads is not None:
+            options.intra_op_num_threads = settings.threads
+        try:
+            self._session: Any = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the library's own classes derive from Exception alone
+            raise BackendError(f"ONNX Runtime {ort.__version__} cannot load {graph}: {first_line(error)}") from error
+        self._outputs = [spec.name for spec in component.outputs]
+        self._feedback = component.state
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """See `LoadedComponent.run`."""
+        try:
+            values = self._session.run(self._outputs, dict(feeds))
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime failed: {first_line(error)}") from error
+        return dict(zip(self._outputs, values, strict=True))
+
+    def loop(
+        self,
+        state: Mapping[str, Array],
+        per_step: PerStep,
+        constants: Mapping[str, Array],
+        on_step: OnStep | None = None,
+    ) -> dict[str, Array]:
+        """See `LoadedComponent.loop`."""
+        return plain_loop(self.run, self._feedback, state, per_step, constants, on_step)
+
+    def close(self) -> None:
+        """See `LoadedComponent.close`."""
+        self._session = None

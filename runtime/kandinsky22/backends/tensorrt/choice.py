@@ -1,0 +1,164 @@
+"""Plans, chosen: the one that belongs to this bundle, this TensorRT and this GPU, or a sentence why none does.
+
+A plan is code for one TensorRT version and certain GPUs, and deserialising it runs it. So `verified_plan` hands it out
+only where every word of its record fits. docs/tensorrt.md describes the folder; `plans` writes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kandinsky22.backends.cuda.gpu import Device
+from kandinsky22.backends.tensorrt.library import Flavour, rtx_targets
+from kandinsky22.backends.tensorrt.profile import Profile
+from kandinsky22.backends.tensorrt.records import PlanRecord
+from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.errors import BundleError
+
+FOLDER = "tensorrt"
+"""Of the bundle, where plans lie."""
+
+
+def onnx_hashes(bundle: Bundle, name: str) -> dict[str, str]:
+    """SHA-256 of the files of a component, external data included, as the manifest has them."""
+    return {file: bundle.manifest.files[file].sha256 for file in bundle.component(name).files}
+
+
+def plan_folder(bundle: Bundle, flavour: Flavour, device: Device | None, profile: Profile) -> Path:
+    """Where plans of this flavour, GPU (None: RTX) and profile lie: `tensorrt/rtx-1.7.1.116-384-1024-2048-b1`."""
+    target = "rtx" if device is None else re.sub(r"[^a-z0-9]+", "-", device.name.lower()).strip("-")
+    return bundle.path / FOLDER / f"{target}-{flavour.version}-{profile}"
+
+
+def read_record(path: Path) -> PlanRecord:
+    """The record in a file. Raises BundleError where it cannot be read, or names a plan outside of its folder."""
+    try:
+        record = PlanRecord.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path} is not the record of a plan ({error!r})") from error
+    if re.fullmatch(r"[\w-]+\.plan", record.plan) is None:
+        raise BundleError(f"{path} names a plan outside of its folder ({record.plan})")
+    return record
+
+
+def verified_plan(
+    bundle: Bundle,
+    component: str,
+    flavour: Flavour,
+    device: Device,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> tuple[bytes, PlanRecord]:
+    """The plan of a component for this TensorRT and this GPU, with its record, after every check.
+
+    Of several that fit, it is the one for the narrowest range that takes inputs of `shapes` (by name), or the one for
+    the widest range where no shapes are given. The bytes are those whose SHA-256 was compared: nothing is read twice.
+
+    Raises BundleError where there is none; the sentence says what differs and which command mends it.
+    """
+    path, record = _choose(bundle, component, flavour, device, shapes)
+    try:
+        return _read_plan(path.parent / record.plan, record, bundle, flavour), record
+    except BundleError:
+        if read_record(path) == record:
+            raise
+    # A build has replaced the plan between the reading of its record and of its bytes.
+    return verified_plan(bundle, component, flavour, device, shapes)
+
+
+def refusal(
+    bundle: Bundle,
+    component: str,
+    flavour: Flavour,
+    device: Device,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> str | None:
+    """Why `verified_plan` would refuse, as far as the records tell; None where they fit. Reads no plan."""
+    try:
+        _choose(bundle, component, flavour, device, shapes)
+    except BundleError as error:
+        return str(error)
+    return None
+
+
+def _choose(
+    bundle: Bundle,
+    component: str,
+    flavour: Flavour,
+    device: Device,
+    shapes: Mapping[str, Sequence[int]] | None,
+) -> tuple[Path, PlanRecord]:
+    """The record that fits, and its path. Raises BundleError with a sentence about the one that comes closest."""
+    bundle.component(component)
+    fitting, refused = [], []
+    for path in sorted((bundle.path / FOLDER).glob(f"*/{component}.json")):
+        try:
+            record = read_record(path)
+        except BundleError as error:
+            refused.append(([str(error)], _command(bundle, flavour)))
+            continue
+        if record.component != component or record.flavour != flavour.name:
+            continue
+        differences, mend = _differences(record, bundle, flavour, device, shapes)
+        if differences:
+            refused.append(([f"The plan of {path} cannot be used", *differences], mend))
+        else:
+            fitting.append((path, record))
+    if fitting:
+        choose = max if shapes is None else min
+        return choose(fitting, key=lambda pair: pair[1].profile.width)
+    if refused:
+        differences, mend = min(refused, key=lambda each: len(each[0]))
+        raise BundleError(f"{': '.join(differences[:2])}{''.join('; ' + each for each in differences[2:])}. {mend}")
+    raise BundleError(f"{bundle.path} has no plan of {component} for {flavour.name}. {_command(bundle, flavour)}")
+
+
+def _differences(
+    record: PlanRecord,
+    bundle: Bundle,
+    flavour: Flavour,
+    device: Device,
+    shapes: Mapping[str, Sequence[int]] | None,
+) -> tuple[list[str], str]:
+    """What keeps a plan from being used here, as clauses of a sentence, and the sentence that mends it."""
+    found = []
+    mend = _command(bundle, flavour, record.profile)
+    if record.version != flavour.version:
+        found.append(f"it was built by {flavour.name} {record.version}, this is {flavour.version}")
+    if record.device is not None and record.device != device:
+        found.append(f"it was built for the GPU {record.device}, this is {device}")
+    capability = "{}.{}".format(*device.compute_capability)
+    if record.device is None and capability not in record.targets:
+        found.append(f"it was built for the compute capabilities {', '.join(record.targets)}, this is {device}")
+        mend = (
+            _command(bundle, flavour, record.profile, f" --target {capability}")
+            if capability in rtx_targets(flavour.module, turing=True)
+            else "TensorRT for RTX does not run on this GPU; use the flavour tensorrt."
+        )
+    if record.onnx != onnx_hashes(bundle, record.component):
+        found.append("it was built from another ONNX graph (its SHA-256 is not the manifest's)")
+    if shapes is not None and (misfit := record.misfit(shapes)) is not None:
+        found.append(misfit)
+        mend = f"Ask for another size or fewer pictures at once, or build for these. {_command(bundle, flavour)}"
+    return found, mend
+
+
+def _command(bundle: Bundle, flavour: Flavour, profile: Profile | None = None, more: str = "") -> str:
+    sizes = "--min … --max … --batch …" if profile is None else profile.arguments()
+    return f"Build it: kandinsky22 build {bundle.path} --flavour {flavour.name} {sizes}{more}"
+
+
+def _read_plan(path: Path, record: PlanRecord, bundle: Bundle, flavour: Flavour) -> bytes:
+    """The bytes of a plan that are what was built."""
+    mend = _command(bundle, flavour, record.profile)
+    try:
+        plan = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}). {mend}") from error
+    if len(plan) != record.bytes:
+        raise BundleError(f"{path} has {len(plan)} bytes, its record says {record.bytes}. {mend}")
+    if hashlib.sha256(plan).hexdigest() != record.sha256:
+        raise BundleError(f"{path} is not the plan that was built (its SHA-256 differs). {mend}")
+    return plan

@@ -1,0 +1,174 @@
+"""`kandinsky22 doctor`: what this machine can run, and whether a bundle is sound and what it can do."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import kandinsky22
+from kandinsky22 import machine
+from kandinsky22.errors import BundleError
+
+if TYPE_CHECKING:
+    from kandinsky22.bundle.bundle import Bundle
+
+SUMMARY = "tell what this machine can run, and check a bundle"
+TASKS = {
+    "text to image": ("text_encoder", "prior_step", "decoder_step", "movq_decoder"),
+    "image to image": ("text_encoder", "prior_step", "decoder_step", "movq_encoder", "movq_decoder"),
+    "inpainting": ("text_encoder", "prior_step", "decoder_step_inpaint", "movq_encoder", "movq_decoder"),
+    "depth to image": ("text_encoder", "prior_step", "hint_encoder", "decoder_step_controlnet", "movq_decoder"),
+    "mixing": ("text_encoder", "image_encoder", "prior_step", "decoder_step", "movq_decoder"),
+    "variations": ("image_encoder", "decoder_step", "movq_decoder"),
+    "text to embedding": ("text_encoder", "prior_step"),
+    "embedding to image": ("decoder_step", "movq_decoder"),
+}
+"""Components that each task needs."""
+PROCESSOR_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "sve", "bf16")
+"""Instructions that decide how fast a processor is here, as Linux calls them: x86 first, then ARM."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.epilog = "The exit code is 1 where nothing can run, or where the bundle is damaged or can do nothing."
+    parser.add_argument("bundle", metavar="BUNDLE", nargs="?", help="folder to check, every byte of it")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the report; the exit code."""
+    report = _machine()
+    problems = [] if report["auto"] else ["No backend can run here; install one: pip install kandinsky22[cpu]."]
+    if options.bundle is not None:
+        report["bundle"] = _bundle(Path(options.bundle))
+        problems += report["bundle"]["problems"]
+    print(json.dumps(report, indent=2) if options.json else _text(report))
+    sys.stdout.flush()
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _machine() -> dict[str, Any]:
+    """Versions, processor, memory, disk, GPU, and what can run here."""
+    from kandinsky22 import backends
+
+    survey = backends.survey()
+    processor, total, available = machine.processor(), machine.total_memory(), machine.available_memory()
+    return {
+        "kandinsky22": kandinsky22.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": {
+            "name": processor.name,
+            "cores": machine.cores(),
+            "features": [name for name in PROCESSOR_FEATURES if name in processor.flags],
+        },
+        "memory": None if total is None else {"total": total, "available": available},
+        "disk": {"folder": str(Path.cwd()), "free": shutil.disk_usage(Path.cwd()).free},
+        "nvidia_gpus": machine.nvidia_gpus(),
+        "backends": [dataclasses.asdict(each) for each in survey],
+        "auto": next((each.name for each in survey if each.usable), None),
+    }
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    """What a bundle holds and can do, and what is wrong with it ("problems", a sentence each)."""
+    from kandinsky22.bundle.bundle import Bundle
+
+    try:
+        bundle = Bundle(path)
+    except BundleError as error:
+        return {"path": str(path), "problems": [str(error)]}
+    manifest = bundle.manifest
+    tasks = {task: [name for name in needed if name not in manifest.components] for task, needed in TASKS.items()}
+    problems = _verify(bundle)
+    if all(tasks.values()):
+        problems.append(f"The bundle {path} can do nothing: no task has all of its components.")
+    return {
+        "path": str(path),
+        "name": manifest.name,
+        "source": manifest.source,
+        "precision": manifest.precision,
+        "max_size": manifest.limits["max_size"],
+        "bytes": sum(record.bytes for record in manifest.files.values()),
+        "components": {
+            name: {
+                "precision": component.precision,
+                "parameters": component.parameters,
+                "bytes": sum(manifest.files[file].bytes for file in component.files if file in manifest.files),
+            }
+            for name, component in manifest.components.items()
+        },
+        "missing_for": tasks,
+        "problems": problems,
+    }
+
+
+def _verify(bundle: Bundle) -> list[str]:
+    """Compare every file with its SHA-256; a sentence for each that is wrong."""
+    from tqdm import tqdm
+
+    files = bundle.manifest.files
+    problems = []
+    with tqdm(
+        total=sum(record.bytes for record in files.values()), unit="B", unit_scale=True, desc="checking", disable=None
+    ) as bar:
+        wanted = [*files, *(file for each in bundle.manifest.components.values() for file in each.files)]
+        for name in dict.fromkeys(wanted):
+            try:
+                bundle.verified(name, afresh=True)
+            except BundleError as error:
+                problems.append(str(error))
+            bar.update(files[name].bytes if name in files else 0)
+    return problems
+
+
+def _text(report: Mapping[str, Any]) -> str:
+    """The report for reading."""
+    processor, memory, disk = report["processor"], report["memory"], report["disk"]
+    lines = [
+        f"kandinsky22  {report['kandinsky22']}, Python {report['python']}, {report['system']}",
+        f"processor    {processor['name']}, {processor['cores']} cores, {' '.join(processor['features'])}",
+        f"memory       {_gigabytes(memory['available'])} free of {_gigabytes(memory['total'])}" if memory else "",
+        f"disk         {_gigabytes(disk['free'])} free in {disk['folder']}",
+        f"NVIDIA GPUs  {'; '.join(report['nvidia_gpus']) or 'none seen'}",
+    ]
+    for backend in report["backends"]:
+        version = f" {backend['version']} in {backend['precision']}" if backend["usable"] else " cannot run here"
+        taken = "; auto takes it" if backend["name"] == report["auto"] else ""
+        lines.append(f"backend      {backend['name']}{version}: {backend['reason']}{taken}")
+    if "bundle" in report:
+        lines += _bundle_lines(report["bundle"])
+    return "\n".join(filter(None, lines))
+
+
+def _bundle_lines(bundle: Mapping[str, Any]) -> list[str]:
+    sound = "damaged or unusable" if bundle["problems"] else "every file is as it was exported"
+    lines = [f"bundle       {bundle['path']}: {sound}"]
+    if "name" not in bundle:
+        return lines
+    lines.append(
+        f"             {bundle['name']}, {bundle['precision']}, {_gigabytes(bundle['bytes'])}, "
+        f"pictures up to {bundle['max_size']} pixels a side"
+    )
+    for name, component in bundle["components"].items():
+        lines.append(
+            f"component    {name}: {component['parameters'] / 1e6:,.1f} M parameters, {component['precision']}, "
+            f"{_gigabytes(component['bytes'])}"
+        )
+    for task, missing in bundle["missing_for"].items():
+        lines.append(f"task         {task}: {'no, it lacks ' + ', '.join(missing) if missing else 'yes'}")
+    return lines
+
+
+def _gigabytes(count: int) -> str:
+    """Bytes for reading."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,132 @@
+"""The command line `kandinsky22`: finds the command, and turns what a user can cause into one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import NoReturn, Protocol
+
+import kandinsky22
+from kandinsky22.cli import bench, build, doctor, generate, mix, show, variations, verify
+from kandinsky22.errors import KandinskyError
+
+INTERRUPTED = 130
+"""What a shell expects of a program that Ctrl-C ended: 128 and the signal's number."""
+READER_GONE = 141
+
+
+class Command(Protocol):
+    """What a module of `kandinsky22.cli` offers."""
+
+    SUMMARY: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Do it; the exit code."""
+
+
+COMMANDS: dict[str, Command] = {
+    "generate": generate,
+    "mix": mix,
+    "variations": variations,
+    "build": build,
+    "verify": verify,
+    "bench": bench,
+    "show": show,
+    "doctor": doctor,
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with mistakes in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2."""
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (without the program's name); the exit code.
+
+    Mistakes of the user and failures of the machine become one sentence on stderr; anything else is a bug, and keeps
+    its traceback.
+    """
+    _escape_what_cannot_be_printed()
+    try:
+        with _one_line_warnings():
+            return _run(sys.argv[1:] if argv is None else list(argv))
+    except KandinskyError as error:
+        return _fail(str(error))
+    except MemoryError:
+        return _fail("There is not enough memory; try --low-memory, a smaller --size or a smaller --batch-size.")
+    except BrokenPipeError:
+        # Whoever read the results has left, as `head` does. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}." if error.filename else str(error))
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] not in COMMANDS:
+        # Nothing but --help, --version and mistakes is left.
+        _parser().parse_args(argv)
+        return 0
+    command = COMMANDS[argv[0]]
+    parser = Parser(prog=f"kandinsky22 {argv[0]}", description=command.SUMMARY + ".")
+    command.add_arguments(parser)
+    # Not with subparsers: below them, argparse takes no positional arguments after the first option.
+    code = command.run(parser.parse_intermixed_args(argv[1:]))
+    sys.stdout.flush()  # here, where it may still fail in one sentence
+    return code
+
+
+def _parser() -> Parser:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {command.SUMMARY}" for name, command in COMMANDS.items())
+    parser = Parser(
+        prog="kandinsky22",
+        usage="%(prog)s COMMAND ...",
+        description="Kandinsky 2.2 without torch.",
+        epilog=f"commands:\n{commands}\n\nkandinsky22 COMMAND --help tells more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"kandinsky22 {kandinsky22.__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    return parser
+
+
+def _escape_what_cannot_be_printed() -> None:
+    """Print what stdout's encoding lacks, such as a file's name that is not UTF-8, as escapes of Python and JSON."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _fail(sentence: str) -> int:
+    print("error:", " ".join(sentence.split()), file=sys.stderr)
+    return 1
+
+
+@contextlib.contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Warnings as the user reads them, without the line of source that they come from."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(f"warning: {message}", file=sys.stderr)  # above a progress bar, where there is one
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

@@ -1,0 +1,1 @@
+"""What the decoder is conditioned on: text, pictures, and the prior that makes image embeddings of them."""

@@ -1,0 +1,1 @@
+"""Pictures: read, written with how they were made, masks and depth maps."""

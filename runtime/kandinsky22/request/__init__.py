@@ -1,0 +1,1 @@
+"""Requests: what a user asks for, checked, and resolved against a bundle."""

@@ -1,0 +1,1 @@
+"""The decoder's side: conditions, guidance, the loop, and MoVQ."""
