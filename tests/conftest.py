@@ -45,7 +45,9 @@ def shapes_checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def shapes_bundle(tmp_path_factory: pytest.TempPathFactory, shapes_checkpoint: Path) -> Path:
-    """A bundle with every component, made by the first worker that asks for it."""
+    """A bundle with every component, made by the first worker that asks for it, or the one in SHAPES_BUNDLE."""
+    if "SHAPES_BUNDLE" in os.environ:  # exported before, where one test is run again and again
+        return Path(os.environ["SHAPES_BUNDLE"])
     from kandinsky22_export import export  # here, so that tests of the runtime alone need no torch
 
     workers_share = tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else None
