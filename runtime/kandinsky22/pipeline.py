@@ -1,4 +1,4 @@
-"""`Pipeline`: the tasks that a user asks for. A call is a request; a request is resolved, embedded, sampled, decoded."""
+"""`Pipeline`: the tasks that a user asks for. A call is a request, which is resolved, embedded, sampled, decoded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import PIL.Image
 
 from kandinsky22 import backends, checks, memory
 from kandinsky22.arrays import Embeddings, Floats
-from kandinsky22.backends import Settings
+from kandinsky22.backends import Availability, Settings
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.manifest import Role
 from kandinsky22.callbacks import Callbacks
@@ -103,6 +103,16 @@ class Pipeline:
     def from_pretrained(cls, path: str | Path, backend: str = "auto", **settings: Any) -> Pipeline:
         """`load` under the name that diffusers' users expect: `path` is a bundle, not a checkpoint."""
         return cls.load(path, backend, **settings)
+
+    @property
+    def backend(self) -> Availability:
+        """What runs the graphs."""
+        return self._components.availability
+
+    @property
+    def precision(self) -> str:
+        """What graphs are computed in: "fp32" or "bf16", or "bundle" where a GPU takes what was exported."""
+        return self._components.precision
 
     @takes("text2img")
     def __call__(self, *inputs: Any, **parameters: Unpack[Parameters]) -> Output:
@@ -276,4 +286,3 @@ def _images(run: Run, job: Job, painting: Painting, latents: Floats, of: range) 
     if painting.inputs.overlay:
         pixels = conditions.overlaid(painting.inputs, pixels, of, len(job.seeds))
     return to_pil(pixels) if output_type == "pil" else pixels
-

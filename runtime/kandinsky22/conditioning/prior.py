@@ -88,9 +88,7 @@ def embed(
     return Embeddings(results[0], results[1])
 
 
-def _first_latents(
-    asked: PriorRun, place: slice, copies: int, drawn: Iterator[Floats], begin: Floats | None
-) -> Floats:
+def _first_latents(asked: PriorRun, place: slice, copies: int, drawn: Iterator[Floats], begin: Floats | None) -> Floats:
     """The first latents (copies · pictures, E) of the pictures at a place of a run."""
     noise = next(drawn) if asked.noise is None else np.concatenate(asked.noise[:, place])
     if begin is None:

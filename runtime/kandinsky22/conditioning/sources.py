@@ -69,8 +69,10 @@ class EmbeddingSource:
         pictures = iter(self._encoded)
         weighted = []
         for part, weight in zip(blend.parts, blend.weights, strict=True):
-            of_text = isinstance(part, PriorRun)
-            embeds = self._of_text(part, of).image_embeds if of_text else np.repeat(next(pictures), count, axis=0)
+            if isinstance(part, PriorRun):
+                embeds = self._of_text(part, of).image_embeds
+            else:
+                embeds = np.repeat(next(pictures), count, axis=0)
             weighted.append(embeds * np.float32(weight))
         total: Floats = np.sum(weighted, axis=0)
         if isinstance(blend.away, PriorRun):

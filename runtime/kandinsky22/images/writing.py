@@ -17,9 +17,9 @@ import numpy as np
 import PIL.Image
 from PIL.PngImagePlugin import PngInfo
 
-import kandinsky22
 from kandinsky22.arrays import Floats
 from kandinsky22.errors import InputError
+from kandinsky22.version import VERSION
 
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 """Formats of files, and the suffix that each gets."""
@@ -84,7 +84,7 @@ def save(
 
 def encode(picture: PIL.Image.Image, form: str, parameters: Mapping[str, Any], *, quality: int = QUALITY) -> bytes:
     """The bytes of a picture's file with how it was made, in one of FORMATS. Arguments and InputError as in `save`."""
-    text = json.dumps({_MARK: kandinsky22.__version__, **parameters})
+    text = json.dumps({_MARK: VERSION, **parameters})
     stream = io.BytesIO()
     if form == "png":
         info = PngInfo()
@@ -129,7 +129,7 @@ def _exif(text: str) -> PIL.Image.Exif:
     if len(text) > _LARGEST_EXIF:
         raise InputError(f"The prompt is too long to be stored in a JPEG or WebP file ({len(text)} bytes); choose PNG.")
     exif = PIL.Image.Exif()
-    exif[_SOFTWARE] = f"kandinsky22 {kandinsky22.__version__}"
+    exif[_SOFTWARE] = f"kandinsky22 {VERSION}"
     exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _ASCII + text.encode("ascii")
     return exif
 

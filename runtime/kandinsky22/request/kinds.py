@@ -13,6 +13,7 @@ from typing import Any
 
 from kandinsky22 import checks
 from kandinsky22.errors import InputError
+from kandinsky22.request.encoding import encoded
 
 SCHEDULERS = ("ddpm", "ddim", "dpm++", "dpm++-karras")
 """Schedulers by the names that the command line and JSON know them by."""
@@ -33,6 +34,7 @@ class Kind:
     metavar: str | tuple[str, ...] | None = None
     words: int | str | None = None
     choices: tuple[str, ...] = ()
+    encode: Callable[[Any], Any] | None = None
 
 
 def whole(low: int, high: int, metavar: str = "N") -> Kind:
@@ -123,10 +125,12 @@ def count_or_all() -> Kind:
 def scheduler() -> Kind:
     """None, a scheduler's name, a config of diffusers, or a scheduler of diffusers."""
 
-    def check(name: str, value: Any) -> Any:
+    def check(_: str, value: Any) -> Any:
+        if value is None or isinstance(value, str):
+            return value
         from kandinsky22.schedulers import configs
 
-        return configs.given(name, value)
+        return configs.given(value)
 
     def parse(word: str) -> str:
         return word.lower()
@@ -191,8 +195,11 @@ def parts() -> Kind:
             raise InputError("There is nothing to mix; expected a list of prompts and pictures.")
         return [_part(f"{name}[{place}]", each) for place, each in enumerate(value)]
 
+    def encode(value: Any) -> list[dict[str, Any]]:
+        return [{"text": each} if isinstance(each, str) else {"image": encoded(each)} for each in value]
+
     schema = {"type": "array", "minItems": 1, "items": {"type": "object"}}
-    return Kind(check, None, schema)
+    return Kind(check, None, schema, encode=encode)
 
 
 def weights() -> Kind:

@@ -9,10 +9,10 @@ parameter is one more entry of `Parameters`. Nothing here imports NumPy or Pillo
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 from kandinsky22 import checks
-from kandinsky22.errors import InputError
 from kandinsky22.request import kinds
 from kandinsky22.request.kinds import Kind
 
@@ -33,7 +33,8 @@ class Parameter:
     """What is to be known of a parameter beside its type. `help` is one sentence or a few, for every reader.
 
     `flag` is its name on the command line, None where it has none. `stored` is False for what is no data: callbacks.
-    `hint` is the default in words, where the value does not say it.
+    `hint` is the default in words, where the value does not say it. `beside` names the parameter without which this one
+    means nothing: given alone, it is refused.
     """
 
     kind: Kind
@@ -43,6 +44,7 @@ class Parameter:
     flag: str | None = None
     stored: bool = True
     hint: str = ""
+    beside: str = ""
 
 
 class Parameters(TypedDict, total=False):
@@ -135,7 +137,7 @@ class Parameters(TypedDict, total=False):
         ),
     ]
     depth_model: Annotated[
-        "str | Path | None",
+        str | Path | None,
         Parameter(
             kinds.path(),
             None,
@@ -143,6 +145,7 @@ class Parameters(TypedDict, total=False):
             "An ONNX network of inverse depth (MiDaS, DPT, Depth Anything; input (1, 3, H, W) normalised as ImageNet) "
             "that makes the depth maps: `hint` are then ordinary pictures.",
             "--depth-model",
+            beside="hint",
         ),
     ]
     strength: Annotated[
@@ -153,6 +156,7 @@ class Parameters(TypedDict, total=False):
             "input",
             "Share of `image` that is given up, 0 to 1: the last int(steps · strength) steps are run.",
             "--strength",
+            beside="image",
         ),
     ]
     overlay: Annotated[
@@ -164,6 +168,7 @@ class Parameters(TypedDict, total=False):
             "Put the pixels of `image` back where `mask_image` is black. Without it they have been through MoVQ, and "
             "within some 16 pixels of the mask they are painted anew.",
             "--overlay",
+            beside="mask_image",
         ),
     ]
     image_embeds: Annotated[
@@ -183,6 +188,7 @@ class Parameters(TypedDict, total=False):
             None,
             "source",
             "Floats (n, E) beside an array `image_embeds`; None takes the all-zero image's.",
+            beside="image_embeds",
         ),
     ]
     prior_image: Annotated[
@@ -204,6 +210,7 @@ class Parameters(TypedDict, total=False):
             "source",
             "Share of `prior_image` that is given up, 0 to 1.",
             "--prior-strength",
+            beside="prior_image",
         ),
     ]
     num_images_per_prompt: Annotated[
@@ -368,15 +375,11 @@ class Parameters(TypedDict, total=False):
 
 
 PARAMETERS: dict[str, Parameter] = {
-    name: annotation.__metadata__[0]  # type: ignore[attr-defined]
-    for name, annotation in Parameters.__annotations__.items()
+    name: annotation.__metadata__[0] for name, annotation in Parameters.__annotations__.items()
 }
 """Every parameter by its name, in the order of their declaration."""
 
-TYPES: dict[str, Any] = {
-    name: annotation.__origin__  # type: ignore[attr-defined]
-    for name, annotation in Parameters.__annotations__.items()
-}
+TYPES: dict[str, Any] = {name: annotation.__origin__ for name, annotation in Parameters.__annotations__.items()}
 """The types of the parameters, for signatures."""
 
 

@@ -5,21 +5,15 @@ A request knows no bundle. `kandinsky22.request.resolve` makes a `Job` of a requ
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
 from kandinsky22 import checks
 from kandinsky22.errors import InputError
+from kandinsky22.request.encoding import decoded, encoded
 from kandinsky22.request.parameters import PARAMETERS, Parameters, Task, task_of
-
-MOST_BYTES = 1 << 30
-"""Bytes of a picture or an array in JSON: more is refused before it is decoded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +37,13 @@ class Request:
                 raise InputError(f"There is no parameter {checks.short(name)}; expected some of {', '.join(known)}.")
             if name not in known:
                 raise InputError(f"{task} does not use {name}; leave it out. It takes {', '.join(known)}.")
-        return cls(its, MappingProxyType({name: PARAMETERS[name].kind.check(name, given[name]) for name in given}))
+        checked = {name: PARAMETERS[name].kind.check(name, given[name]) for name in given}
+        for name in checked:
+            beside = PARAMETERS[name].beside
+            means = checked[name] is not None and checked[name] is not False
+            if beside and beside not in its.required and means and checked.get(beside) is None:
+                raise InputError(f"{name} was given without {beside}; give both, or neither.")
+        return cls(its, MappingProxyType(checked))
 
     @property
     def parameters(self) -> Parameters:
@@ -66,82 +66,25 @@ class Request:
         Paths are strings, PIL pictures {"png": base64}, arrays {"npy": base64}, a pair of embeddings a dictionary of
         two of them.
         """
-        stored = {name: value for name, value in self.given.items() if PARAMETERS[name].stored}
-        return {"task": self.task.name, **{name: encoded(value) for name, value in stored.items()}}
+        return {"task": self.task.name, **as_json(self.given)}
 
     @classmethod
     def from_json(cls, data: Any) -> Request:
         """The request that `to_json` wrote. Raises InputError where it is something else."""
         if not isinstance(data, Mapping) or not all(isinstance(name, str) for name in data):
             raise InputError(f"The request is {checks.short(data)}; expected an object with a task and parameters.")
-        given = {name: _decoded(name, value) for name, value in data.items() if name != "task"}
+        given = {name: decoded(name, value) for name, value in data.items() if name != "task"}
         unstored = [name for name in given if name in PARAMETERS and not PARAMETERS[name].stored]
         if unstored:
             raise InputError(f"{unstored[0]} cannot be given as JSON; leave it out.")
         return cls.of(data.get("task", ""), **given)
 
 
-def encoded(value: Any) -> Any:
-    """A parameter's value as JSON can hold it."""
-    if isinstance(value, Mapping):
-        return {name: encoded(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [encoded(each) for each in value]
-    if isinstance(value, Path):
-        return str(value)
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    return _encoded_binary(value)
-
-
-def _encoded_binary(value: Any) -> Any:
-    """A picture, an array, or a pair of embeddings."""
-    import numpy as np
-    import PIL.Image
-
-    from kandinsky22.arrays import Embeddings
-
-    if isinstance(value, Embeddings):
-        return {name: _encoded_binary(getattr(value, name)) for name in ("image_embeds", "negative_image_embeds")}
-    stream = io.BytesIO()
-    if isinstance(value, PIL.Image.Image):
-        value.save(stream, "png")
-        return {"png": base64.b64encode(stream.getvalue()).decode()}
-    array = np.asarray(value)
-    if array.dtype.hasobject:
-        raise InputError(f"A value of type {type(value).__name__} cannot be stored; expected a picture or an array.")
-    np.save(stream, array, allow_pickle=False)
-    return {"npy": base64.b64encode(stream.getvalue()).decode()}
-
-
-def _decoded(name: str, value: Any) -> Any:
-    """What `encoded` made, except that paths stay strings."""
-    if isinstance(value, list):
-        return [_decoded(name, each) for each in value]
-    if not isinstance(value, dict):
-        return value
-    if set(value) == {"png"} or set(value) == {"npy"}:
-        return _decoded_binary(name, *value.popitem()) if len(value) == 1 else value
-    if set(value) == {"image_embeds", "negative_image_embeds"}:
-        from kandinsky22.arrays import Embeddings
-
-        return Embeddings(**{key: _decoded(name, each) for key, each in value.items()})
-    return {key: _decoded(name, each) for key, each in value.items()}
-
-
-def _decoded_binary(name: str, form: str, text: Any) -> Any:
-    """A picture or an array from base64."""
-    import numpy as np
-    import PIL.Image
-
-    if not isinstance(text, str) or len(text) > MOST_BYTES:
-        raise InputError(f"{name} has {form} that is no base64 of at most {MOST_BYTES >> 20} MiB.")
-    try:
-        stream = io.BytesIO(base64.b64decode(text, validate=True))
-        if form == "npy":
-            return np.load(stream, allow_pickle=False)
-        picture = PIL.Image.open(stream, formats=["PNG"])
-        picture.load()
-    except (binascii.Error, ValueError, OSError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as error:
-        raise InputError(f"{name} has {form} that cannot be read; expected base64 of a file of that kind.") from error
-    return picture
+def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of parameters as JSON can hold them, without callbacks."""
+    found = {}
+    for name, value in values.items():
+        if PARAMETERS[name].stored:
+            encode = PARAMETERS[name].kind.encode or encoded
+            found[name] = encode(value)
+    return found

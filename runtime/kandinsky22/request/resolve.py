@@ -150,15 +150,9 @@ class _Sources:
 
     def _of_decoder_task(self) -> tuple[Source, tuple[Role, ...], int, int]:
         """Prompts, prompts and a picture for the prior, or the caller's embeddings."""
-        asked, given = self._asked, self._request.given
+        asked = self._asked
         if asked["image_embeds"] is not None:
             return self._given()
-        if asked["negative_image_embeds"] is not None:
-            raise InputError(
-                "negative_image_embeds was given without image_embeds; give both, or a negative_prompt."
-            )
-        if asked["prior_image"] is None and "prior_strength" in given:
-            raise InputError("prior_strength was given without a prior_image to begin from; give both, or neither.")
         if asked["prior_image"] is None:
             return self._prior_run()
         return self._prior_run("prior_image", asked["prior_image"], asked["prior_strength"])
@@ -172,7 +166,8 @@ class _Sources:
             of_prior = parameter.part == "prior" or name.startswith("prior_")
             if of_prior and self._request.given.get(name) is not None:
                 raise InputError(f"{name} was given beside image_embeds, which need no prior; give one of them.")
-        pair, negative = asked["image_embeds"], asked["negative_image_embeds"]
+        pair: Any = asked["image_embeds"]
+        negative: Any = asked["negative_image_embeds"]
         if isinstance(pair, Embeddings):
             if negative is not None:
                 raise InputError("image_embeds is a pair from embed() already; leave negative_image_embeds out.")

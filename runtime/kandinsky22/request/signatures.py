@@ -38,7 +38,9 @@ def bind(task: str, positional: Sequence[Any], named: Mapping[str, Any]) -> dict
     its = TASKS[task]
     known = its.parameters()
     if len(positional) > len(its.inputs):
-        raise TypeError(f"{task} takes {len(its.inputs)} arguments by position, {', '.join(its.inputs)}; name the rest.")
+        raise TypeError(
+            f"{task} takes {len(its.inputs)} arguments by position, {', '.join(its.inputs)}; name the rest."
+        )
     given = dict(zip(its.inputs, positional, strict=False))
     for name in named:
         if name not in PARAMETERS:

@@ -69,7 +69,7 @@ class Inputs:
 
 def read(request: Request) -> Inputs:
     """The inputs of a request that paints. Raises InputError on inputs that are wrong or do not go together."""
-    asked, given = request.parameters, request.given
+    asked = request.parameters
     match request.task.name:
         case "img2img":
             return Inputs(images=_images(asked["image"]), strength=asked["strength"])
@@ -80,8 +80,6 @@ def read(request: Request) -> Inputs:
             if asked["image"] is not None:
                 images = _images(asked["image"])
                 return Inputs(Role.CONTROLNET_DECODER, images=images, strength=asked["strength"], hints=hints)
-            if "strength" in given:
-                raise InputError("strength was given without an image to begin from; give the image too, or neither.")
             return Inputs(Role.CONTROLNET_DECODER, hints=hints)
     return Inputs()
 
@@ -129,11 +127,11 @@ def _overlay(request: Request) -> bool:
     return asked["overlay"]
 
 
-def _hints(value: Any, depth_model: Path | None) -> list[Floats]:
+def _hints(value: Any, depth_model: str | Path | None) -> list[Floats]:
     """Depth maps, as they are or made of pictures by a network."""
     if depth_model is None:
         return reading.several("hint", value, reading.depth)
-    return reading.several("hint", value, lambda name, each: depth.estimate(depth_model, each, name))
+    return reading.several("hint", value, lambda _, each: depth.estimate(depth_model, each))
 
 
 def _images(value: Any) -> list[PIL.Image.Image] | Floats:
@@ -141,5 +139,3 @@ def _images(value: Any) -> list[PIL.Image.Image] | Floats:
     if isinstance(value, np.ndarray) and value.ndim == 4:
         return reading.floats("image", value, "(n, C, h, w), clean latents")
     return reading.several("image", value, reading.picture)
-
-
