@@ -37,7 +37,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "runtime"), str(SHAPES)]
 from kandinsky22 import Pipeline  # noqa: E402
 from kandinsky22 import machine as this_machine  # noqa: E402
 from kandinsky22.arrays import Embeddings  # noqa: E402
-from kandinsky22.sampling.guidance import guided_parts  # noqa: E402
+from kandinsky22.request.resolve import guided_parts  # noqa: E402
 from kandinsky22.schedulers import configs  # noqa: E402
 from recipe import classifier  # noqa: E402
 from scores import text2img  # noqa: E402

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Sequence
 from numbers import Integral, Real
 
-from kandinsky22.errors import InputError
+from kandinsky22.errors import InputError, shown
 
 MAX_SEED = 2**63 - 1
 STRENGTH = 0.3
@@ -19,7 +19,7 @@ MAX_PICTURES = 4096
 def whole(name: str, value: object, low: int, high: int) -> int:
     """An integer from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
-        raise InputError(f"{name} is {short(value)}; expected a whole number from {low} to {high}.")
+        raise InputError(f"{name} is {shown(value)}; expected a whole number from {low} to {high}.")
     return int(value)
 
 
@@ -27,7 +27,7 @@ def side(name: str, value: object, largest: int | None = None) -> int:
     """A side of a picture in pixels, up to the `largest` of the bundle where it is known."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= (largest or int(value)):
         most = "the largest side of the bundle" if largest is None else largest
-        raise InputError(f"{name} is {short(value)}; expected a whole number from 1 to {most}.")
+        raise InputError(f"{name} is {shown(value)}; expected a whole number from 1 to {most}.")
     return int(value)
 
 
@@ -35,7 +35,7 @@ def scale(name: str, value: object) -> float:
     """A finite guidance scale of 0 or more."""
     number = _finite(value)
     if number is None or number < 0:
-        raise InputError(f"{name} is {short(value)}; expected a finite number of 0 or more (1 or below: no guidance).")
+        raise InputError(f"{name} is {shown(value)}; expected a finite number of 0 or more (1 or below: no guidance).")
     return number
 
 
@@ -43,7 +43,7 @@ def positive(name: str, value: object) -> float:
     """A finite number above 0."""
     number = _finite(value)
     if number is None or number <= 0:
-        raise InputError(f"{name} is {short(value)}; expected a number above 0.")
+        raise InputError(f"{name} is {shown(value)}; expected a number above 0.")
     return number
 
 
@@ -51,18 +51,18 @@ def share(name: str, value: object) -> float:
     """A number from 0 to 1."""
     number = _finite(value)
     if number is None or not 0 <= number <= 1:
-        raise InputError(f"{name} is {short(value)}; expected a number from 0 to 1.")
+        raise InputError(f"{name} is {shown(value)}; expected a number from 0 to 1.")
     return number
 
 
 def numbers(name: str, value: object) -> list[float]:
     """A list of finite numbers."""
     if not isinstance(value, list | tuple):
-        raise InputError(f"{name} is {short(value)}; expected a list of numbers, one for each prompt or picture.")
+        raise InputError(f"{name} is {shown(value)}; expected a list of numbers, one for each prompt or picture.")
     found = [_finite(each) for each in value]
     for each, number in zip(value, found, strict=True):
         if number is None:
-            raise InputError(f"{name} has {short(each)}; expected finite numbers.")
+            raise InputError(f"{name} has {shown(each)}; expected finite numbers.")
     return [number for number in found if number is not None]
 
 
@@ -80,7 +80,7 @@ def _finite(value: object) -> float | None:
 def text(name: str, value: object) -> str:
     """A string, which may be empty."""
     if not isinstance(value, str):
-        raise InputError(f"{name} is {short(value)}; expected a string.")
+        raise InputError(f"{name} is {shown(value)}; expected a string.")
     return _unicode(name, [value])[0]
 
 
@@ -89,13 +89,13 @@ def interval(name: str, value: object) -> tuple[float, float]:
     ends = [_finite(end) for end in value] if isinstance(value, tuple | list) else []
     if len(ends) == 2 and ends[0] is not None and ends[1] is not None and 0 <= ends[0] <= ends[1] <= 1:
         return ends[0], ends[1]
-    raise InputError(f"{name} is {short(value)}; expected two numbers, 0 <= from <= to <= 1.")
+    raise InputError(f"{name} is {shown(value)}; expected two numbers, 0 <= from <= to <= 1.")
 
 
 def texts(name: str, value: object) -> list[str]:
     """A list of strings that is not empty."""
     if not isinstance(value, list | tuple) or not value or not all(isinstance(each, str) for each in value):
-        raise InputError(f"{name} is {short(value)}; expected a string, or a list of at least one string.")
+        raise InputError(f"{name} is {shown(value)}; expected a string, or a list of at least one string.")
     return _unicode(name, value)
 
 
@@ -105,7 +105,7 @@ def negative_prompts(value: str | Sequence[str] | None, count: int) -> list[str]
         return None if value is None else [value] * count
     if len(value) != count:
         raise InputError(
-            f"negative_prompt is {short(value)}; expected None, a string, or a list of {count} strings, one a prompt."
+            f"negative_prompt is {shown(value)}; expected None, a string, or a list of {count} strings, one a prompt."
         )
     return list(value)
 
@@ -128,7 +128,7 @@ def seeds(value: int | Sequence[int] | None, count: int) -> list[int]:
 def choice(name: str, value: object, allowed: Sequence[str]) -> str:
     """One of the strings in `allowed`."""
     if not isinstance(value, str) or value not in allowed:
-        raise InputError(f"{name} is {short(value)}; expected one of {', '.join(allowed)}.")
+        raise InputError(f"{name} is {shown(value)}; expected one of {', '.join(allowed)}.")
     return value
 
 
@@ -138,14 +138,5 @@ def _unicode(name: str, texts: Sequence[str]) -> list[str]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise InputError(f"{name} is {short(text)}, which is not valid Unicode text; expected UTF-8.") from error
+            raise InputError(f"{name} is {shown(text)}, which is not valid Unicode text; expected UTF-8.") from error
     return list(texts)
-
-
-def short(value: object) -> str:
-    """A value as a message shows it: on one line, cut where it is long."""
-    try:
-        text = " ".join(repr(value).split())
-    except Exception:  # a number of more digits than Python writes, or somebody's class
-        text = f"of type {type(value).__name__}"
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -24,8 +24,8 @@ from kandinsky22.memory import Demand
 log = logging.getLogger(__name__)
 
 
-SHORTEST_WAIT = 1e-3
-"""Seconds: shorter waits for a turn are none, but the time that it takes to look."""
+SHORTEST = 1e-3
+"""Seconds: a shorter load or wait is none, but the time that it takes to look."""
 
 
 class Key(NamedTuple):
@@ -55,7 +55,7 @@ class Components:
         self._settings = settings
         self._loaded: dict[Key, LoadedComponent] = {}
         self._running: set[Key] = set()
-        self._turn = threading.RLock()
+        self.turn = threading.RLock()
         """Held by the thread that runs a component, and again where its callback runs another."""
 
     def run(self) -> Run:
@@ -77,46 +77,48 @@ class Components:
         """Names of the components that are in memory."""
         return frozenset(key.name for key in self._loaded)
 
-    def require_memory(self, demand: Demand) -> None:
-        """Raise MemoryLimitError where a job takes more memory than the limit, by the estimate of `memory`.
+    def component(self, key: Key) -> LoadedComponent:
+        """A component, loaded where it is not; for the thread whose turn it is."""
+        if key not in self._loaded:
+            started = time.perf_counter()
+            self._loaded[key] = self._backend.load(self.bundle, key.name, self._settings, key.weights)
+            log.info("loaded %s in %.2f s", key.name, time.perf_counter() - started)
+        return self._loaded[key]
 
-        Components that earlier jobs have left in memory are freed where this one would not fit beside them.
+    @contextmanager
+    def running(self, key: Key) -> Iterator[None]:
+        """A component is running for as long as the block lasts; with low memory it is freed at the end.
+
+        Raises BackendError where it is running already: in the loop whose callback this is.
         """
-        name = "" if self.availability.gpu else self.availability.name
-        cost = memory.COSTS.get((name, self.precision))
-        if self.memory_limit is None or cost is None:
-            return
-        manifest = self.bundle.manifest
-        kept = () if self.low_memory else demand.components
-        with self._turn:
-            beside = memory.estimate(manifest, demand, cost, {*kept, *self.loaded})
-            if beside > self.memory_limit:
-                self._free_all_but(kept)
-                beside = memory.check(manifest, demand, cost, self.memory_limit, low_memory=self.low_memory)
-        log.info("memory: about %.1f GiB of %.1f", beside / memory.GIB, self.memory_limit / memory.GIB)
+        if key in self._running:
+            raise BackendError(f"{key.name} is in a loop: its step callback cannot run it; open a second Pipeline.")
+        self._running.add(key)
+        try:
+            yield
+        finally:
+            self._running.discard(key)
+            if self.low_memory and key in self._loaded:
+                self._free(key)
+
+    def free_all_but(self, names: Collection[str]) -> None:
+        """Free every component but these, and those that are running; for the thread whose turn it is."""
+        for key in [key for key in self._loaded if key.name not in names and key not in self._running]:
+            self._free(key)
 
     def close(self) -> None:
         """Free every component, once no other thread runs one. Raises BackendError in a step callback."""
-        with self._turn:
+        with self.turn:
             if self._running:
                 raise BackendError(
                     f"{next(iter(self._running)).name} is in a loop: its step callback cannot close the pipeline; "
                     "raise kandinsky22.Cancelled to end the loop."
                 )
-            self._free_all_but(())
-
-    def _free_all_but(self, names: Collection[str]) -> None:
-        for key in [key for key in self._loaded if key.name not in names and key not in self._running]:
-            self._free(key)
+            self.free_all_but(())
 
     def _free(self, key: Key) -> None:
         self._loaded.pop(key).close()
         log.debug("freed %s", key.name)
-
-    def _load(self, key: Key) -> None:
-        started = time.perf_counter()
-        self._loaded[key] = self._backend.load(self.bundle, key.name, self._settings, key.weights)
-        log.info("loaded %s in %.2f s", key.name, time.perf_counter() - started)
 
 
 class Run:
@@ -131,6 +133,25 @@ class Run:
         self.timings: dict[str, float] = {}
         self._components = components
 
+    def require_memory(self, demand: Demand) -> None:
+        """Raise MemoryLimitError where a job takes more memory than the limit, by the estimate of `memory`.
+
+        Components that earlier jobs have left in memory are freed where this one would not fit beside them.
+        """
+        owner = self._components
+        name = "" if owner.availability.gpu else owner.availability.name
+        cost, limit = memory.COSTS.get((name, owner.precision)), owner.memory_limit
+        if limit is None or cost is None:
+            return
+        manifest = self.bundle.manifest
+        kept = () if owner.low_memory else demand.components
+        estimate = memory.estimate(manifest, demand, cost, {*kept, *owner.loaded})
+        if estimate > limit:
+            with self._turn():
+                owner.free_all_but(kept)
+            estimate = memory.check(manifest, demand, cost, limit, low_memory=owner.low_memory)
+        log.info("memory: about %.1f GiB of %.1f", estimate / memory.GIB, limit / memory.GIB)
+
     @contextmanager
     def use(self, name: str, weights: str = EXPORTED) -> Iterator[LoadedComponent]:
         """The component `name`, ready to run, for as long as the block lasts.
@@ -138,28 +159,26 @@ class Run:
         Raises BundleError where the bundle has no such component or its file was altered, BackendError where the
         backend cannot load it, or where a step callback asks for the component whose loop called it.
         """
-        key, owner = Key(name, weights), self._components
-        waited = time.perf_counter()
-        with owner._turn:
-            self._add("wait", time.perf_counter() - waited, least=SHORTEST_WAIT)
-            if key in owner._running:
-                raise BackendError(f"{name} is in a loop: its step callback cannot run it; open a second Pipeline.")
-            if key not in owner._loaded:
-                with self._timed("load"):
-                    owner._load(key)
-            component = owner._loaded[key]
-            owner._running.add(key)
+        key = Key(name, weights)
+        with self._turn(), self._components.running(key):
+            with self._timed("load"):
+                component = self._components.component(key)
             compiled = _compile_seconds(component)
             try:
                 with self._timed(name):
                     yield component
             finally:
-                owner._running.discard(key)
                 late = _compile_seconds(component) - compiled
                 self._add(name, -late)
                 self._add("load", late)
-                if owner.low_memory:
-                    owner._free(key)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The turn of this thread; the seconds until it comes are a "wait"."""
+        waited = time.perf_counter()
+        with self._components.turn:
+            self._add("wait", time.perf_counter() - waited)
+            yield
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -169,9 +188,9 @@ class Run:
         finally:
             self._add(name, time.perf_counter() - start)
 
-    def _add(self, name: str, seconds: float, least: float = 0) -> None:
-        """Add to a timing; what is shorter than `least` seconds is left out."""
-        if seconds and abs(seconds) >= least:
+    def _add(self, name: str, seconds: float) -> None:
+        """Add to a timing; of loading and waiting, what is too short to be either is left out."""
+        if seconds and (name not in ("load", "wait") or seconds >= SHORTEST):
             self.timings[name] = self.timings.get(name, 0.0) + seconds
 
 

@@ -18,7 +18,6 @@ from kandinsky22 import backends, checks, memory
 from kandinsky22.arrays import Embeddings, Floats
 from kandinsky22.backends import Availability, Settings
 from kandinsky22.bundle.bundle import Bundle
-from kandinsky22.bundle.manifest import Role
 from kandinsky22.callbacks import Callbacks
 from kandinsky22.components import Components, Run
 from kandinsky22.conditioning.sources import EmbeddingSource
@@ -189,12 +188,11 @@ class Pipeline:
         """Do what a request asks for: `Output` of a task that paints, `Embeddings` of one that does not."""
         started = time.perf_counter()
         job = self.resolve(request)
-        self._components.require_memory(job.demand)
         run = self._components.run()
+        run.require_memory(job.demand)
         log.info("%s: %d picture(s), components %s", request.task.name, len(job.seeds), ", ".join(job.components))
         generators = [Generator(seed) for seed in job.seeds]
-        tokenizer = self._tokenizer if self.bundle.manifest.name_of(Role.TEXT_ENCODER) in job.components else None
-        source = EmbeddingSource(run, job, tokenizer, generators, callbacks)
+        source = EmbeddingSource(run, job, lambda: self._tokenizer, generators, callbacks)
         if job.painting is None:
             return source.embed(slice(0, len(generators)))
         images = _paint(run, job, job.painting, source, generators, callbacks)

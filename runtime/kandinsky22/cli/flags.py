@@ -68,8 +68,11 @@ def message_in_flags(message: str) -> str:
     about = re.match(r"([a-z_]+)(?=(\[\d+\])? (is|has|was|had|leaves|puts)\b|: )", message)
     if about and about[1] in FLAGS:
         message = FLAGS[about[1]] + message[about.end(1) :]
+    message = re.sub(
+        r"\b(without|use|beside) (\w+)\b", lambda found: f"{found[1]} {FLAGS.get(found[2], found[2])}", message
+    )
     several = "|".join(name for name in FLAGS if "_" in name)
-    return re.sub(rf"\b({several})\b", lambda found: FLAGS[found[1]], message)
+    return re.sub(rf"(?<!-)\b({several})\b", lambda found: FLAGS[found[1]], message)
 
 
 def typed(parse: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -6,7 +6,7 @@ The generators are then where diffusers' one generator would be, and the decoder
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import PIL.Image
@@ -24,9 +24,14 @@ class EmbeddingSource:
     """Makes the embeddings of one job's pictures, each once: that draws from its generator."""
 
     def __init__(
-        self, run: Run, job: Job, tokenizer: Tokenizer | None, generators: Sequence[Generator], callbacks: Callbacks
+        self,
+        run: Run,
+        job: Job,
+        tokenizer: Callable[[], Tokenizer],
+        generators: Sequence[Generator],
+        callbacks: Callbacks,
     ) -> None:
-        """`tokenizer` may be None where no text is encoded."""
+        """`tokenizer` is asked for where text is encoded: a bundle may do without."""
         self._run, self._source, self._generators, self._callbacks = run, job.source, generators, callbacks
         self._tokenizer = tokenizer
         self._at_once = job.request.parameters["batch_size"]
@@ -41,11 +46,9 @@ class EmbeddingSource:
         return self._blended(source, of)
 
     def _of_text(self, asked: PriorRun, of: slice) -> Embeddings:
-        if self._tokenizer is None:
-            raise TypeError("Text is encoded with a tokenizer, and there is none.")
         return prior.embed(
             self._run,
-            self._tokenizer,
+            self._tokenizer(),
             asked,
             of,
             self._generators,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kandinsky22 import checks
-from kandinsky22.errors import InputError
+from kandinsky22.errors import InputError, shown
 from kandinsky22.request.encoding import encoded
 
 SCHEDULERS = ("ddpm", "ddim", "dpm++", "dpm++-karras")
@@ -44,7 +44,7 @@ def whole(low: int, high: int, metavar: str = "N") -> Kind:
         try:
             return checks.whole("it", int(word), low, high)
         except ValueError:
-            raise ValueError(f"{checks.short(word)} is no whole number from {low} to {high}") from None
+            raise ValueError(f"{shown(word)} is no whole number from {low} to {high}") from None
 
     schema = {"type": "integer", "minimum": low, "maximum": high}
     return Kind(lambda name, value: checks.whole(name, value, low, high), parse, schema, metavar)
@@ -66,7 +66,7 @@ def scale() -> Kind:
         try:
             return checks.scale("it", float(word))
         except ValueError:
-            raise ValueError(f"{checks.short(word)} is no finite number of 0 or more") from None
+            raise ValueError(f"{shown(word)} is no finite number of 0 or more") from None
 
     return Kind(checks.scale, parse, {"type": "number", "minimum": 0}, "SCALE")
 
@@ -88,7 +88,7 @@ def switch() -> Kind:
 
     def check(name: str, value: Any) -> bool:
         if not isinstance(value, bool):
-            raise InputError(f"{name} is {checks.short(value)}; expected True or False.")
+            raise InputError(f"{name} is {shown(value)}; expected True or False.")
         return value
 
     return Kind(check, None, {"type": "boolean"}, words=0)
@@ -217,7 +217,7 @@ def callback() -> Kind:
 
     def check(name: str, value: Any) -> Any:
         if value is not None and not callable(value):
-            raise InputError(f"{name} is {checks.short(value)}; expected something that can be called, or None.")
+            raise InputError(f"{name} is {shown(value)}; expected something that can be called, or None.")
         return value
 
     return Kind(check, None)
@@ -227,7 +227,7 @@ def _part(name: str, value: Any) -> Any:
     """A prompt as a string, or a picture."""
     if isinstance(value, Mapping):
         if set(value) not in ({"text"}, {"image"}):
-            raise InputError(f"{name} is {checks.short(value)}; expected a prompt as text, or a picture as image.")
+            raise InputError(f"{name} is {shown(value)}; expected a prompt as text, or a picture as image.")
         (key, value) = next(iter(value.items()))
         if key == "image":
             return Path(value) if isinstance(value, str) else value
@@ -238,12 +238,12 @@ def _share(word: str) -> float:
     try:
         return checks.share("it", float(word))
     except ValueError:
-        raise ValueError(f"{checks.short(word)} is no number from 0 to 1") from None
+        raise ValueError(f"{shown(word)} is no number from 0 to 1") from None
 
 
 def size(word: str) -> tuple[int, int]:
     """A width and a height in one word, such as 768x512. Raises ValueError for anything else."""
     found = re.fullmatch(r"([0-9]{1,9})[xX×]([0-9]{1,9})", word)
     if not found:
-        raise ValueError(f"{checks.short(word)} is no size; expected width and height such as 768x512")
+        raise ValueError(f"{shown(word)} is no size; expected width and height such as 768x512")
     return int(found[1]), int(found[2])

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, cast
 
-from kandinsky22 import checks
-from kandinsky22.errors import InputError
+from kandinsky22.errors import InputError, shown
 from kandinsky22.request.encoding import decoded, encoded
 from kandinsky22.request.parameters import PARAMETERS, Parameters, Task, task_of
 
@@ -34,9 +33,9 @@ class Request:
         known = its.parameters()
         for name in given:
             if name not in PARAMETERS:
-                raise InputError(f"There is no parameter {checks.short(name)}; expected some of {', '.join(known)}.")
+                raise InputError(f"There is no parameter {shown(name)}; expected some of {', '.join(known)}.")
             if name not in known:
-                raise InputError(f"{task} does not use {name}; leave it out. It takes {', '.join(known)}.")
+                raise InputError(f"{task} does not use {name}; leave it out.")
         checked = {name: PARAMETERS[name].kind.check(name, given[name]) for name in given}
         for name in checked:
             beside = PARAMETERS[name].beside
@@ -72,7 +71,7 @@ class Request:
     def from_json(cls, data: Any) -> Request:
         """The request that `to_json` wrote. Raises InputError where it is something else."""
         if not isinstance(data, Mapping) or not all(isinstance(name, str) for name in data):
-            raise InputError(f"The request is {checks.short(data)}; expected an object with a task and parameters.")
+            raise InputError(f"The request is {shown(data)}; expected an object with a task and parameters.")
         given = {name: decoded(name, value) for name, value in data.items() if name != "task"}
         unstored = [name for name in given if name in PARAMETERS and not PARAMETERS[name].stored]
         if unstored:

@@ -20,7 +20,6 @@ from kandinsky22.request import tasks
 from kandinsky22.request.job import Blend, GivenEmbeddings, Job, Painting, PriorRun, Segment, Source
 from kandinsky22.request.request import Request
 from kandinsky22.request.tasks import Shape
-from kandinsky22.sampling.guidance import guided_parts
 from kandinsky22.schedulers import configs, ddpm
 from kandinsky22.schedulers.schedule import Schedule
 
@@ -125,6 +124,16 @@ def _latent_shape(manifest: Manifest, height: int | None, width: int | None) -> 
         for name, side in (("height", height), ("width", width))
     ]
     return manifest.geometry["latent_channels"], *latent_size(pixels[0], pixels[1], manifest.downscale)
+
+
+def guided_parts(steps: int, scale: float, interval: tuple[float, float]) -> list[tuple[slice, bool]]:
+    """The runs of steps that are guided or not, in order: step i is where interval[0] <= i / steps < interval[1].
+
+    Guidance on a part of the steps alone is arXiv:2404.07724.
+    """
+    guided = [scale > 1 and interval[0] <= step / steps < interval[1] for step in range(steps)]
+    starts = [step for step in range(steps) if step == 0 or guided[step] != guided[step - 1]]
+    return [(slice(a, b), guided[a]) for a, b in zip(starts, [*starts[1:], steps], strict=True)]
 
 
 class _Sources:

@@ -46,7 +46,7 @@ def bind(task: str, positional: Sequence[Any], named: Mapping[str, Any]) -> dict
         if name not in PARAMETERS:
             raise TypeError(f"There is no argument {name!r}; expected some of {', '.join(known)}.")
         if name not in known:
-            raise InputError(f"{task} does not use {name}; leave it out. It takes {', '.join(known)}.")
+            raise InputError(f"{task} does not use {name}; leave it out.")
         if name in given:
             raise TypeError(f"{name} was given twice, by position and by name.")
     missing = [name for name in its.required if name not in given and name not in named]

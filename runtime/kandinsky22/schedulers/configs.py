@@ -241,7 +241,7 @@ def from_user(own: Config, scheduler: object) -> Config:
         return own
     if isinstance(scheduler, str):
         return switch(own, scheduler)
-    config = _given(scheduler)
+    config = given(scheduler)
     name = config["_class_name"]
     if name == "UnCLIPScheduler":
         raise InputError(f"scheduler is a UnCLIPScheduler, which runs the prior alone; expected {_either(_DECODER)}.")
@@ -253,7 +253,7 @@ def from_user(own: Config, scheduler: object) -> Config:
     return config
 
 
-def _given(scheduler: object) -> dict[str, Any]:
+def given(scheduler: object) -> dict[str, Any]:
     """The config that a user gave, alone or in a scheduler object, with its `_class_name`, which may be any."""
     if isinstance(scheduler, Mapping):
         config = _plain(scheduler)

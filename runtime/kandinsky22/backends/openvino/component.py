@@ -11,7 +11,7 @@ from typing import Any
 
 from kandinsky22 import machine
 from kandinsky22.arrays import Array
-from kandinsky22.backends import Availability, LoadedComponent, OnStep, PerStep, Settings
+from kandinsky22.backends import EXPORTED, Availability, LoadedComponent, OnStep, PerStep, Settings, require_exported
 from kandinsky22.backends.loop import plain_loop
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS, Component
@@ -145,8 +145,9 @@ class OpenVinoBackend:
         reason = f"runs on this processor ({name}), which {why} instructions for bf16"
         return Availability(NAME, True, reason, ov.__version__.split("-")[0], precision)
 
-    def load(self, bundle: Bundle, name: str, settings: Settings) -> LoadedComponent:
+    def load(self, bundle: Bundle, name: str, settings: Settings, weights: str = EXPORTED) -> LoadedComponent:
         """See `Backend.load`."""
+        require_exported(name, weights)
         component, variant = bundle.component(name), _variant()
         in_parts = variant in component.variants
         return OpenVinoComponent(bundle.graph(name, variant), component, settings, in_parts=in_parts)
