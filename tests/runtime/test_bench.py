@@ -397,7 +397,7 @@ def test_a_damaged_report_is_read_or_refused_in_one_sentence(
         read.append(wrong)
         command._tables(found)
         suite.guessed(found["stages"], "decoder_step", size, 10, 60.0)
-        suite.estimated(found["stages"], size, 2, 25)
+        suite.estimated(handmade_bundle, found["stages"], size, 2, 25)
     assert data in read
     assert any(
         f"or damaged: backends.0.stages.0.{name} is missing or no such value" in why
@@ -442,7 +442,7 @@ def test_what_was_measured_before_ctrl_c_is_kept(
     assert [each["stage"] for each in backend["stages"]] == ["text_encoder"]
 
 
-def test_a_pictures_seconds_are_estimated_from_its_stages() -> None:
+def test_a_pictures_seconds_are_estimated_from_its_components(handmade_bundle: Bundle) -> None:
     """1 of the text encoder, 25 x 2 of the prior, 20 x 4 of the UNet at this size, 8 of MoVQ: 139."""
 
     def result(stage: str, side: int, seconds: float, batch: int = 1) -> dict[str, object]:
@@ -457,4 +457,4 @@ def test_a_pictures_seconds_are_estimated_from_its_stages() -> None:
         result("movq_decoder", 128, 8.0),
         result("image_encoder", 64, 100.0),
     ]
-    assert suite.estimated(stages, Size(128, 128), 20, 25) == 139
+    assert suite.estimated(handmade_bundle, stages, Size(128, 128), 20, 25) == 139

@@ -92,8 +92,7 @@ def _suite(bundle: Bundle, options: argparse.Namespace) -> Suite:
     names = list(dict.fromkeys(options.component or bundle.manifest.components))
     components = [(name, size) for name in names for size in _sizes(bundle, name, wanted)]
     components.sort(key=lambda component: component[1].pixels)  # what is freed may stay resident
-    needed = {"text_encoder", "prior_step", "decoder_step", "movq_decoder"}
-    whole = options.pictures > 0 and not options.component and needed <= set(names)
+    whole = options.pictures > 0 and not options.component and set(suite.PICTURE_ROLES) <= bundle.manifest.roles()
     return suite.Suite(
         bundle,
         backends.Settings(options.precision, options.threads),
@@ -144,13 +143,14 @@ def _check_schedulers(
 ) -> None:
     """Raise InputError where the pipeline would refuse the scheduler, its steps, or a size because of it."""
     from kandinsky22 import schedulers
+    from kandinsky22.bundle.manifest import Role
     from kandinsky22.request import resolve
     from kandinsky22.schedulers import configs, ddpm
 
     manifest = bundle.manifest
-    if "prior_step" in manifest.components:
+    if Role.PRIOR in manifest.roles():
         ddpm.unclip(manifest.schedulers["prior"], options.prior_steps)
-    if "decoder_step" not in manifest.components:
+    if Role.DECODER not in manifest.roles():
         return
     config: Mapping[str, Any] = manifest.schedulers["decoder"]
     if options.scheduler is not None:

@@ -20,9 +20,10 @@ def _single(right: Callable[[object], bool]) -> Kind:
     return lambda value, place: None if right(value) else place
 
 
+# Numbers are finite, and neither true nor false. A measured one is not negative; memory may be, as a difference.
 text = _single(lambda value: isinstance(value, str))
 flag = _single(lambda value: isinstance(value, bool))
-number = _single(_is_number)
+number = _single(lambda value: _is_number(value) and value >= 0)
 positive = _single(lambda value: _is_number(value) and value > 0)
 whole = _single(lambda value: _is_number(value) and isinstance(value, int))
 count = _single(lambda value: _is_number(value) and isinstance(value, int) and value > 0)
@@ -36,6 +37,17 @@ def optional(kind: Kind) -> Kind:
 def either(first: Kind, second: Kind) -> Kind:
     """A value of one of two kinds. The place of a misfit is that of the second."""
     return lambda value, place: first(value, place) and second(value, place)
+
+
+def both(first: Kind, second: Kind) -> Kind:
+    """A value of two kinds at once."""
+    return lambda value, place: _first((first(value, place), second(value, place)))
+
+
+def one_of(names: Iterable[str]) -> Kind:
+    """One of these strings."""
+    allowed = frozenset(names)
+    return _single(lambda value: isinstance(value, str) and value in allowed)
 
 
 def record(**fields: Kind) -> Kind:

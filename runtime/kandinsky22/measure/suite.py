@@ -17,6 +17,7 @@ from kandinsky22.backends import Availability, Backend, Settings
 from kandinsky22.bundle import bundle as bundles
 from kandinsky22.bundle import checksums
 from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.bundle.manifest import Role
 from kandinsky22.errors import InputError
 from kandinsky22.measure import timing
 from kandinsky22.measure.kinds import by_name, count, flag, number, positive, record, several, text, whole
@@ -26,6 +27,8 @@ from kandinsky22.pipeline import Pipeline
 
 Entry = dict[str, Any]
 """A backend in the report: what it is, and its measurements as `timing.as_json` gives them."""
+PICTURE_ROLES = (Role.TEXT_ENCODER, Role.PRIOR, Role.DECODER, Role.MOVQ_DECODER)
+"""The components that make a picture of a text, in the order in which they run."""
 Results = Sequence[Mapping[str, Any]]
 
 SIZE = {"width": count, "height": count, "batch": count, "guided": flag}
@@ -140,7 +143,9 @@ def measure_pictures(suite: Suite, report: Measurements, entry: Entry) -> None:
         return [each for each in entry["pictures"] if (timing.size_of(each), each["steps"]) == (size, steps)]
 
     pending = [each for each in suite.pictures if len(made(*each)) < suite.pictures_each]
-    seconds = [suite.pictures_each * estimated(entry["stages"], *each, suite.prior_steps) for each in pending]
+    seconds = [
+        suite.pictures_each * estimated(suite.bundle, entry["stages"], *each, suite.prior_steps) for each in pending
+    ]
     form = "pictures, {desc} |{bar}| {elapsed}"
     with tqdm(total=sum(seconds), bar_format=form, disable=True if suite.quiet else None) as bar:
         for (size, steps), its_seconds in zip(pending, seconds, strict=True):
@@ -176,6 +181,11 @@ def _time_pipeline(suite: Suite, size: Size, steps: int, report: Measurements, e
             report.save()
 
 
+def runs_of_a_picture(steps: int, prior_steps: int) -> dict[Role, int]:
+    """How often a picture of a text runs each component."""
+    return dict(zip(PICTURE_ROLES, (1, prior_steps, steps, 1), strict=True))
+
+
 def guessed(results: Results, name: str, size: Size, repeat: int, patience: float) -> float:
     """Seconds of a measurement, by the component's last one and their pixels; infinite where there is none."""
     last = next((result for result in reversed(results) if result["stage"] == name), None)
@@ -185,13 +195,12 @@ def guessed(results: Results, name: str, size: Size, repeat: int, patience: floa
     return float(last["load_seconds"] + run * (1 + math.ceil(min(repeat, patience / run))))
 
 
-def estimated(results: Results, size: Size, steps: int, prior_steps: int) -> float:
+def estimated(bundle: Bundle, results: Results, size: Size, steps: int, prior_steps: int) -> float:
     """Seconds of a picture by the medians of its components, without loading."""
-    runs = {"text_encoder": 1, "prior_step": prior_steps, "movq_decoder": 1, "decoder_step": steps}
+    runs = {bundle.manifest.name_of(role): count for role, count in runs_of_a_picture(steps, prior_steps).items()}
     seconds = 0.0
     for result in results:
-        at = timing.size_of(result)
-        unsized = result["stage"] in ("text_encoder", "prior_step") and at.batch == size.batch
-        if result["stage"] in runs and (unsized or at == size):
-            seconds += runs[result["stage"]] * result["p50"]
+        name, at = result["stage"], timing.size_of(result)
+        if name in runs and (at == size or (at.batch == size.batch and not timing.depends_on_size(bundle, name))):
+            seconds += runs[name] * result["p50"]
     return seconds
