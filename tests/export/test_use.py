@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from kandinsky22 import backends
-from kandinsky22.backends.tensorrt import build
+from kandinsky22.backends.tensorrt.profile import Profile
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.measure import inputs, verify
 
 PICTURES = ("image_encoder", "hint_encoder", "decoder_step_controlnet", "decoder_step_inpaint", "movq_encoder")
-SMALL = build.Profile(64, 64, 128, 2)
+SMALL = Profile(64, 64, 128, 2)
 
 
 def test_openvino_computes_what_onnxruntime_does(shapes_bundle: Path) -> None:
