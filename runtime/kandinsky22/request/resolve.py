@@ -205,7 +205,7 @@ class _Sources:
             self._manifest.name_of(role)  # before its schedule is asked for
         schedule = self._schedule()
         if given is not None:
-            schedule = schedule.last_part(strength)
+            schedule = schedule.last_part(strength, name="prior_strength" if name == "prior_image" else "strength")
         run = self._run(prompts, negatives, schedule, given)
         return run, roles, len(run.prompts), len(prompts)
 
@@ -274,8 +274,9 @@ class _Sources:
 
     def _embeds_or_pictures(self, name: str, image: Any) -> Floats | list[PIL.Image.Image]:
         """Pictures, or their embeddings (n, E), which diffusers takes too."""
-        if isinstance(image, np.ndarray) and image.ndim == 2 and image.shape[1] == self._width:
-            return self._embedding(name, image)
+        array = reading.array(name, image)
+        if array is not None and array.ndim == 2 and array.shape[1] == self._width:
+            return self._embedding(name, array)
         return tasks.pictures_for_clip(name, image)
 
     def _embedding(self, name: str, value: Any) -> Floats:
