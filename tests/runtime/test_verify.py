@@ -19,7 +19,7 @@ from kandinsky22.backends.onnxruntime import CPU
 from kandinsky22.backends.tensorrt.profile import Profile
 from kandinsky22.bundle.bundle import MANIFEST, Bundle
 from kandinsky22.bundle.checksums import sha256
-from kandinsky22.bundle.manifest import FileRecord, Manifest
+from kandinsky22.bundle.manifest import FileRecord
 from kandinsky22.cli import main
 from kandinsky22.measure import inputs, verify
 
@@ -33,7 +33,7 @@ def altered(bundle: Bundle, folder: Path, name: str, alter: Callable[[Any], None
     model = onnx.load(folder / file)
     alter(model.graph)
     onnx.save(model, folder / file)
-    manifest = Manifest.from_json((folder / MANIFEST).read_text())
+    manifest = bundle.manifest
     record = FileRecord((folder / file).stat().st_size, sha256(folder / file))
     manifest = dataclasses.replace(manifest, files={**manifest.files, file: record})
     (folder / MANIFEST).write_text(manifest.to_json())
