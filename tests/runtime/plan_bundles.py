@@ -13,14 +13,15 @@ import onnx
 import onnx.numpy_helper
 import onnx.parser
 
-from kandinsky22.backends.tensorrt import build as plans
+from kandinsky22.backends.cuda.gpu import Device
+from kandinsky22.backends.tensorrt import library
 from kandinsky22.backends.tensorrt.builder import Built, Report
 from kandinsky22.bundle.bundle import MANIFEST, TOKENIZER, Bundle
 from kandinsky22.bundle.checksums import sha256
 from kandinsky22.bundle.manifest import Component, FileRecord, Geometry, Limits, Manifest, Role, TensorSpec, Text
 
 HEADER = '<ir_version: 10, opset_import: ["" : 23]>'
-GPU = plans.Device("NVIDIA Test 4090", (8, 9))
+GPU = Device("NVIDIA Test 4090", (8, 9))
 
 
 def text_encoder(precision: str = "fp16", head: int = 16) -> onnx.ModelProto:
@@ -161,17 +162,17 @@ def all_models(precision: str = "fp16") -> dict[str, onnx.ModelProto]:
 MAKERS: dict[str, Any] = {"text_encoder": text_encoder, "decoder_step": decoder_step, "movq_decoder": movq_decoder}
 
 
-def fake_flavour(name: str = "tensorrt-rtx", version: str = "1.7.0") -> plans.Flavour:
+def fake_flavour(name: str = "tensorrt-rtx", version: str = "1.7.0") -> library.Flavour:
     """A flavour that knows its targets, and nothing else of TensorRT."""
     targets = dict.fromkeys(("NONE", "CURRENT", "SM75", "SM86", "SM89"))
-    return plans.Flavour(name, SimpleNamespace(ComputeCapability=SimpleNamespace(__members__=targets)), version)  # type: ignore[arg-type]
+    return library.Flavour(name, SimpleNamespace(ComputeCapability=SimpleNamespace(__members__=targets)), version)  # type: ignore[arg-type]
 
 
 def fake_build(plan: bytes, calls: list[str] | None = None) -> Callable[..., Built]:
     """What stands in for `build_plan`: it writes `plan`, and notes in `calls` the name of the graph it was given."""
 
     def build_plan(
-        flavour: plans.Flavour, graph: Path, component: Component, shapes: Any, options: Any, sink: Any, *_: Any
+        flavour: library.Flavour, graph: Path, component: Component, shapes: Any, options: Any, sink: Any, *_: Any
     ) -> Built:
         if calls is not None:
             calls.append(graph.stem)

@@ -18,13 +18,6 @@ from kandinsky22.errors import BundleError
 from kandinsky22.schema import NOT_EMPTY, Rule, between, matching, one_of
 
 FORMAT_VERSION = 2
-STEP_SCHEDULERS = {
-    "prior_step": "prior",
-    "decoder_step": "decoder",
-    "decoder_step_controlnet": "controlnet",
-    "decoder_step_inpaint": "inpaint",
-}
-"""Whose scheduler of the manifest's `schedulers` each step component is run by."""
 
 
 class Role(enum.StrEnum):
@@ -43,8 +36,10 @@ class Role(enum.StrEnum):
 
 DECODERS = frozenset({Role.DECODER, Role.CONTROLNET_DECODER, Role.INPAINT_DECODER})
 """The roles of components that turn image embeddings into latents, a step at a time."""
-STEPS = DECODERS | {Role.PRIOR}
+STEP_ROLES = DECODERS | {Role.PRIOR}
 """The roles of step graphs: those that are repeated, with a scheduler."""
+LATENT_ROLES = frozenset({Role.HINT_ENCODER, Role.MOVQ_ENCODER, Role.MOVQ_DECODER})
+"""The roles of components between pixels and latents."""
 
 Name = Annotated[str, NOT_EMPTY, Rule("a text that can be printed", str.isprintable)]
 Count = Annotated[int, between(1, 2**31 - 1)]

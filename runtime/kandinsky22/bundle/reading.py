@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from kandinsky22 import schema
-from kandinsky22.bundle.manifest import DECODERS, FORMAT_VERSION, STEPS, Component, Manifest, Role, TensorSpec
+from kandinsky22.bundle.manifest import (
+    DECODERS,
+    FORMAT_VERSION,
+    LATENT_ROLES,
+    STEP_ROLES,
+    Component,
+    Manifest,
+    Role,
+    TensorSpec,
+)
 from kandinsky22.errors import BundleError
 from kandinsky22.schema import SchemaError, mismatch
 
@@ -18,7 +27,6 @@ CONSTANTS = "constants.npz"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _FOLDER = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
-_LATENTS = DECODERS | {Role.HINT_ENCODER, Role.MOVQ_ENCODER, Role.MOVQ_DECODER}
 
 
 def read_manifest(text: bytes, folder: Path) -> Manifest:
@@ -78,7 +86,7 @@ def _check_component(place: str, name: str, component: Component, manifest: Mani
 
 def _check_step(place: str, component: Component, manifest: Manifest) -> None:
     """How a step graph is repeated; a plain graph says nothing of it."""
-    if component.role not in STEPS:
+    if component.role not in STEP_ROLES:
         if component.scheduler is not None or component.state or component.per_step:
             raise SchemaError(
                 f"{place} is a {component.role} and has a scheduler, a state or inputs per step, expected none"
@@ -105,7 +113,7 @@ def _alike(one: TensorSpec, other: TensorSpec) -> bool:
 def _needed(manifest: Manifest, roles: frozenset[Role]) -> Iterator[tuple[str, object, str]]:
     """What must be there because of the components that there are: place, value, and because of which."""
     geometry, files = manifest.geometry, manifest.files
-    if roles & _LATENTS:
+    if roles & (DECODERS | LATENT_ROLES):
         reason = "components for latents"
         yield "geometry.latent_channels", geometry.latent_channels, reason
         yield "geometry.downscale", geometry.downscale, reason
