@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kandinsky22.measure.kinds import Kind, count, either, exactly, number, one_of, record, several, text
 from kandinsky22.measure.report import Measurements
-from kandinsky22.sampling.guidance import guided_parts
+from kandinsky22.request.resolve import guided_parts
 
 Interval = tuple[float, float]
 Run = tuple[str, int, Interval]

@@ -41,3 +41,12 @@ def first_line(error: BaseException) -> str:
 def last_line(error: BaseException) -> str:
     """What a library's error says last, where it first tells where in its sources it happened."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1].strip().rstrip(".")
+
+
+def shown(value: object, longest: int = 80) -> str:
+    """A user's value as a message quotes it: on one line, cut off where it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # of any class; a number of more digits than Python prints, too
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= longest else text[: longest - 3] + "..."

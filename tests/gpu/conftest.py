@@ -17,6 +17,7 @@ from kandinsky22 import BackendError, Pipeline
 from kandinsky22.backends.cuda.runtime import Cuda
 from kandinsky22.backends.tensorrt import build as plans
 from kandinsky22.backends.tensorrt import library
+from kandinsky22.backends.tensorrt.profile import Profile
 from kandinsky22.bundle.bundle import Bundle
 
 SHAPES = Path(__file__).parents[2] / "engines" / "shapes"
@@ -50,7 +51,7 @@ def planned(exported: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundl
     shutil.copytree(exported.path, folder)
     bundle = Bundle(folder)
     largest = min(512, bundle.manifest.limits["max_size"])
-    plans.build(bundle, flavours[0], plans.Profile(64, min(128, largest), largest, 4), progress=False)
+    plans.build(bundle, flavours[0], Profile(64, min(128, largest), largest, 4), progress=False)
     return bundle
 
 

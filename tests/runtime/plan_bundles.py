@@ -13,14 +13,15 @@ import onnx
 import onnx.numpy_helper
 import onnx.parser
 
-from kandinsky22.backends.tensorrt import build as plans
+from kandinsky22.backends.cuda.gpu import Device
+from kandinsky22.backends.tensorrt import library
 from kandinsky22.backends.tensorrt.builder import Built, Report
-from kandinsky22.bundle.bundle import MANIFEST, Bundle
+from kandinsky22.bundle.bundle import MANIFEST, TOKENIZER, Bundle
 from kandinsky22.bundle.checksums import sha256
-from kandinsky22.bundle.manifest import Component, FileRecord, Manifest, Role, TensorSpec
+from kandinsky22.bundle.manifest import Component, FileRecord, Geometry, Limits, Manifest, Role, TensorSpec, Text
 
 HEADER = '<ir_version: 10, opset_import: ["" : 23]>'
-GPU = plans.Device("NVIDIA Test 4090", (8, 9))
+GPU = Device("NVIDIA Test 4090", (8, 9))
 
 
 def text_encoder(precision: str = "fp16", head: int = 16) -> onnx.ModelProto:
@@ -134,6 +135,9 @@ def write_bundle(
         for component in described.values()
         for file in component.files
     }
+    if "text_encoder" in models:  # which is refused without a tokenizer, although nothing here reads it
+        (folder / TOKENIZER).write_text("{}")
+        files[TOKENIZER] = FileRecord(2, sha256(folder / TOKENIZER))
     manifest = Manifest(
         name="handmade",
         precision=precision,
@@ -142,15 +146,10 @@ def write_bundle(
         components=described,
         files=files,
         schedulers={"decoder": {}},
-        text={"max_length": 7, "pad_token_id": 0},
-        geometry={
-            "latent_channels": 4,
-            "downscale": 8,
-            "embedding_dim": 6,
-            "learned_variance": False,
-            "default_size": 512,
-        },
-        limits={"max_size": 2048, "ranks": 16},
+        text=Text(max_length=7, pad_token_id=0),
+        geometry=Geometry(embedding_dim=6, latent_channels=4, downscale=8, learned_variance=False, default_size=512),
+        limits=Limits(max_size=2048, ranks=16),
+        image_processor=None,
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return Bundle(folder)
@@ -163,17 +162,17 @@ def all_models(precision: str = "fp16") -> dict[str, onnx.ModelProto]:
 MAKERS: dict[str, Any] = {"text_encoder": text_encoder, "decoder_step": decoder_step, "movq_decoder": movq_decoder}
 
 
-def fake_flavour(name: str = "tensorrt-rtx", version: str = "1.7.0") -> plans.Flavour:
+def fake_flavour(name: str = "tensorrt-rtx", version: str = "1.7.0") -> library.Flavour:
     """A flavour that knows its targets, and nothing else of TensorRT."""
     targets = dict.fromkeys(("NONE", "CURRENT", "SM75", "SM86", "SM89"))
-    return plans.Flavour(name, SimpleNamespace(ComputeCapability=SimpleNamespace(__members__=targets)), version)  # type: ignore[arg-type]
+    return library.Flavour(name, SimpleNamespace(ComputeCapability=SimpleNamespace(__members__=targets)), version)  # type: ignore[arg-type]
 
 
 def fake_build(plan: bytes, calls: list[str] | None = None) -> Callable[..., Built]:
     """What stands in for `build_plan`: it writes `plan`, and notes in `calls` the name of the graph it was given."""
 
     def build_plan(
-        flavour: plans.Flavour, graph: Path, component: Component, shapes: Any, options: Any, sink: Any, *_: Any
+        flavour: library.Flavour, graph: Path, component: Component, shapes: Any, options: Any, sink: Any, *_: Any
     ) -> Built:
         if calls is not None:
             calls.append(graph.stem)

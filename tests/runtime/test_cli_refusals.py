@@ -14,8 +14,9 @@ import PIL.Image
 import pytest
 
 from kandinsky22 import Pipeline
+from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.cli import doctor
-from kandinsky22.components import Components
+from kandinsky22.components import Run
 from kandinsky22.images import writing
 
 from .conftest import QUICK, Cli
@@ -116,11 +117,12 @@ def test_what_is_no_bundle_is_refused(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_bundle_without_a_component_says_which_before_the_work(
-    cli: Cli, bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, shapes_bundle: Path, bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(Components, "use")
+    monkeypatch.delattr(Run, "use")
     whole = json.loads((bundle_copy / "manifest.json").read_text())
-    for component in doctor.TASKS["text to image"]:
+    for role in doctor.TASKS["text to image"]:
+        component = Bundle(shapes_bundle).manifest.name_of(role)
         manifest = whole | {"components": whole["components"] | {}}
         del manifest["components"][component]
         if component == "decoder_step":  # as a checkpoint without a decoder is exported
@@ -128,7 +130,7 @@ def test_a_bundle_without_a_component_says_which_before_the_work(
         (bundle_copy / "manifest.json").unlink()
         (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
         reason = refused(cli, tmp_path, bundle_copy, "a", *QUICK, "-o", tmp_path / "out")
-        assert f"has no component '{component}'" in reason
+        assert f"has no component for the role '{role}'" in reason
 
 
 def test_altered_or_truncated_weights_are_refused(cli: Cli, bundle_copy: Path, tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from kandinsky22 import BundleError, InputError
+from kandinsky22.backends.cuda.gpu import Device
 from kandinsky22.backends.tensorrt import build as plans
 from kandinsky22.backends.tensorrt import choice
-from kandinsky22.backends.tensorrt.profile import Profile
-from kandinsky22.backends.tensorrt.records import PlanRecord
+from kandinsky22.backends.tensorrt.profile import Profile, default_profile
+from kandinsky22.backends.tensorrt.records import PlanRecord, Report
 from kandinsky22.bundle.manifest import Component, Role, TensorSpec
 from tests.runtime import plan_bundles
 from tests.runtime.plan_bundles import SPECS, STATE
@@ -116,10 +117,10 @@ def test_the_default_profile_takes_pictures_of_the_default_size(
     manifest = bundle.manifest
     bundle.manifest = dataclasses.replace(
         manifest,
-        geometry={**manifest.geometry, "default_size": trained},
-        limits={**manifest.limits, "max_size": largest},
+        geometry=dataclasses.replace(manifest.geometry, default_size=trained),
+        limits=dataclasses.replace(manifest.limits, max_size=largest),
     )
-    assert plans.default_profile(bundle) == profile
+    assert default_profile(bundle) == profile
 
 
 def record(**changes: object) -> PlanRecord:
@@ -127,7 +128,7 @@ def record(**changes: object) -> PlanRecord:
         "component": "decoder_step",
         "flavour": "tensorrt",
         "version": "11.4.0",
-        "device": plans.Device("NVIDIA H100", (9, 0)),
+        "device": Device("NVIDIA H100", (9, 0)),
         "targets": (),
         "profile": Profile(384, 1024, 2048, 4),
         "shapes": {"latents": ((1, 4, 48, 48), (1, 4, 128, 128), (4, 4, 256, 256)), "guidance": ((1,), (2,), (2,))},
@@ -139,7 +140,7 @@ def record(**changes: object) -> PlanRecord:
         "weight_bytes": 10,
         "seconds": 1.5,
         "peak_memory": 7,
-        "report": plans.Report({"Half": {"gemm": 2}}, {"Half": 4}, 2, 2, 2),
+        "report": Report({"Half": {"gemm": 2}}, {"Half": 4}, 2, 2, 2),
         "warnings": ("a", "b"),
     }
     return PlanRecord(**(fields | changes))  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ TensorRT has no part here: `build_plan` is replaced, and the plans are a few byt
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import signal
@@ -19,9 +20,15 @@ from typing import Any
 import pytest
 
 from kandinsky22 import BackendError, BundleError
+from kandinsky22.backends.cuda import gpu
+from kandinsky22.backends.cuda.gpu import Device
 from kandinsky22.backends.tensorrt import build as plans
-from kandinsky22.backends.tensorrt import choice
+from kandinsky22.backends.tensorrt import choice, library
+from kandinsky22.backends.tensorrt.builder import Options
+from kandinsky22.backends.tensorrt.profile import Profile, default_profile
+from kandinsky22.backends.tensorrt.records import PlanRecord, Report
 from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.bundle.manifest import Geometry
 from tests.runtime.plan_bundles import (
     GPU,
     all_models,
@@ -35,10 +42,10 @@ from tests.runtime.plan_bundles import (
 )
 
 RTX = fake_flavour()
-WIDE = plans.Profile(64, 128, 256, 2)
+WIDE = Profile(64, 128, 256, 2)
 PLAN = b"a plan, were TensorRT to read it"
 
-Build = Callable[..., list[plans.PlanRecord]]
+Build = Callable[..., list[PlanRecord]]
 
 
 @pytest.fixture
@@ -55,7 +62,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-def build(bundle: Bundle, flavour: plans.Flavour = RTX, profile: plans.Profile = WIDE, **more: Any) -> plans.PlanRecord:
+def build(bundle: Bundle, flavour: library.Flavour = RTX, profile: Profile = WIDE, **more: Any) -> PlanRecord:
     """The record of the one plan that is built, with nothing printed."""
     (record,) = plans.build(bundle, flavour, profile, progress=False, **more)
     return record
@@ -66,7 +73,7 @@ def folder(bundle: Bundle) -> Path:
     return found
 
 
-def refused(bundle: Bundle, flavour: plans.Flavour = RTX, device: plans.Device = GPU, **more: Any) -> str:
+def refused(bundle: Bundle, flavour: library.Flavour = RTX, device: Device = GPU, **more: Any) -> str:
     with pytest.raises(BundleError) as error:
         choice.verified_plan(bundle, "decoder_step", flavour, device, **more)
     return str(error.value)
@@ -76,7 +83,7 @@ def test_a_plan_that_fits_is_handed_out_with_its_record(bundle: Bundle, compiled
     record = build(bundle)
     plan, found = choice.verified_plan(bundle, "decoder_step", RTX, GPU, {"latents": (2, 4, 8, 32)})
     assert bytes(plan) == PLAN
-    assert found == record
+    assert found.record == record
     assert choice.refusal(bundle, "decoder_step", RTX, GPU) is None
     assert record.sha256 == digest(PLAN)
     assert record.onnx == {name: entry.sha256 for name, entry in bundle.manifest.files.items()}
@@ -85,12 +92,12 @@ def test_a_plan_that_fits_is_handed_out_with_its_record(bundle: Bundle, compiled
 
 
 def test_a_plan_of_tensorrt_lies_under_the_name_of_its_gpu(bundle: Bundle, compiled: list[str]) -> None:
-    device = plans.Device("NVIDIA H100 80GB HBM3", (9, 0))
+    device = Device("NVIDIA H100 80GB HBM3", (9, 0))
     flavour = fake_flavour("tensorrt", "11.4.0")
     record = build(bundle, flavour, device=device)
     assert folder(bundle).name == "nvidia-h100-80gb-hbm3-11.4.0-64-128-256-b2"
     assert (record.device, record.targets) == (device, ())
-    assert choice.verified_plan(bundle, "decoder_step", flavour, device)[1] == record
+    assert choice.verified_plan(bundle, "decoder_step", flavour, device)[1].record == record
 
 
 def test_without_a_plan_the_command_that_builds_one_is_told(bundle: Bundle) -> None:
@@ -160,21 +167,21 @@ def test_another_version_is_refused(bundle: Bundle) -> None:
 
 @pytest.mark.usefixtures("compiled", "unread")
 @pytest.mark.parametrize(
-    "other", [plans.Device("NVIDIA H200", (9, 0)), plans.Device("NVIDIA H100", (10, 0))], ids=["name", "capability"]
+    "other", [Device("NVIDIA H200", (9, 0)), Device("NVIDIA H100", (10, 0))], ids=["name", "capability"]
 )
-def test_another_gpu_is_refused(bundle: Bundle, other: plans.Device) -> None:
+def test_another_gpu_is_refused(bundle: Bundle, other: Device) -> None:
     flavour = fake_flavour("tensorrt", "11.4.0")
-    build(bundle, flavour, device=plans.Device("NVIDIA H100", (9, 0)))
+    build(bundle, flavour, device=Device("NVIDIA H100", (9, 0)))
     assert f"it was built for the GPU NVIDIA H100 (9.0), this is {other}." in refused(bundle, flavour, other)
 
 
 @pytest.mark.usefixtures("compiled", "unread")
 def test_a_gpu_that_rtx_plans_were_not_built_for_is_refused_with_what_helps(bundle: Bundle) -> None:
     build(bundle)
-    turing = refused(bundle, device=plans.Device("NVIDIA T4", (7, 5)))
+    turing = refused(bundle, device=Device("NVIDIA T4", (7, 5)))
     assert "built for the compute capabilities 8.6, 8.9, this is NVIDIA T4 (7.5)" in turing
     assert turing.endswith("--target 7.5")
-    hopper = refused(bundle, device=plans.Device("NVIDIA H100", (9, 0)))
+    hopper = refused(bundle, device=Device("NVIDIA H100", (9, 0)))
     assert "TensorRT for RTX does not run on this GPU; use the flavour tensorrt." in hopper
 
 
@@ -203,11 +210,11 @@ def test_inputs_that_a_plan_does_not_take_are_refused(bundle: Bundle) -> None:
 
 @pytest.mark.usefixtures("compiled")
 def test_of_several_plans_the_narrowest_that_takes_the_inputs_is_chosen(bundle: Bundle) -> None:
-    static, wide = build(bundle, profile=plans.Profile(128, 128, 128, 1)), build(bundle)
-    widest = build(bundle, profile=plans.Profile(64, 128, 512, 2))
+    static, wide = build(bundle, profile=Profile(128, 128, 128, 1)), build(bundle)
+    widest = build(bundle, profile=Profile(64, 128, 512, 2))
 
-    def chosen(shapes: dict[str, tuple[int, ...]] | None) -> plans.PlanRecord:
-        return choice.verified_plan(bundle, "decoder_step", RTX, GPU, shapes)[1]
+    def chosen(shapes: dict[str, tuple[int, ...]] | None) -> PlanRecord:
+        return choice.verified_plan(bundle, "decoder_step", RTX, GPU, shapes)[1].record
 
     assert chosen({"latents": (1, 4, 16, 16)}) == static
     assert chosen({"latents": (2, 4, 16, 16)}) == wide
@@ -221,7 +228,7 @@ def test_a_plan_that_does_not_belong_here_does_not_hide_one_that_does(bundle: Bu
     good = build(bundle)
     (bundle.path / "tensorrt" / "broken").mkdir()
     (bundle.path / "tensorrt" / "broken" / "decoder_step.json").write_text("{")
-    assert choice.verified_plan(bundle, "decoder_step", RTX, GPU)[1] == good
+    assert choice.verified_plan(bundle, "decoder_step", RTX, GPU)[1].record == good
 
 
 def test_a_plan_replaced_while_it_is_read_is_read_again(
@@ -256,8 +263,8 @@ def test_a_build_goes_on_where_it_was(tmp_path: Path, compiled: list[str]) -> No
     "change",
     [
         {"rebuild": True},
-        {"options": plans.Options(allow_unfused=True)},
-        {"options": plans.Options(targets=("8.6",))},
+        {"options": Options(allow_unfused=True)},
+        {"options": Options(targets=("8.6",))},
     ],
 )
 def test_what_would_be_another_plan_is_built_again(bundle: Bundle, compiled: list[str], change: dict[str, Any]) -> None:
@@ -323,9 +330,9 @@ def test_killed_at_any_call_that_touches_files_the_plan_is_as_before_or_as_after
             finally:
                 os._exit(code)
         _, status = os.waitpid(child, 0)
-        plan, record = choice.verified_plan(bundle, "decoder_step", RTX, GPU)
+        plan, chosen = choice.verified_plan(bundle, "decoder_step", RTX, GPU)
         assert bytes(plan) in (PLAN, b"newer")
-        assert (record == before) == (bytes(plan) == PLAN)
+        assert (chosen.record == before) == (bytes(plan) == PLAN)
         seen.append(bytes(plan))
         if os.waitstatus_to_exitcode(status) == 0:
             break
@@ -363,7 +370,7 @@ def test_a_failed_build_leaves_what_was_there(
     monkeypatch.setattr(plans, "build_plan", fails)
     with pytest.raises(BackendError, match="no"):
         build(bundle, rebuild=True)
-    assert choice.verified_plan(bundle, "decoder_step", RTX, GPU)[1] == before
+    assert choice.verified_plan(bundle, "decoder_step", RTX, GPU)[1].record == before
     assert sorted(folder(bundle).iterdir()) == files
 
 
@@ -378,7 +385,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(BundleError, match=r"cannot be written .*No space left on device"):
         build(bundle, rebuild=True)
-    assert choice.verified_plan(bundle, "decoder_step", RTX, GPU)[1] == before
+    assert choice.verified_plan(bundle, "decoder_step", RTX, GPU)[1].record == before
 
 
 def test_two_builds_of_one_bundle_do_not_meet(
@@ -437,7 +444,7 @@ def test_too_little_disk_is_told_before_building(
 def test_a_plan_of_an_odd_size_or_with_slow_layers_is_doubted(
     size: int, weights: int, fusable: int, fused: int, products: str, doubts: list[str]
 ) -> None:
-    report = plans.Report({"Half": {"gemm": 1}}, {products: 4}, attention=22, fusable=fusable, fused=fused)
+    report = Report({"Half": {"gemm": 1}}, {products: 4}, attention=22, fusable=fusable, fused=fused)
     warnings = plans._warnings(size << 20, weights << 20, "fp16", report)
     assert [warning[: len(doubt)] for warning, doubt in zip(warnings, doubts, strict=True)] == doubts
 
@@ -453,15 +460,15 @@ def test_tensorrt_without_a_gpu_is_refused_with_the_way_out(bundle: Bundle, comp
 def test_a_flavour_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    assert plans.flavours() == []
+    assert library.flavours() == []
     with pytest.raises(
         BackendError, match=r"pip install kandinsky22\[tensorrt\] or pip install kandinsky22\[tensorrt-rtx"
     ):
-        plans.flavour("auto")
+        library.flavour("auto")
     with pytest.raises(BackendError, match=r"flavour tensorrt-rtx .* pip install kandinsky22\[tensorrt-rtx\]\.$"):
-        plans.flavour("tensorrt-rtx")
+        library.flavour("tensorrt-rtx")
     with pytest.raises(BackendError, match="no TensorRT flavour 'rtx'; choose one of auto, tensorrt, tensorrt-rtx"):
-        plans.flavour("rtx")
+        library.flavour("rtx")
 
 
 def test_importing_plans_imports_nothing_heavy() -> None:
@@ -475,13 +482,56 @@ def test_importing_plans_imports_nothing_heavy() -> None:
 
 def test_a_bundle_without_a_decoder_has_plans_too(tmp_path: Path, compiled: list[str]) -> None:
     bundle = write_bundle(tmp_path, {"text_encoder": text_encoder()})
-    bundle.manifest.geometry.update(dict.fromkeys(("latent_channels", "downscale", "default_size")))
-    plans.build(bundle, RTX, plans.default_profile(bundle), progress=False)
-    assert choice.refusal(bundle, "text_encoder", RTX, GPU, {"input_ids": (2, 7)}) is None
+    bundle.manifest = dataclasses.replace(bundle.manifest, geometry=Geometry(embedding_dim=6))
+    plans.build(bundle, RTX, default_profile(bundle), progress=False)
+    assert choice.choose_plan(bundle, "text_encoder", RTX, GPU, {"input_ids": (2, 7)}).rows == 2
 
 
 def test_movq_s_plan_is_found_by_what_the_runtime_feeds_it(tmp_path: Path, compiled: list[str]) -> None:
     bundle = write_bundle(tmp_path, {"movq_decoder": movq_decoder()})
-    plans.build(bundle, RTX, plans.Profile(512, 512, 512, 8), progress=False)
-    assert choice.refusal(bundle, "movq_decoder", RTX, GPU, {"latents": (4, 4, 64, 64)}) is None
-    assert choice.refusal(bundle, "movq_decoder", RTX, GPU, {"latents": (8, 4, 64, 64)}) is not None
+    plans.build(bundle, RTX, Profile(512, 512, 512, 8), progress=False)
+    assert choice.choose_plan(bundle, "movq_decoder", RTX, GPU, {"latents": (4, 4, 64, 64)}).rows == 4
+    with pytest.raises(BundleError, match=r"it takes latents from \(1, 4, 64, 64\) to .* not \(1, 4, 64, 72\)"):
+        choice.choose_plan(bundle, "movq_decoder", RTX, GPU, {"latents": (4, 4, 64, 72)})
+
+
+@pytest.mark.usefixtures("compiled")
+def test_rows_beyond_every_plan_take_the_one_that_takes_most_at_once(tmp_path: Path) -> None:
+    """Whatever is run in parts goes through one plan: no part is worth loading another."""
+    bundle = write_bundle(tmp_path, {"text_encoder": text_encoder()})
+    for profile in (Profile(128, 128, 128, 1), Profile(64, 64, 128, 3), Profile(64, 128, 256, 2)):
+        plans.build(bundle, RTX, profile, progress=False)
+
+    def rows(count: int) -> int:
+        return choice.choose_plan(bundle, "text_encoder", RTX, GPU, {"input_ids": (count, 7)}).rows
+
+    assert [rows(count) for count in (1, 2, 3, 5, 6, 7, 100)] == [2, 2, 6, 6, 6, 6, 6]
+
+
+# Which flavour "auto" builds.
+
+
+@pytest.mark.parametrize(
+    ("installed", "has_gpu", "expected"),
+    [
+        (("tensorrt", "tensorrt-rtx"), True, "tensorrt"),
+        (("tensorrt", "tensorrt-rtx"), False, "tensorrt-rtx"),
+        (("tensorrt",), True, "tensorrt"),
+        (("tensorrt",), False, "tensorrt"),  # whose build then says what it needs, and the way out
+        (("tensorrt-rtx",), True, "tensorrt-rtx"),
+        (("tensorrt-rtx",), False, "tensorrt-rtx"),
+    ],
+)
+def test_auto_builds_what_can_be_built_here(
+    monkeypatch: pytest.MonkeyPatch, installed: tuple[str, ...], has_gpu: bool, expected: str
+) -> None:
+    def device() -> Device:
+        if not has_gpu:
+            raise BackendError("There is no NVIDIA GPU here (cudaErrorNoDevice).")
+        return GPU
+
+    monkeypatch.setattr(library, "flavours", lambda: [fake_flavour(name) for name in installed])
+    monkeypatch.setattr(gpu, "gpu", device)
+    assert plans.flavour_to_build("auto").name == expected
+    for name in installed:
+        assert plans.flavour_to_build(name).name == name

@@ -18,7 +18,10 @@ import pytest
 
 from kandinsky22 import BackendError, InputError
 from kandinsky22.backends.tensorrt import build as plans
-from kandinsky22.backends.tensorrt import builder, choice
+from kandinsky22.backends.tensorrt import builder, choice, library
+from kandinsky22.backends.tensorrt.builder import Options
+from kandinsky22.backends.tensorrt.profile import Profile
+from kandinsky22.backends.tensorrt.records import PlanRecord
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.manifest import Component, Role, TensorSpec
 from kandinsky22.cli import main
@@ -33,23 +36,21 @@ from tests.runtime.plan_bundles import (
 )
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed: no plan is built for real")
-WIDE = plans.Profile(64, 128, 256, 2)
+WIDE = Profile(64, 128, 256, 2)
 
 
 @pytest.fixture(scope="module")
-def rtx() -> plans.Flavour:
-    return plans.flavour("tensorrt-rtx")
+def rtx() -> library.Flavour:
+    return library.flavour("tensorrt-rtx")
 
 
-def build(bundle: Bundle, rtx: plans.Flavour, profile: plans.Profile = WIDE, **more: object) -> list[plans.PlanRecord]:
+def build(bundle: Bundle, rtx: library.Flavour, profile: Profile = WIDE, **more: object) -> list[PlanRecord]:
     return plans.build(bundle, rtx, profile, progress=False, **more)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("precision", "profile"), [("fp16", WIDE), ("fp32", WIDE), ("fp16", plans.Profile(128, 128, 128))]
-)
+@pytest.mark.parametrize(("precision", "profile"), [("fp16", WIDE), ("fp32", WIDE), ("fp16", Profile(128, 128, 128))])
 def test_every_component_is_built_in_the_types_of_its_graph(
-    tmp_path: Path, rtx: plans.Flavour, precision: str, profile: plans.Profile
+    tmp_path: Path, rtx: library.Flavour, precision: str, profile: Profile
 ) -> None:
     bundle = write_bundle(tmp_path, all_models(precision), precision)
     records = build(bundle, rtx, profile)
@@ -69,20 +70,20 @@ def test_every_component_is_built_in_the_types_of_its_graph(
     assert (text.attention, text.fusable, text.fused) == (1, fused, fused)
 
 
-def test_a_plan_says_which_gpus_it_is_for(tmp_path: Path, rtx: plans.Flavour) -> None:
+def test_a_plan_says_which_gpus_it_is_for(tmp_path: Path, rtx: library.Flavour) -> None:
     bundle = write_bundle(tmp_path, {"movq_decoder": movq_decoder()})
     (everywhere,) = build(bundle, rtx)
     assert {"8.6", "8.9", "12.0"} <= set(everywhere.targets)
     assert "7.5" not in everywhere.targets
-    (turing,) = build(bundle, rtx, options=plans.Options(targets=("7.5",)))
+    (turing,) = build(bundle, rtx, options=Options(targets=("7.5",)))
     assert turing.targets == ("7.5",)
     assert turing.sha256 != everywhere.sha256
     with pytest.raises(InputError, match=r"no target '9\.9'; choose of 7\.5, 8\.0"):
-        build(bundle, rtx, options=plans.Options(targets=("9.9",)))
+        build(bundle, rtx, options=Options(targets=("9.9",)))
 
 
 def test_attention_without_a_fused_kernel_is_a_fault_unless_allowed(
-    tmp_path: Path, rtx: plans.Flavour, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, rtx: library.Flavour, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     # TensorRT has no kernel for heads of 8. Were it to have one, it would have to be used.
     monkeypatch.setattr(builder, "FUSED_HEAD_SIZES", range(8, 257))
@@ -100,12 +101,12 @@ def test_attention_without_a_fused_kernel_is_a_fault_unless_allowed(
     )
     with pytest.raises(BackendError, match=r"no fused kernel for an attention of the graph.*--allow-unfused"):
         build(bundle, rtx)
-    (allowed,) = build(bundle, rtx, options=plans.Options(allow_unfused=True))
+    (allowed,) = build(bundle, rtx, options=Options(allow_unfused=True))
     assert (allowed.report.fusable, allowed.report.fused) == (1, 0)
     assert allowed.warnings == ("Only 0 of 1 attentions run in fused kernels.",)
 
 
-def test_attention_that_can_never_be_fused_is_built_without_asking(tmp_path: Path, rtx: plans.Flavour) -> None:
+def test_attention_that_can_never_be_fused_is_built_without_asking(tmp_path: Path, rtx: library.Flavour) -> None:
     """Heads of 512, as MoVQ's, in fp16."""
     bundle = write_bundle(
         tmp_path,
@@ -123,7 +124,7 @@ def test_attention_that_can_never_be_fused_is_built_without_asking(tmp_path: Pat
     assert (record.report.attention, record.report.fusable, record.report.fused) == (1, 0, 0)
 
 
-def test_a_graph_that_tensorrt_cannot_read_is_one_sentence(tmp_path: Path, rtx: plans.Flavour) -> None:
+def test_a_graph_that_tensorrt_cannot_read_is_one_sentence(tmp_path: Path, rtx: library.Flavour) -> None:
     model = movq_decoder()
     model.graph.node[0].op_type = "NoSuchOperator"
     bundle = write_bundle(tmp_path, {"movq_decoder": model})
@@ -144,7 +145,7 @@ def test_a_graph_that_tensorrt_cannot_read_is_one_sentence(tmp_path: Path, rtx: 
     ids=["type", "shape", "name"],
 )
 def test_a_graph_that_is_not_what_the_manifest_says_is_not_built(
-    tmp_path: Path, rtx: plans.Flavour, wrong: TensorSpec
+    tmp_path: Path, rtx: library.Flavour, wrong: TensorSpec
 ) -> None:
     bundle = write_bundle(
         tmp_path,
@@ -162,7 +163,7 @@ def test_a_graph_that_is_not_what_the_manifest_says_is_not_built(
         build(bundle, rtx)
 
 
-def test_what_goes_wrong_in_the_progress_bar_stops_the_build_and_is_told(tmp_path: Path, rtx: plans.Flavour) -> None:
+def test_what_goes_wrong_in_the_progress_bar_stops_the_build_and_is_told(tmp_path: Path, rtx: library.Flavour) -> None:
     bundle = write_bundle(tmp_path, {"movq_decoder": movq_decoder()})
     component = bundle.component("movq_decoder")
     shapes = {spec.name: WIDE.shapes(spec, component, 8) for spec in component.inputs}
@@ -176,13 +177,13 @@ def test_what_goes_wrong_in_the_progress_bar_stops_the_build_and_is_told(tmp_pat
     written = bytearray()
     with pytest.raises(ValueError, match="the terminal is gone"):
         builder.build_plan(
-            rtx, bundle.graph("movq_decoder"), component, shapes, plans.Options(), written.extend, b"", on_progress
+            rtx, bundle.graph("movq_decoder"), component, shapes, Options(), written.extend, b"", on_progress
         )
     assert len(seen) == 4
     assert not written
 
 
-def test_a_full_disk_stops_the_build_and_is_told(tmp_path: Path, rtx: plans.Flavour) -> None:
+def test_a_full_disk_stops_the_build_and_is_told(tmp_path: Path, rtx: library.Flavour) -> None:
     bundle = write_bundle(tmp_path, {"movq_decoder": movq_decoder()})
     component = bundle.component("movq_decoder")
     shapes = {spec.name: WIDE.shapes(spec, component, 8) for spec in component.inputs}
@@ -191,10 +192,10 @@ def test_a_full_disk_stops_the_build_and_is_told(tmp_path: Path, rtx: plans.Flav
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        builder.build_plan(rtx, bundle.graph("movq_decoder"), component, shapes, plans.Options(), full)
+        builder.build_plan(rtx, bundle.graph("movq_decoder"), component, shapes, Options(), full)
 
 
-def test_progress_counts_up_to_all_of_its_steps(tmp_path: Path, rtx: plans.Flavour) -> None:
+def test_progress_counts_up_to_all_of_its_steps(tmp_path: Path, rtx: library.Flavour) -> None:
     bundle = write_bundle(tmp_path, {"movq_decoder": movq_decoder()})
     component = bundle.component("movq_decoder")
     shapes = {spec.name: WIDE.shapes(spec, component, 8) for spec in component.inputs}
@@ -204,7 +205,7 @@ def test_progress_counts_up_to_all_of_its_steps(tmp_path: Path, rtx: plans.Flavo
         bundle.graph("movq_decoder"),
         component,
         shapes,
-        plans.Options(),
+        Options(),
         bytearray().extend,
         on_progress=lambda phase, done, known: seen.append((done, known)),
     )
@@ -233,22 +234,22 @@ def test_the_command_prints_a_line_a_plan(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("arguments", "profile"),
     [
-        ([], plans.Profile(384, 1024, 2048, 1)),
-        (["--batch", "4"], plans.Profile(384, 1024, 2048, 4)),
-        (["--max", "768"], plans.Profile(384, 768, 768, 1)),
-        (["--min", "1536"], plans.Profile(1536, 1536, 2048, 1)),
-        (["--max", "128"], plans.Profile(128, 128, 128, 1)),
-        (["--min", "64", "--opt", "128", "--max", "256"], plans.Profile(64, 128, 256, 1)),
-        (["--static", "512"], plans.Profile(512, 512, 512, 1)),
+        ([], Profile(384, 1024, 2048, 1)),
+        (["--batch", "4"], Profile(384, 1024, 2048, 4)),
+        (["--max", "768"], Profile(384, 768, 768, 1)),
+        (["--min", "1536"], Profile(1536, 1536, 2048, 1)),
+        (["--max", "128"], Profile(128, 128, 128, 1)),
+        (["--min", "64", "--opt", "128", "--max", "256"], Profile(64, 128, 256, 1)),
+        (["--static", "512"], Profile(512, 512, 512, 1)),
     ],
 )
 def test_what_the_options_leave_open_is_within_what_they_say(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], profile: plans.Profile
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], profile: Profile
 ) -> None:
     bundle = write_bundle(tmp_path, {"movq_decoder": movq_decoder()})
     asked = []
 
-    def build(bundle: Bundle, flavour: plans.Flavour, profile: plans.Profile, **_: object) -> list[plans.PlanRecord]:
+    def build(bundle: Bundle, flavour: library.Flavour, profile: Profile, **_: object) -> list[PlanRecord]:
         asked.append(profile)
         return []
 
@@ -300,7 +301,7 @@ def test_garbage_that_is_collected_while_tensorrt_speaks_does_not_hang() -> None
 
 
 def test_an_error_keeps_nothing_of_tensorrts(
-    tmp_path: Path, rtx: plans.Flavour, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, rtx: library.Flavour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     builders = []
     make = rtx.module.Builder
@@ -353,7 +354,7 @@ def test_ctrl_c_cancels_and_waits_for_the_end() -> None:
     assert ended
 
 
-def test_ctrl_c_stops_a_build_and_leaves_nothing_half_written(tmp_path: Path, rtx: plans.Flavour) -> None:
+def test_ctrl_c_stops_a_build_and_leaves_nothing_half_written(tmp_path: Path, rtx: library.Flavour) -> None:
     bundle = write_bundle(tmp_path / "bundle", all_models())
     process = command(bundle)
     wait_for_build(process, bundle)
@@ -370,7 +371,7 @@ def test_ctrl_c_stops_a_build_and_leaves_nothing_half_written(tmp_path: Path, rt
 
 @pytest.mark.parametrize("moments", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_a_bundle_loads_as_before_or_as_after(
-    tmp_path: Path, rtx: plans.Flavour, moments: int
+    tmp_path: Path, rtx: library.Flavour, moments: int
 ) -> None:
     """Every plan that was there is built anew from other weights, and the build is killed on the way."""
     old = write_bundle(tmp_path / "bundle", all_models())
@@ -378,7 +379,7 @@ def test_killed_at_random_moments_a_bundle_loads_as_before_or_as_after(
     started = time.monotonic()
     build(old, rtx, rebuild=True)
     duration = time.monotonic() - started
-    before = {name: choice.verified_plan(old, name, rtx, GPU)[1] for name in before}
+    before = {name: choice.verified_plan(old, name, rtx, GPU)[1].record for name in before}
     dice = random.Random(moments)
     outcomes = set()
     for _ in range(moments):
@@ -390,9 +391,9 @@ def test_killed_at_random_moments_a_bundle_loads_as_before_or_as_after(
         process.kill()
         process.communicate()
         for name, earlier in before.items():
-            _, record = choice.verified_plan(old, name, rtx, GPU)
-            outcomes.add(record == earlier)
-            before[name] = record
+            _, plan = choice.verified_plan(old, name, rtx, GPU)
+            outcomes.add(plan.record == earlier)
+            before[name] = plan.record
     assert True in outcomes
     build(old, rtx)
     (folder,) = (path for path in (old.path / "tensorrt").iterdir() if path.is_dir())
@@ -405,13 +406,15 @@ LAB = """
 import json, sys
 from pathlib import Path
 import tensorrt
+from kandinsky22.backends.cuda.gpu import Device
 from kandinsky22.backends.tensorrt import build as plans
-from kandinsky22.backends.tensorrt import choice
+from kandinsky22.backends.tensorrt import choice, library
+from kandinsky22.backends.tensorrt.profile import Profile
 from kandinsky22.bundle.bundle import Bundle
-bundle, device = Bundle(sys.argv[1]), plans.Device("NVIDIA Laboratory", (9, 0))
-flavour = plans.flavour("tensorrt")
-plans.build(bundle, flavour, plans.Profile(64, 128, 256, 2), device=device, progress=False)
-again = plans.build(bundle, flavour, plans.Profile(64, 128, 256, 2), device=device, progress=False)
+bundle, device = Bundle(sys.argv[1]), Device("NVIDIA Laboratory", (9, 0))
+flavour = library.flavour("tensorrt")
+plans.build(bundle, flavour, Profile(64, 128, 256, 2), device=device, progress=False)
+again = plans.build(bundle, flavour, Profile(64, 128, 256, 2), device=device, progress=False)
 for name in bundle.manifest.components:
     choice.verified_plan(bundle, name, flavour, device)
 print(json.dumps([flavour.version, [record.component for record in again]]))

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 
 from kandinsky22.backends.tensorrt import build as plans
-from kandinsky22.backends.tensorrt import choice
+from kandinsky22.backends.tensorrt import choice, library
+from kandinsky22.backends.tensorrt.profile import Profile
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22_export import export
 from kandinsky22_export.write_bundle import NETWORKS
 from tests.runtime.plan_bundles import GPU
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed: no plan is built for real")
-DYNAMIC, STATIC = plans.Profile(64, 128, 256, 4), plans.Profile(128, 128, 128, 1)
+DYNAMIC, STATIC = Profile(64, 128, 256, 4), Profile(128, 128, 128, 1)
 
 
 LIKE_THE_DECODER = ["decoder_step_controlnet", "decoder_step_inpaint"]
@@ -30,13 +31,13 @@ LIKE_THE_DECODER = ["decoder_step_controlnet", "decoder_step_inpaint"]
     ],
 )
 def test_components_of_the_trained_checkpoint_become_plans(
-    bundle_copy: Path, profile: plans.Profile, components: list[str]
+    bundle_copy: Path, profile: Profile, components: list[str]
 ) -> None:
-    bundle, rtx = Bundle(bundle_copy), plans.flavour("tensorrt-rtx")
+    bundle, rtx = Bundle(bundle_copy), library.flavour("tensorrt-rtx")
     records = plans.build(bundle, rtx, profile, components=components, progress=False)
     assert [record.component for record in records] == components
     for record in records:
-        assert choice.verified_plan(bundle, record.component, rtx, GPU)[1] == record
+        assert choice.verified_plan(bundle, record.component, rtx, GPU)[1].record == record
         assert set(record.shapes) == {spec.name for spec in bundle.component(record.component).inputs}
         assert set(record.report.products) == {"Float"}
         assert record.warnings == ()
@@ -53,7 +54,7 @@ def test_in_fp16_all_attention_is_fused_and_no_product_is_in_fp32(shapes_checkpo
     others = {"controlnet": str(shapes_checkpoint / "controlnet-depth"), "inpaint": str(shapes_checkpoint / "inpaint")}
     export(str(shapes_checkpoint / "decoder"), tmp_path / "fp16", precision="fp16", **others)
     bundle = Bundle(tmp_path / "fp16")
-    for record in plans.build(bundle, plans.flavour("tensorrt-rtx"), DYNAMIC, progress=False):
+    for record in plans.build(bundle, library.flavour("tensorrt-rtx"), DYNAMIC, progress=False):
         report = record.report
         assert report.fused == report.fusable == report.attention, record.component
         assert bool(report.attention) == (record.component != "hint_encoder")

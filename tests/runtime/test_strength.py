@@ -67,3 +67,9 @@ def test_the_steps_that_are_left_are_those_of_diffusers(steps: int, strength: fl
     np.testing.assert_array_equal(part.coefficients, table.coefficients[-count:])
     np.testing.assert_array_equal(part.scales, table.scales[-count:])
     np.testing.assert_array_equal(part.noisy, table.noisy[-count:])
+
+
+def test_a_refusal_of_strength_names_the_argument_that_the_user_gave() -> None:
+    schedule = schedulers.solve(CONFIGS["UnCLIP"], 4)
+    with pytest.raises(InputError, match=r"^prior_strength 0\.2 leaves none of 4 steps; .* larger prior_strength\.$"):
+        schedule.last_part(0.2, name="prior_strength")

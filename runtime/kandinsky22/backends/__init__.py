@@ -22,6 +22,9 @@ that looking costs it nothing; where the state is replaced, it computes that ste
 waited. What it raises ends the loop and reaches the caller.
 """
 
+EXPORTED = ""
+"""The weights of a component that its bundle was exported with. Other sets are named by whoever adds them."""
+
 PerStep = Mapping[str, "Sequence[Array] | Array"]
 """Inputs that change with the step: each has one array, or one row of an array, a step."""
 
@@ -77,8 +80,8 @@ class Backend(Protocol):
     def availability(self, bundle: Bundle | None = None) -> Availability:
         """Whether it is installed and can run on this machine, and has what it needs of `bundle`. Never raises."""
 
-    def load(self, bundle: Bundle, name: str, settings: Settings) -> LoadedComponent:
-        """Load a component of a bundle, from files that were verified.
+    def load(self, bundle: Bundle, name: str, settings: Settings, weights: str = EXPORTED) -> LoadedComponent:
+        """Load a component of a bundle over one of its sets of weights, from files that were verified.
 
         Raises BundleError where the bundle has no such component or its file was altered, BackendError where the
         library refuses it.
@@ -103,6 +106,12 @@ def get(name: str, bundle: Bundle | None = None) -> Backend:
     if not availability.usable:
         raise BackendError(f"The backend {name} cannot run here: {availability.reason}.")
     return backend
+
+
+def require_exported(name: str, weights: str) -> None:
+    """Raise BackendError where a component is asked for over other weights than those it was exported with."""
+    if weights != EXPORTED:
+        raise BackendError(f"There are no weights {weights!r} of {name}; a bundle has those that were exported alone.")
 
 
 def survey(bundle: Bundle | None = None) -> list[Availability]:

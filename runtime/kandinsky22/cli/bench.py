@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from kandinsky22.measure.suite import Suite
     from kandinsky22.measure.timing import Size
 
-SUMMARY = "measure latency and memory of every stage and of whole pictures"
 MIB = 1 << 20
 Results = Sequence[Mapping[str, Any]]
 

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 from kandinsky22.errors import InputError
 
 if TYPE_CHECKING:
-    from kandinsky22.backends.tensorrt.build import PlanRecord, Profile
+    from kandinsky22.backends.tensorrt.profile import Profile
+    from kandinsky22.backends.tensorrt.records import PlanRecord
     from kandinsky22.bundle.bundle import Bundle
-
-SUMMARY = "build TensorRT plans from a bundle's graphs"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     add("bundle", metavar="BUNDLE", help="folder that kandinsky22-export wrote")
-    add("--flavour", metavar="NAME", default="auto", help="tensorrt or tensorrt-rtx (%(default)s: the first installed)")
+    add(
+        "--flavour",
+        metavar="NAME",
+        default="auto",
+        help="tensorrt or tensorrt-rtx (%(default)s: tensorrt on a machine with a GPU, tensorrt-rtx on one without, "
+        "as far as they are installed)",
+    )
     add("--component", metavar="NAME", action="append", help="build this one alone; may be repeated (all)")
     _add_profile_arguments(parser.add_argument_group("pictures, sides in pixels"))
     _add_build_arguments(parser.add_argument_group("building"))
@@ -55,16 +60,17 @@ def _add_build_arguments(group: argparse._ArgumentGroup) -> None:
 def run(options: argparse.Namespace) -> int:
     """Build; the exit code."""
     from kandinsky22.backends.tensorrt import build
+    from kandinsky22.backends.tensorrt.builder import Options
     from kandinsky22.bundle.bundle import Bundle
 
     bundle = Bundle(options.bundle)
-    flavour = build.flavour(options.flavour)
+    flavour = build.flavour_to_build(options.flavour)
     records = build.build(
         bundle,
         flavour,
         _profile(bundle, options),
         components=options.component,
-        options=build.Options(tuple(options.target or ()), options.allow_unfused),
+        options=Options(tuple(options.target or ()), options.allow_unfused),
         progress=not options.quiet,
         force=options.force,
         rebuild=options.rebuild,
@@ -78,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _profile(bundle: Bundle, options: argparse.Namespace) -> Profile:
     """The profile that the options ask for; what they leave open is the default's, within what they say."""
-    from kandinsky22.backends.tensorrt.build import Profile, default_profile
+    from kandinsky22.backends.tensorrt.profile import Profile, default_profile
 
     given = (options.min, options.opt, options.max)
     if options.static is not None:

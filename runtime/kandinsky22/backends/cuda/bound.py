@@ -75,6 +75,11 @@ class BoundGraph(Owner):
         """The inputs that hold the state between two steps."""
         return {name: self.inputs[name] for name in self._feedback}
 
+    def others(self) -> dict[str, Tensor]:
+        """The outputs that are no state, such as what a step's network gave."""
+        state = set(self._feedback.values())
+        return {name: tensor for name, tensor in self.outputs.items() if name not in state}
+
     def close(self) -> None:
         """See `Owner.close`."""
         self._memory.close()

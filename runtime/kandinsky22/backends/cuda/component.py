@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
@@ -14,36 +16,51 @@ from kandinsky22.backends.cuda.gpu import SharedGpu
 from kandinsky22.backends.cuda.loop import DeviceLoop
 from kandinsky22.errors import BackendError
 
+log = logging.getLogger(__name__)
+
 SHAPES_KEPT = 4
 """How many sets of input shapes a component stays bound to, each with its buffers and its captured graph."""
 
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of inputs by name."""
+
 
 class DeviceComponent:
-    """A component on the device: bound to the shapes it was used with last, and looped there. Base of the backends'."""
+    """A component on the device: bound to the shapes it was used with last, and looped there. Base of the backends'.
+
+    Threads may share it: whatever uses the GPU waits for `gpu.lock`, so that one call runs at a time. What a run is
+    bound to depends on the shapes of its inputs alone, never on what ran before.
+    """
 
     def __init__(self, name: str, shared_gpu: SharedGpu) -> None:
         self.name = name
         self.gpu = shared_gpu.lend()
         self._give_back: Callable[[], None] | None = shared_gpu.give_back
-        self.step_seconds: tuple[float, ...] = ()
-        """Seconds on the device of each step of the last loop, by CUDA's events."""
         self._bounds: OrderedDict[tuple[tuple[str, tuple[int, ...]], ...], BoundGraph] = OrderedDict()
         self._looping = False
+        self._of_thread = threading.local()
 
-    def bind(self, shapes: Mapping[str, tuple[int, ...]]) -> BoundGraph:
+    @property
+    def step_seconds(self) -> tuple[float, ...]:
+        """Seconds on the device of each step of the last loop that this thread ran, by CUDA's events."""
+        seconds: tuple[float, ...] = getattr(self._of_thread, "step_seconds", ())
+        return seconds
+
+    def select(self, shapes: Shapes) -> None:
+        """Get ready for inputs of these shapes: what is chosen for them may depend on nothing else."""
+
+    def bind(self, shapes: Shapes) -> BoundGraph:
         """Bind to input shapes. Raises BackendError where the graph does not take them."""
         raise NotImplementedError
 
-    def bound(self, feeds: Mapping[str, Array]) -> BoundGraph:
-        """The graph bound to the shapes of `feeds`; the one that was used longest ago makes room for a new one."""
-        if self._looping:
-            raise BackendError(f"{self.name} is in a loop: its step callback cannot run it; open a second Pipeline.")
-        shapes = {name: tuple(np.shape(array)) for name, array in sorted(feeds.items())}
-        key = tuple(shapes.items())
+    def bound(self, shapes: Shapes) -> BoundGraph:
+        """The graph bound to input shapes; the one that was used longest ago makes room for a new one."""
+        key = tuple(sorted(shapes.items()))
         if key not in self._bounds:
             while len(self._bounds) >= SHAPES_KEPT:
                 self._bounds.popitem(last=False)[1].close()
             self._bounds[key] = self.bind(shapes)
+            log.debug("%s is bound to %s", self.name, dict(key))
         self._bounds.move_to_end(key)
         return self._bounds[key]
 
@@ -58,28 +75,47 @@ class DeviceComponent:
 
         `on_step` runs while the device computes the step after the one that it is told of. Where it replaces the state,
         that step is computed again; where it raises, the loop ends when the device has finished it.
+
+        The state comes from the host and goes back there. A run whose steps alternate between two components loops
+        over each in turn, and its state passes the host between them. To keep it on the device, `DeviceLoop` would take
+        the tensors of another bound graph where it now uploads `state`: both work in the stream `gpu.work`, in order.
         """
         with self.gpu.lock:
-            bound = self.bound({**constants, **state, **{name: rows[0] for name, rows in per_step.items()}})
+            self.require_idle("run")
+            feeds = {**constants, **state}
+            shapes = shapes_of({**feeds, **{name: rows[0] for name, rows in per_step.items()}})
+            self.select(shapes)
             self._looping = True
             try:
-                loop = DeviceLoop(bound, per_step)
-                result = loop.run({**constants, **state}, on_step)
+                loop = DeviceLoop(self.bound(shapes), per_step)
+                result = loop.run(feeds, on_step)
             finally:
                 self._looping = False
-            self.step_seconds = loop.step_seconds
+            self._of_thread.step_seconds = loop.step_seconds
             return result
 
+    def require_idle(self, verb: str) -> None:
+        """Raise BackendError in a step callback of this component's own loop, and after `close`. Needs `gpu.lock`.
+
+        The lock lets the thread that loops in again, so it alone can find the component in a loop.
+        """
+        if self._looping:
+            way_out = {"run": "open a second Pipeline", "close": "raise Cancelled"}[verb]
+            raise BackendError(f"{self.name} is in a loop: its step callback cannot {verb} it; {way_out}.")
+        if self._give_back is None:
+            raise BackendError(f"{self.name} was closed, by another thread perhaps; load it again.")
+
     def close(self) -> None:
-        """See `LoadedComponent.close`."""
+        """See `LoadedComponent.close`. Waits for what other threads run; may be called twice."""
         with self.gpu.lock:
-            if self._looping:
-                raise BackendError(f"{self.name} is in a loop: its step callback cannot close it; raise Cancelled.")
+            if self._give_back is None:
+                return
+            self.require_idle("close")
             self.unbind()
             self.release()
-        if self._give_back is not None:
             self._give_back()
             self._give_back = None
+            log.debug("%s is freed", self.name)
 
     def release(self) -> None:
         """Free what a subclass holds beside what it is bound to, such as weights."""
@@ -88,3 +124,8 @@ class DeviceComponent:
         """Free the buffers and graphs of all shapes."""
         while self._bounds:
             self._bounds.popitem()[1].close()
+
+
+def shapes_of(arrays: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    """Shapes of arrays by name."""
+    return {name: tuple(np.shape(array)) for name, array in arrays.items()}

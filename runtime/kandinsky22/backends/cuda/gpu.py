@@ -27,17 +27,21 @@ def gpu() -> Device:
 
     Raises BackendError where there is none, or cuda-bindings is not installed.
     """
+    cuda = Cuda.load()
     try:
-        from cuda.bindings import runtime
-    except ImportError as error:
-        raise BackendError(f"The GPU cannot be asked ({error}); install cuda-bindings.") from error
-    try:
-        status, properties = runtime.cudaGetDeviceProperties(0)
-    except RuntimeError as failure:  # how cuda-bindings says that a library of CUDA is missing
-        raise BackendError(f"There is no NVIDIA GPU here ({failure}).") from failure
-    if status != runtime.cudaError_t.cudaSuccess:
-        raise BackendError(f"There is no NVIDIA GPU here ({status.name}).")
+        properties = cuda.call("cudaGetDeviceProperties", 0)
+    except BackendError as error:
+        raise BackendError(f"There is no NVIDIA GPU here ({str(error).rstrip('.')}).") from error
     return Device(properties.name.decode(), (properties.major, properties.minor))
+
+
+def device_memory() -> int:
+    """Bytes of the GPU's memory in use, by whomever; 0 without a GPU or without cuda-bindings."""
+    try:
+        found = Cuda.load().memory_info()
+    except BackendError:
+        return 0
+    return found.total - found.free
 
 
 class Gpu(Owner):
@@ -114,14 +118,3 @@ class SharedGpu:
 
 GPU = SharedGpu()
 """The GPU of this process."""
-
-
-def device_memory() -> int:
-    """Bytes of the GPU's memory in use, by whomever; 0 without a GPU or without cuda-bindings."""
-    try:
-        from cuda.bindings import runtime
-
-        status, free, total = runtime.cudaMemGetInfo()
-    except (ImportError, RuntimeError):
-        return 0
-    return int(total - free) if status == runtime.cudaError_t.cudaSuccess else 0

@@ -19,6 +19,7 @@ from kandinsky22.backends import OnStep, PerStep
 from kandinsky22.backends.cuda.bound import BoundGraph
 from kandinsky22.backends.cuda.gpu import Gpu
 from kandinsky22.backends.cuda.runtime import Event, Owner, aligned, close_all
+from kandinsky22.backends.loop import replacement
 
 
 class DeviceLoop:
@@ -32,7 +33,7 @@ class DeviceLoop:
         self.step_seconds: tuple[float, ...] = ()
 
     def run(self, feeds: Mapping[str, Array], on_step: OnStep | None) -> dict[str, Array]:
-        """From the first state and the constants to the last state."""
+        """From the first state and the constants to the last state; `step_seconds` are those of this run."""
         with ExitStack() as stack:
             # However the loop ends, the device must have finished before its memory is freed.
             self._tables = stack.enter_context(Tables(self._bound, self._per_step))
@@ -64,8 +65,9 @@ class DeviceLoop:
             snapshots.take(step)
 
         def report(step: int) -> None:
-            state = snapshots.read(step)
-            replaced = on_step(step, state)
+            seen = snapshots.read(step)
+            state = {name: seen[name] for name in self._bound.state()}
+            replaced = replacement(on_step(step, seen), state)
             if replaced:
                 self._bound.upload({**state, **replaced})
                 if step < last:
@@ -124,15 +126,15 @@ class Tables(Owner):
 
 
 class Snapshots(Owner):
-    """Copies of the state on their way to the host, by the second stream, for two steps in turn.
+    """Copies of the state and of the other outputs on their way to the host, by the second stream.
 
-    The state itself cannot be read while the next step runs, since that step overwrites it.
+    They are for two steps in turn. The tensors themselves cannot be read while the next step runs and overwrites them.
     """
 
     def __init__(self, bound: BoundGraph) -> None:
         self._gpu = bound.gpu
-        self._state = bound.state()
-        size = sum(aligned(tensor.size) for tensor in self._state.values())
+        self._tensors = {**bound.state(), **bound.others()}
+        size = sum(aligned(tensor.size) for tensor in self._tensors.values())
         with ExitStack() as undo:
             self._device = [undo.enter_context(self._gpu.cuda.memory(size)) for _ in range(2)]
             self._host = [undo.enter_context(self._gpu.cuda.pinned(size)) for _ in range(2)]
@@ -141,13 +143,13 @@ class Snapshots(Owner):
             self._owners = undo.pop_all()
 
     def take(self, step: int) -> None:
-        """Queue a copy of the state as it is after all that is queued.
+        """Queue a copy of the tensors as they are after all that is queued.
 
         Step `step - 2` must have been read. A step that is computed again is taken again: only its last copy is read.
         """
         turn, offset = step % 2, 0
         memory = self._device[turn]
-        for tensor in self._state.values():
+        for tensor in self._tensors.values():
             self._gpu.work.copy(memory.address + offset, tensor.address, tensor.size)
             offset += aligned(tensor.size)
         self._gpu.work.record(self._taken[turn])
@@ -156,10 +158,10 @@ class Snapshots(Owner):
         self._gpu.copies.record(self._arrived[turn])
 
     def read(self, step: int) -> dict[str, Array]:
-        """The state after a step. The host waits for that step alone, not for what is queued behind it."""
+        """The state and the other outputs after a step. The host waits for that step alone, not for later ones."""
         self._arrived[step % 2].synchronize()
         block, offset, arrays = self._host[step % 2].array, 0, {}
-        for name, tensor in self._state.items():
+        for name, tensor in self._tensors.items():
             arrays[name] = block[offset : offset + tensor.size].view(tensor.dtype).reshape(tensor.shape).copy()
             offset += aligned(tensor.size)
         return arrays

@@ -42,15 +42,21 @@ class Cuda:
 
     def call(self, function: str, *arguments: Any, advice: str = "") -> Any:
         """Call a function of the runtime; its one result, or None."""
+        results = self.results(function, *arguments, advice=advice)
+        return results[0] if results else None
+
+    def results(self, function: str, *arguments: Any, advice: str = "") -> list[Any]:
+        """Call a function of the runtime; all that it gives beside its status."""
+        found: list[Any]
         try:
-            status, *results = getattr(self.runtime, function)(*arguments)
+            status, *found = getattr(self.runtime, function)(*arguments)
         except RuntimeError as error:  # how cuda-bindings says that a library of CUDA is missing
             raise BackendError(f"CUDA's {function} failed: {error}{'; ' + advice if advice else ''}.") from error
         if int(status) != 0:
             _, text = self.runtime.cudaGetErrorString(status)
             meaning = text.decode() if isinstance(text, bytes) else str(text)
             raise BackendError(f"CUDA's {function} failed: {status.name} ({meaning}){'; ' + advice if advice else ''}.")
-        return results[0] if results else None
+        return found
 
     def quietly(self, function: str, *arguments: Any) -> None:
         """Call a function that frees something.
@@ -67,9 +73,7 @@ class Cuda:
 
     def memory_info(self) -> MemoryInfo:
         """Free and total bytes of the device's memory."""
-        status, free, total = self.runtime.cudaMemGetInfo()
-        if int(status) != 0:
-            raise BackendError(f"CUDA's cudaMemGetInfo failed: {status.name}.")
+        free, total = self.results("cudaMemGetInfo")
         return MemoryInfo(int(free), int(total))
 
     def memory(self, size: int) -> DeviceMemory:

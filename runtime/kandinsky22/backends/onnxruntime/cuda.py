@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import sys
 import warnings
 from collections.abc import Mapping
@@ -14,11 +15,13 @@ import numpy as np
 from kandinsky22.arrays import Array
 from kandinsky22.backends import Settings
 from kandinsky22.backends.cuda.bound import BoundGraph
-from kandinsky22.backends.cuda.component import DeviceComponent
+from kandinsky22.backends.cuda.component import DeviceComponent, Shapes
 from kandinsky22.backends.cuda.gpu import GPU, SharedGpu
 from kandinsky22.bundle.bundle import Bundle
-from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS
+from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS, Component
 from kandinsky22.errors import BackendError, first_line
+
+log = logging.getLogger(__name__)
 
 PROVIDER = "CUDAExecutionProvider"
 
@@ -39,7 +42,8 @@ class OnnxRuntimeCudaComponent(DeviceComponent):
         graph = bundle.graph(name, ATTENTION_IN_PARTS)
         super().__init__(name, shared_gpu)
         try:
-            self.session: Any = self._open(graph)
+            with self.gpu.lock:  # loading copies weights by the stream that another thread may be capturing
+                self.session: Any = self._open(graph)
         except BaseException:
             self.close()
             raise
@@ -49,14 +53,15 @@ class OnnxRuntimeCudaComponent(DeviceComponent):
         """See `LoadedComponent.run`. ONNX Runtime copies in and out by itself."""
         names = [spec.name for spec in self.component.outputs]
         with self.gpu.lock:
+            self.require_idle("run")
             try:
                 values = self.session.run(names, dict(feeds), _options(NO_GRAPH, waits=True))
             except Exception as error:
                 raise BackendError(f"ONNX Runtime failed on the GPU: {first_line(error)}") from error
             return dict(zip(names, values, strict=True))
 
-    def bind(self, shapes: Mapping[str, tuple[int, ...]]) -> BoundGraph:
-        """See `DeviceComponent.bind`. Only step graphs are bound: their outputs have the shapes of their state."""
+    def bind(self, shapes: Shapes) -> BoundGraph:
+        """See `DeviceComponent.bind`. Only step graphs are bound: nothing else is looped."""
         return OnnxRuntimeBound(self, shapes)
 
     def release(self) -> None:
@@ -97,20 +102,21 @@ class OnnxRuntimeCudaComponent(DeviceComponent):
                 f"ONNX Runtime {ort.__version__} could not start CUDA for {self.name} (its CUDA and cuDNN libraries "
                 f"must fit it); see https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html."
             )
+        log.debug("onnxruntime: %s is on the GPU, its steps %s", self.name, "captured" if captured else "not captured")
         return session
 
 
 class OnnxRuntimeBound(BoundGraph):
     """A session bound to static buffers. ONNX Runtime captures at the first run, and replays from then on."""
 
-    def __init__(self, component: OnnxRuntimeCudaComponent, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        feedback = component.component.state
-        outputs = {output: shapes[name] for name, output in feedback.items()}
+    def __init__(self, component: OnnxRuntimeCudaComponent, shapes: Shapes) -> None:
+        described = component.component
+        outputs = _output_shapes(described, shapes)
         super().__init__(
             component.gpu,
-            {spec.name: (shapes[spec.name], np.dtype(spec.dtype)) for spec in component.component.inputs},
-            {spec.name: (outputs[spec.name], np.dtype(spec.dtype)) for spec in component.component.outputs},
-            feedback,
+            {spec.name: (shapes[spec.name], np.dtype(spec.dtype)) for spec in described.inputs},
+            {spec.name: (outputs[spec.name], np.dtype(spec.dtype)) for spec in described.outputs},
+            described.state,
         )
         self._session = component.session
         self._binding = self._session.io_binding()
@@ -132,6 +138,18 @@ class OnnxRuntimeBound(BoundGraph):
         """See `Owner.close`."""
         self._binding = self._session = None
         super().close()
+
+
+def _output_shapes(component: Component, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """Shapes of a step graph's outputs: that of the state which they replace, else what the manifest says of them."""
+    sizes = {
+        dimension: size
+        for spec in component.inputs
+        for dimension, size in zip(spec.shape, shapes[spec.name], strict=True)
+        if isinstance(dimension, str)
+    }
+    state = {output: shapes[name] for name, output in component.state.items()}
+    return {spec.name: state.get(spec.name) or spec.resolve(sizes) for spec in component.outputs}
 
 
 def _options(graph_id: str, *, waits: bool) -> Any:

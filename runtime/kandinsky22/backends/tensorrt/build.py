@@ -1,11 +1,12 @@
 """Plans, built: ONNX graphs compiled by TensorRT, each beside a record of all that it was made from and for.
 
-A build replaces both at once or not at all. docs/tensorrt.md describes the folder; `plan_choice` reads it.
+A build replaces both at once or not at all. docs/tensorrt.md describes the folder; `choice` reads it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,31 +15,20 @@ from typing import Any
 
 from tqdm import tqdm
 
-from kandinsky22.backends.cuda.gpu import Device, gpu
-from kandinsky22.backends.tensorrt.builder import Built, Options, Report, build_plan
+from kandinsky22.backends.cuda import gpu
+from kandinsky22.backends.tensorrt import library
+from kandinsky22.backends.tensorrt.builder import Built, Options, build_plan
 from kandinsky22.backends.tensorrt.choice import onnx_hashes, plan_folder, read_record
-from kandinsky22.backends.tensorrt.library import Flavour, flavour, flavours, rtx_targets
-from kandinsky22.backends.tensorrt.profile import Profile, default_profile
-from kandinsky22.backends.tensorrt.records import PlanRecord
+from kandinsky22.backends.tensorrt.library import Flavour, rtx_targets
+from kandinsky22.backends.tensorrt.profile import Profile
+from kandinsky22.backends.tensorrt.records import PlanRecord, Report
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.checksums import sha256
 from kandinsky22.errors import BackendError, BundleError, InputError
 from kandinsky22.files import TEMPORARY, NewFile, locked, new_file, write_file
 from kandinsky22.machine import available_memory
 
-__all__ = [
-    "Device",
-    "Flavour",
-    "Options",
-    "PlanRecord",
-    "Profile",
-    "Report",
-    "build",
-    "default_profile",
-    "flavour",
-    "flavours",
-    "gpu",
-]
+log = logging.getLogger(__name__)
 
 DEFAULTS = Options()
 LOCK = ".lock"
@@ -52,6 +42,24 @@ PLAN_SLACK = 512 * MIB
 """Bytes by which a plan may differ from its weights, for kernels; and a quarter of the weights."""
 
 
+def flavour_to_build(name: str) -> Flavour:
+    """The flavour `name`; for "auto" the first that is installed and can build on this machine, TensorRT first.
+
+    TensorRT builds on the GPU that a plan is for, so without a GPU TensorRT for RTX goes before it. Raises BackendError
+    where the flavour, or either, is not installed.
+    """
+    found = library.flavours()
+    if name != "auto" or len(found) < len(library.MODULES):
+        return library.flavour(name)
+    try:
+        device = gpu.gpu()
+    except BackendError as error:
+        log.info("Plans are built for cards elsewhere: %s", error)
+        return next(each for each in found if not each.needs_gpu)
+    log.info("Plans are built for %s", device)
+    return found[0]
+
+
 def build(
     bundle: Bundle,
     flavour: Flavour,
@@ -59,7 +67,7 @@ def build(
     *,
     components: Sequence[str] | None = None,
     options: Options = DEFAULTS,
-    device: Device | None = None,
+    device: gpu.Device | None = None,
     progress: bool = True,
     force: bool = False,
     rebuild: bool = False,
@@ -97,9 +105,9 @@ def build(
     return records
 
 
-def _gpu_to_build_on() -> Device:
+def _gpu_to_build_on() -> gpu.Device:
     try:
-        return gpu()
+        return gpu.gpu()
     except BackendError as error:
         raise BackendError(
             f"{error} TensorRT builds only on the GPU that a plan is for: build there, "
@@ -116,7 +124,7 @@ def _check_targets(flavour: Flavour, options: Options) -> None:
 
 
 def _recipe(
-    bundle: Bundle, name: str, flavour: Flavour, device: Device | None, profile: Profile, options: Options
+    bundle: Bundle, name: str, flavour: Flavour, device: gpu.Device | None, profile: Profile, options: Options
 ) -> dict[str, Any]:
     """The fields of a record that are known before building: where they are equal, so is the plan."""
     component = bundle.component(name)
@@ -186,6 +194,7 @@ def _build_one(
         )
         file.commit(record.plan)
     write_file(folder / f"{name}.json", record.to_json().encode())
+    log.info("Plan of %s built by %s in %.1f s: %s", name, flavour.name, built.seconds, folder / record.plan)
     _sweep(folder)
     return record
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from kandinsky22.backends.tensorrt.library import Flavour, logger, make_monitor, make_writer
 from kandinsky22.backends.tensorrt.profile import Range, Shape
+from kandinsky22.backends.tensorrt.records import Report
 from kandinsky22.bundle.manifest import Component, TensorSpec
 from kandinsky22.errors import BackendError
 from kandinsky22.machine import resident_memory
@@ -28,23 +29,6 @@ ENGINE_PRODUCTS = ("correlation", "gemm")
 """The same, as TensorRT for RTX calls them in an engine."""
 DTYPES = {"float32": "FLOAT", "int64": "INT64", "bool": "BOOL"}
 """TensorRT's names of the types that cross a graph's border."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a plan runs: its layers by type and kind, and whether attention runs in fused kernels.
-
-    `layers` counts the engine's layers by the type of their first output and their kind, {"Half": {"gemm": 12}};
-    it is empty where TensorRT did not tell. `products` counts the graph's convolutions, matrix products and
-    attentions, where nearly all of the arithmetic is, by type. `attention` counts the attentions among them, `fusable`
-    those that a fused kernel exists for (16-bit, head size 16 to 256), and `fused` the fused kernels in the engine.
-    """
-
-    layers: dict[str, dict[str, int]]
-    products: dict[str, int]
-    attention: int
-    fusable: int
-    fused: int
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
 """Plans, chosen: the one that belongs to this bundle, this TensorRT and this GPU, or a sentence why none does.
 
 A plan is code for one TensorRT version and certain GPUs, and deserialising it runs it. So `verified_plan` hands it out
-only where every word of its record fits. docs/tensorrt.md describes the folder; `plans` writes it.
+only where every word of its record fits. docs/tensorrt.md describes the folder; `build` writes it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from kandinsky22.backends.cuda.gpu import Device
@@ -18,8 +20,23 @@ from kandinsky22.backends.tensorrt.records import PlanRecord
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.errors import BundleError
 
+log = logging.getLogger(__name__)
+
 FOLDER = "tensorrt"
 """Of the bundle, where plans lie."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan that fits: where its record lies, and the record."""
+
+    path: Path
+    record: PlanRecord
+
+    @property
+    def rows(self) -> int:
+        """How many rows (texts, pictures) it takes at once, where its inputs are rows."""
+        return min(largest[0] for _, _, largest in self.record.shapes.values())
 
 
 def onnx_hashes(bundle: Bundle, name: str) -> dict[str, str]:
@@ -50,47 +67,57 @@ def verified_plan(
     flavour: Flavour,
     device: Device,
     shapes: Mapping[str, Sequence[int]] | None = None,
-) -> tuple[bytes, PlanRecord]:
-    """The plan of a component for this TensorRT and this GPU, with its record, after every check.
-
-    Of several that fit, it is the one for the narrowest range that takes inputs of `shapes` (by name), or the one for
-    the widest range where no shapes are given. The bytes are those whose SHA-256 was compared: nothing is read twice.
+) -> tuple[bytes, Plan]:
+    """The bytes of the plan that `choose_plan` gives, after every check: those whose SHA-256 was compared.
 
     Raises BundleError where there is none; the sentence says what differs and which command mends it.
     """
-    path, record = _choose(bundle, component, flavour, device, shapes)
+    plan = choose_plan(bundle, component, flavour, device, shapes)
     try:
-        return _read_plan(path.parent / record.plan, record, bundle, flavour), record
+        return _read_plan(plan, bundle, flavour), plan
     except BundleError:
-        if read_record(path) == record:
+        if read_record(plan.path) == plan.record:
             raise
     # A build has replaced the plan between the reading of its record and of its bytes.
     return verified_plan(bundle, component, flavour, device, shapes)
 
 
-def refusal(
+def choose_plan(
     bundle: Bundle,
     component: str,
     flavour: Flavour,
     device: Device,
     shapes: Mapping[str, Sequence[int]] | None = None,
-) -> str | None:
-    """Why `verified_plan` would refuse, as far as the records tell; None where they fit. Reads no plan."""
+) -> Plan:
+    """The plan of a component for this TensorRT, this GPU and inputs of `shapes`, by name. Reads records, no plans.
+
+    It is the one for the narrowest range that takes the inputs. Where none takes as many rows, and the component's
+    inputs are nothing but rows, it is the one that takes most of them at once. The widest where no shapes are given.
+
+    Raises BundleError where there is none; the sentence says what differs and which command mends it.
+    """
+    if shapes is None:
+        return fitting_plans(bundle, component, flavour, device)[-1]
     try:
-        _choose(bundle, component, flavour, device, shapes)
-    except BundleError as error:
-        return str(error)
-    return None
+        return fitting_plans(bundle, component, flavour, device, shapes)[0]
+    except BundleError:
+        if not _is_rows(bundle, component):
+            raise
+    one = {name: (1, *shape[1:]) for name, shape in shapes.items()}
+    return max(fitting_plans(bundle, component, flavour, device, one), key=lambda plan: plan.rows)
 
 
-def _choose(
+def fitting_plans(
     bundle: Bundle,
     component: str,
     flavour: Flavour,
     device: Device,
-    shapes: Mapping[str, Sequence[int]] | None,
-) -> tuple[Path, PlanRecord]:
-    """The record that fits, and its path. Raises BundleError with a sentence about the one that comes closest."""
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> list[Plan]:
+    """All plans of a component for this TensorRT, this GPU and inputs of `shapes`, the narrowest first.
+
+    Raises BundleError where there is none, with a sentence about the one that comes closest. Reads records, no plans.
+    """
     bundle.component(component)
     fitting, refused = [], []
     for path in sorted((bundle.path / FOLDER).glob(f"*/{component}.json")):
@@ -104,15 +131,29 @@ def _choose(
         differences, mend = _differences(record, bundle, flavour, device, shapes)
         if differences:
             refused.append(([f"The plan of {path} cannot be used", *differences], mend))
+            log.debug("The plan of %s is not used: %s", path, "; ".join(differences))
         else:
-            fitting.append((path, record))
+            fitting.append(Plan(path, record))
     if fitting:
-        choose = max if shapes is None else min
-        return choose(fitting, key=lambda pair: pair[1].profile.width)
+        return sorted(fitting, key=lambda plan: plan.record.profile.width)
     if refused:
         differences, mend = min(refused, key=lambda each: len(each[0]))
         raise BundleError(f"{': '.join(differences[:2])}{''.join('; ' + each for each in differences[2:])}. {mend}")
     raise BundleError(f"{bundle.path} has no plan of {component} for {flavour.name}. {_command(bundle, flavour)}")
+
+
+def refusal(bundle: Bundle, component: str, flavour: Flavour, device: Device) -> str | None:
+    """Why a component has no plan that can be used here, as far as records tell; None where it has. Reads no plan."""
+    try:
+        choose_plan(bundle, component, flavour, device)
+    except BundleError as error:
+        return str(error)
+    return None
+
+
+def _is_rows(bundle: Bundle, component: str) -> bool:
+    """Whether all inputs of a component are rows, so that it can be run on a part of them."""
+    return all(spec.shape[:1] == ("B",) for spec in bundle.component(component).inputs)
 
 
 def _differences(
@@ -150,8 +191,9 @@ def _command(bundle: Bundle, flavour: Flavour, profile: Profile | None = None, m
     return f"Build it: kandinsky22 build {bundle.path} --flavour {flavour.name} {sizes}{more}"
 
 
-def _read_plan(path: Path, record: PlanRecord, bundle: Bundle, flavour: Flavour) -> bytes:
+def _read_plan(chosen: Plan, bundle: Bundle, flavour: Flavour) -> bytes:
     """The bytes of a plan that are what was built."""
+    record, path = chosen.record, chosen.path.parent / chosen.record.plan
     mend = _command(bundle, flavour, record.profile)
     try:
         plan = path.read_bytes()

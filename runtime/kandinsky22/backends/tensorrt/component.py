@@ -1,12 +1,14 @@
 """TensorRT on NVIDIA GPUs: verified plans, one arena for all of them, and a captured graph for every step.
 
 TensorRT and TensorRT for RTX are two flavours of one API; the first that is installed and has plans is used. A plan is
-not read by this module: `kandinsky22.backends.tensorrt.build` verifies it and hands out its bytes.
+not read by this module: `kandinsky22.backends.tensorrt.choice` verifies it and hands out its bytes.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import logging
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +18,7 @@ from kandinsky22.arrays import Array
 from kandinsky22.backends import Availability, LoadedComponent, Settings
 from kandinsky22.backends.cuda import gpu
 from kandinsky22.backends.cuda.bound import BoundGraph, Layout
-from kandinsky22.backends.cuda.component import DeviceComponent
+from kandinsky22.backends.cuda.component import DeviceComponent, Shapes, shapes_of
 from kandinsky22.backends.cuda.gpu import GPU, SharedGpu
 from kandinsky22.backends.cuda.runtime import Graph
 from kandinsky22.backends.tensorrt import choice, library
@@ -27,9 +29,15 @@ from kandinsky22.errors import BackendError, KandinskyError
 
 NAME = "tensorrt"
 
+log = logging.getLogger(__name__)
+
 
 class TensorRtComponent(DeviceComponent):
-    """One engine; its weights are on the device until it is closed."""
+    """One engine at a time; its weights are on the device until it is closed, or inputs come for another plan.
+
+    Which plan that is depends on the shapes of a run's inputs alone. Where there are several, none is loaded before
+    the first run, and alternating between sizes of different plans loads one each time.
+    """
 
     def __init__(
         self, bundle: Bundle, name: str, flavour: library.Flavour, device: gpu.Device, shared_gpu: SharedGpu
@@ -39,53 +47,77 @@ class TensorRtComponent(DeviceComponent):
         self.module: Any = flavour.module
         self.log = library.logger(self.module)
         self.engine: Any = None
+        self._plan: choice.Plan | None = None
+        self._chosen: dict[tuple[tuple[str, tuple[int, ...]], ...], choice.Plan] = {}
+        plans = choice.fitting_plans(bundle, name, flavour, device)
+        self.ranges: Mapping[str, Range] = plans[-1].record.shapes
+        """Smallest, tuned and largest shape of every input; those of the widest plan, where there are several."""
         super().__init__(name, shared_gpu)
         try:
-            self._runtime = self.module.Runtime(self.log)
-            self._load_plan(None)
+            with self.gpu.lock:
+                self._runtime = self.module.Runtime(self.log)
+                if len(plans) == 1:  # so that no run waits for it
+                    self._load_plan(None)
         except BaseException:
             self.close()
             raise
 
     @property
-    def ranges(self) -> Mapping[str, Range]:
-        """Smallest, tuned and largest shape of every input that the plan takes."""
-        return self.record.shapes
+    def compile_seconds(self) -> float:
+        """Seconds that this thread's runs, since the first, have spent on loading plans for their shapes."""
+        seconds: float = getattr(self._of_thread, "compile_seconds", 0.0)
+        return seconds
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """See `LoadedComponent.run`. More pictures or texts than the plan takes at once are run in parts."""
+        """See `LoadedComponent.run`. More pictures or texts than any plan takes at once are run in parts."""
         with self.gpu.lock:
-            parts = [self._run(part) for part in self._parts(feeds)]
+            self.require_idle("run")
+            plan = self._select(shapes_of(feeds))
+            parts = [self._run(part) for part in self._parts(feeds, plan)]
         return {
             name: np.concatenate([part[name] for part in parts]) if parts[1:] else parts[0][name] for name in parts[0]
         }
 
-    def _parts(self, feeds: Mapping[str, Array]) -> list[Mapping[str, Array]]:
-        if any(spec.shape[0] != "B" for spec in self.component.inputs) or feeds.keys() != self.ranges.keys():
+    def _parts(self, feeds: Mapping[str, Array], plan: choice.Plan) -> list[Mapping[str, Array]]:
+        if plan.record.misfit(shapes_of(feeds)) is None:
             return [feeds]
-        most = min(largest[0] for _, _, largest in self.ranges.values())
         count = max(len(array) for array in feeds.values())
-        starts = range(0, count, most)
-        return [{name: array[start : start + most] for name, array in feeds.items()} for start in starts]
+        return [
+            {name: array[start : start + plan.rows] for name, array in feeds.items()}
+            for start in range(0, count, plan.rows)
+        ]
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        bound = self.bound(feeds)
+        bound = self.bound(shapes_of(feeds))
         bound.upload(feeds)
         bound.enqueue()
         return bound.download(bound.outputs)
 
-    def bind(self, shapes: Mapping[str, tuple[int, ...]]) -> BoundGraph:
-        """See `DeviceComponent.bind`. Another plan takes the place of one that was not built for these shapes."""
+    def select(self, shapes: Shapes) -> None:
+        """See `DeviceComponent.select`. Another plan takes the place of one that is not chosen for these shapes."""
+        self._select(shapes)
+
+    def _select(self, shapes: Shapes) -> choice.Plan:
+        """Have the plan for these shapes loaded. Raises BundleError where there is none."""
         expected = {spec.name for spec in self.component.inputs}
         if set(shapes) != expected:
             raise BackendError(f"{self.name} takes the inputs {sorted(expected)}, not {sorted(shapes)}.")
-        if self.record.misfit(shapes) is not None:
-            self._load_plan(shapes)
+        key = tuple(sorted(shapes.items()))
+        if key not in self._chosen:
+            self._chosen[key] = choice.choose_plan(self._bundle, self.name, self._flavour, self._device, shapes)
+        if self._plan is None or self._chosen[key] != self._plan:
+            started = time.perf_counter()
+            self._chosen[key] = self._load_plan(shapes)
+            self._of_thread.compile_seconds = self.compile_seconds + time.perf_counter() - started
+        return self._chosen[key]
+
+    def bind(self, shapes: Shapes) -> BoundGraph:
+        """See `DeviceComponent.bind`."""
         return TensorRtBound(self, shapes)
 
     def release(self) -> None:
         """See `DeviceComponent.release`. TensorRT frees the weights with the last reference to the engine."""
-        self.engine = None
+        self.engine = self._plan = None
 
     def errors(self) -> str:
         """What TensorRT said since it was last asked."""
@@ -93,17 +125,22 @@ class TensorRtComponent(DeviceComponent):
         self.log.errors.clear()
         return said
 
-    def _load_plan(self, shapes: Mapping[str, tuple[int, ...]] | None) -> None:
-        plan, record = choice.verified_plan(self._bundle, self.name, self._flavour, self._device, shapes)
+    def _load_plan(self, shapes: Shapes | None) -> choice.Plan:
+        """Load the plan for inputs of these shapes in place of the one that is loaded."""
+        started = time.perf_counter()
+        plan, chosen = choice.verified_plan(self._bundle, self.name, self._flavour, self._device, shapes)
         self.unbind()
-        self.engine = None  # before the next one is loaded: two engines need not fit
+        self.engine = self._plan = None  # before the next one is loaded: two engines need not fit
         self.engine = self._runtime.deserialize_cuda_engine(plan)
         if self.engine is None:
             raise BackendError(
                 f"{self._flavour.name} {self._flavour.version} cannot load the plan of {self.name}: {self.errors()}."
             )
-        self.record = record
         self._check_interface()
+        self._plan = chosen
+        seconds = time.perf_counter() - started
+        log.info("%s: plan of %s for %s loaded in %.1f s", NAME, self.name, chosen.record.profile, seconds)
+        return chosen
 
     def _check_interface(self) -> None:
         """Compare the engine's inputs and outputs with the component's: what is bound by name must be what it says."""
@@ -126,7 +163,7 @@ class TensorRtComponent(DeviceComponent):
 class TensorRtBound(BoundGraph):
     """An execution context at fixed shapes; its steps are one captured graph from the second on."""
 
-    def __init__(self, component: TensorRtComponent, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, component: TensorRtComponent, shapes: Shapes) -> None:
         self._component = component
         self._graph: Graph | None = None
         self._arena = 0
@@ -172,6 +209,7 @@ class TensorRtBound(BoundGraph):
         if can_be_captured is not None:
             self._require(can_be_captured(int(self.gpu.work.handle)), "cannot be captured into a CUDA graph")
         self._graph = self.gpu.work.capture(super().step)
+        log.debug("%s: a step of %s is captured", NAME, self._component.name)
 
     def close(self) -> None:
         """See `Owner.close`."""
@@ -256,11 +294,12 @@ def _with_plans(bundle: Bundle, flavours: list[library.Flavour], device: gpu.Dev
         refusal = next((each for each in found if each is not None), None)
         if refusal is None:
             return flavour
+        log.info("%s: no plans of %s %s are used: %s", NAME, flavour.name, flavour.version, refusal)
         refusals.append(refusal)
     raise BackendError(" ".join(refusals))
 
 
-def _layout(specs: tuple[TensorSpec, ...], shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+def _layout(specs: tuple[TensorSpec, ...], shapes: Shapes) -> Layout:
     return {spec.name: (shapes[spec.name], np.dtype(spec.dtype)) for spec in specs}
 
 

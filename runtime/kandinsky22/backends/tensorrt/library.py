@@ -1,4 +1,4 @@
-"""TensorRT as it is installed here: its flavours, the GPU, and a logger that keeps what TensorRT says."""
+"""TensorRT as it is installed here: its flavours, and the classes of ours that it calls (log, monitor, writer)."""
 
 from __future__ import annotations
 
