@@ -93,7 +93,7 @@ class FakeEngine:
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         shape = self.inputs[name].shape
-        return [tuple(RANGES[d][i] if isinstance(d, str) else d for d in shape) for i in range(3)]
+        return [tuple(_size(d, {name: sizes[i] for name, sizes in RANGES.items()}) for d in shape) for i in range(3)]
 
     def create_execution_context(self, strategy: Any) -> FakeContext:
         assert strategy == "user managed"
@@ -125,12 +125,12 @@ class FakeContext:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         if name in self.shapes:
             return self.shapes[name]
-        sizes = {
-            dim: size
-            for given, shape in self.shapes.items()
-            for dim, size in zip(self.engine.inputs[given].shape, shape, strict=True)
-            if isinstance(dim, str)
-        }
+        sizes = {}
+        for given, shape in self.shapes.items():
+            for dim, size in zip(self.engine.inputs[given].shape, shape, strict=True):
+                if isinstance(dim, str):
+                    factor, _, symbol = dim.rpartition("*")
+                    sizes[symbol] = size // int(factor or 1)
         return tuple(_size(dim, sizes) for dim in self.engine.outputs[name].shape)
 
     def update_device_memory_size_for_shapes(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,32 +13,15 @@ from kandinsky22.arrays import Array
 from kandinsky22.backends import Settings, onnxruntime, survey
 from kandinsky22.backends.cuda import gpu
 from kandinsky22.backends.cuda.component import SHAPES_KEPT
-from kandinsky22.backends.cuda.gpu import SharedGpu
-from kandinsky22.backends.cuda.runtime import Cuda
-from kandinsky22.backends.onnxruntime.cuda import OnnxRuntimeCudaComponent
 from kandinsky22.bundle.bundle import Bundle
 
-from .fake_cuda import WAITING, FakeCuda
-from .fake_onnxruntime import FakeOnnxRuntime
+from .fake_cuda import WAITING
+from .fake_machines import SCHEDULES
+from .fake_machines import OnnxRuntimeMachine as Machine
 from .handmade import assert_same, feeds
 
 
-class Machine:
-    """A stand-in for a machine with a GPU and onnxruntime-gpu."""
-
-    def __init__(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, eager: tuple[int, ...] = ()) -> None:
-        self.bundle = bundle
-        self.cuda = FakeCuda(eager)
-        self.ort = FakeOnnxRuntime(self.cuda)
-        self.shared_gpu = SharedGpu(lambda: Cuda(self.cuda))
-        monkeypatch.setitem(sys.modules, "onnxruntime", self.ort)  # type: ignore[arg-type]
-        monkeypatch.setattr(gpu, "gpu", lambda: gpu.Device("Imagined GPU", (9, 0)))
-
-    def load(self, name: str, precision: str = "auto") -> OnnxRuntimeCudaComponent:
-        return OnnxRuntimeCudaComponent(self.bundle, name, Settings(precision), self.shared_gpu)
-
-
-@pytest.fixture(params=[(), (0,), (1,), (0, 1)], ids=["late", "work early", "copies early", "early"])
+@pytest.fixture(params=SCHEDULES.values(), ids=SCHEDULES)
 def machine(
     request: pytest.FixtureRequest, plain: Any, handmade_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> Machine:

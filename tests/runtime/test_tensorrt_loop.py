@@ -3,10 +3,7 @@ that equal the plain loop's bit for bit, whether the device runs its work as ear
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,102 +14,28 @@ from kandinsky22.arrays import Array
 from kandinsky22.backends import Settings
 from kandinsky22.backends.cuda import gpu
 from kandinsky22.backends.cuda.component import SHAPES_KEPT
-from kandinsky22.backends.cuda.gpu import SharedGpu
-from kandinsky22.backends.cuda.runtime import Cuda
 from kandinsky22.backends.onnxruntime import CPU
-from kandinsky22.backends.tensorrt import choice, library
-from kandinsky22.backends.tensorrt.component import TensorRtBackend, TensorRtComponent
-from kandinsky22.backends.tensorrt.profile import Profile
-from kandinsky22.backends.tensorrt.records import PlanRecord, Report
+from kandinsky22.backends.tensorrt.component import TensorRtComponent
 from kandinsky22.bundle.bundle import Bundle
-from kandinsky22.components import Components
 
-from .fake_cuda import WAITING, FakeCuda, Status
-from .fake_tensorrt import RANGES, FakeContext, FakeEngine, FakeTensorRt
+from .fake_cuda import WAITING, Status
+from .fake_machines import SCHEDULES
+from .fake_machines import TensorRtMachine as Machine
+from .fake_tensorrt import FakeContext, FakeEngine
 from .handmade import assert_same, feeds
 
-H100 = gpu.Device("Imagined GPU", (9, 0))
 QUICK: dict[str, Any] = {"height": 64, "width": 128, "num_inference_steps": 5, "prior_num_inference_steps": 3}
-SCHEDULES = {"late": (), "work early": (0,), "copies early": (1,), "early": (0, 1)}
-
-
-WIDE = Profile(64, 64, 512, 8)
-Ranges = Mapping[str, tuple[int, int, int]]
-
-
-def write_plan(bundle: Bundle, name: str, plan: bytes, profile: Profile = WIDE, ranges: Ranges = RANGES) -> None:
-    """Write a plan and its record for `ranges` of the symbolic dimensions: by default, what the stand-in takes."""
-    shapes = {
-        spec.name: tuple(tuple(ranges.get(d, (d,) * 3)[i] for d in spec.shape) for i in range(3))  # type: ignore[arg-type, call-overload]
-        for spec in bundle.component(name).inputs
-    }
-    record = PlanRecord(
-        component=name,
-        flavour="tensorrt",
-        version=FakeTensorRt.__version__,
-        device=H100,
-        targets=(),
-        profile=profile,
-        shapes=shapes,  # type: ignore[arg-type]
-        onnx=choice.onnx_hashes(bundle, name),
-        settings={},
-        plan=f"{name}.plan",
-        bytes=len(plan),
-        sha256=hashlib.sha256(plan).hexdigest(),
-        weight_bytes=0,
-        seconds=0,
-        peak_memory=0,
-        report=Report({}, {}, 0, 0, 0),
-    )
-    folder = bundle.path / choice.FOLDER / str(profile)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / record.plan).write_bytes(plan)
-    (folder / f"{name}.json").write_text(record.to_json())
-
-
-class Machine:
-    """A stand-in for a machine with a GPU: the CUDA runtime, TensorRT on it, and a bundle whose plans fit."""
-
-    def __init__(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, eager: tuple[int, ...] = ()) -> None:
-        self.bundle = bundle
-        self.cuda = FakeCuda(eager)
-        self.tensorrt = FakeTensorRt(self.cuda)
-        self.flavour = library.Flavour("tensorrt", self.tensorrt, self.tensorrt.__version__)  # type: ignore[arg-type]
-        self.shared_gpu = SharedGpu(lambda: Cuda(self.cuda))
-        self.backend = TensorRtBackend(self.shared_gpu)
-        for name in bundle.manifest.components:
-            self.write_plan(name, str(bundle.graph(name)).encode())
-        monkeypatch.setattr(gpu, "gpu", lambda: H100)
-        monkeypatch.setattr(library, "flavours", lambda: [self.flavour])
-        monkeypatch.setattr(library, "flavour", lambda name: self.flavour)
-
-    def write_plan(self, name: str, plan: bytes, profile: Profile = WIDE, ranges: Ranges = RANGES) -> None:
-        write_plan(self.bundle, name, plan, profile, ranges)
-
-    def load(self, name: str) -> TensorRtComponent:
-        component = self.backend.load(self.bundle, name, Settings())
-        assert isinstance(component, TensorRtComponent)
-        return component
-
-    def pipeline(self, **options: Any) -> Pipeline:
-        return Pipeline(Components(self.bundle, self.backend, Settings(), low_memory=False, **options))
-
-
-@pytest.fixture
-def bundle(handmade_bundle: Bundle, tmp_path: Path) -> Bundle:
-    """A bundle of the test's own, to lay plans in."""
-    return Bundle(shutil.copytree(handmade_bundle.path, tmp_path / "handmade"))
 
 
 @pytest.fixture(params=SCHEDULES.values(), ids=SCHEDULES)
-def any_machine(request: pytest.FixtureRequest, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Machine:
+def any_machine(request: pytest.FixtureRequest, handmade_copy: Bundle, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Every way in which a device may time its work."""
-    return Machine(bundle, monkeypatch, request.param)
+    return Machine(handmade_copy, monkeypatch, request.param)
 
 
 @pytest.fixture
-def machine(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    return Machine(bundle, monkeypatch)
+def machine(handmade_copy: Bundle, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(handmade_copy, monkeypatch)
 
 
 @pytest.fixture
