@@ -51,6 +51,7 @@ class FakeTensorRt:
         self.capturable = True
         self.runs = 0
         self.contexts = 0
+        self.engines = self.most_engines = 0
 
     def nptype(self, dtype: Any) -> Any:
         return dtype
@@ -78,6 +79,11 @@ class FakeEngine:
         self.outputs = {value.name: value for value in self.session.get_outputs()}
         self.names = [*self.inputs, *self.outputs]
         self.num_io_tensors = len(self.names)
+        trt.engines += 1
+        trt.most_engines = max(trt.most_engines, trt.engines)
+
+    def __del__(self) -> None:
+        self.trt.engines -= 1
 
     def get_tensor_name(self, index: int) -> str:
         return self.names[index]

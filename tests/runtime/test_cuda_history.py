@@ -127,8 +127,10 @@ def test_memory_holds_one_engine_at_a_time(machine: TensorRtMachine) -> None:
     decoder = machine.load("decoder_step")
     for size in (INSIDE, OUTSIDE, INSIDE, OUTSIDE):
         decoder.loop(*feeds(2, size))
-        assert machine.tensorrt.contexts == 1
+        assert (machine.tensorrt.contexts, machine.tensorrt.engines) == (1, 1)
+    assert machine.tensorrt.most_engines == 1
     decoder.close()
+    assert machine.tensorrt.engines == 0
     assert not any(machine.cuda.alive().values())
 
 

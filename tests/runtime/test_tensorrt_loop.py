@@ -3,6 +3,8 @@ that equal the plain loop's bit for bit, whether the device runs its work as ear
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -378,11 +380,14 @@ def test_the_steps_are_timed_on_the_device(loaded: TensorRtComponent) -> None:
 # The stand-in
 
 
-def test_the_stand_in_has_tensorrt_s_names() -> None:
+def test_the_stand_in_has_tensorrt_s_names_and_takes_as_many_arguments() -> None:
     real = pytest.importorskip("tensorrt_rtx")
     for mine, theirs in ((FakeContext, real.IExecutionContext), (FakeEngine, real.ICudaEngine)):
-        names = {name for name, value in vars(mine).items() if not name.startswith("_") and callable(value)}
-        assert names <= set(dir(theirs))
+        for name, function in vars(mine).items():
+            if not name.startswith("_") and inspect.isfunction(function):
+                signatures = re.findall(rf"{name}\((self: .*)\) ->", getattr(theirs, name).__doc__)  # one an overload
+                counts = {len(re.findall(r"(?:^|, )\w+: ", each)) for each in signatures}
+                assert len(inspect.signature(function).parameters) in counts, name
     assert {"num_io_tensors", "create_runtime_config"} <= set(dir(real.ICudaEngine))
     config = {"set_execution_context_allocation_strategy", "dynamic_shapes_kernel_specialization_strategy"}
     assert config <= set(dir(real.IRuntimeConfig))
