@@ -127,9 +127,9 @@ def test_a_closed_component_says_so(machine: AnyMachine) -> None:
     decoder, movq = load(machine, "decoder_step"), load(machine, "movq_decoder")
     for component in (decoder, movq, movq):
         component.close()
-    with pytest.raises(BackendError, match="decoder_step was closed, by another thread perhaps; load it again"):
+    with pytest.raises(BackendError, match="component decoder_step was closed and cannot run; load it again"):
         decoder.loop(*feeds(2))
-    with pytest.raises(BackendError, match="movq_decoder was closed"):
+    with pytest.raises(BackendError, match="component movq_decoder was closed"):
         movq.run({"latents": feeds(2)[0]["latents"]})
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from kandinsky22 import BackendError, BundleError, Cancelled, Pipeline
 from kandinsky22.arrays import Array
-from kandinsky22.backends import Settings
+from kandinsky22.backends import EXPORTED, Settings
 from kandinsky22.backends.cuda import gpu
 from kandinsky22.backends.cuda.component import SHAPES_KEPT
 from kandinsky22.backends.onnxruntime import CPU
@@ -317,6 +317,24 @@ def test_a_plan_of_another_interface_is_refused(machine: Machine) -> None:
 def test_a_precision_that_the_plan_has_not_is_refused(machine: Machine, handmade_bundle: Bundle) -> None:
     with pytest.raises(BackendError, match="computes in fp32, not bf16"):
         machine.backend.load(handmade_bundle, "decoder_step", Settings("bf16"))
+
+
+def test_weights_that_the_plan_has_not_are_refused(machine: Machine, handmade_bundle: Bundle) -> None:
+    with pytest.raises(BackendError, match=r"tensorrt runs decoder_step with the weights that were exported.*'mine'"):
+        machine.backend.load(machine.bundle, "decoder_step", Settings(), "mine")
+    machine.backend.load(machine.bundle, "decoder_step", Settings(), EXPORTED).close()
+
+
+def test_what_is_loaded_and_refused_is_logged(
+    machine: Machine, handmade_bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "kandinsky22"):
+        machine.load("decoder_step").close()
+        machine.backend.availability(handmade_bundle)
+    loaded, refused = (record.getMessage() for record in caplog.records)
+    assert re.fullmatch(r"decoder_step loaded by tensorrt in \d+\.\d s, plan 64-512-b8", loaded)
+    assert refused.startswith("No plans of tensorrt 11.4.0 are used: ")
+    assert "has no plan of text_encoder for tensorrt" in refused
 
 
 def test_availability_says_why_not(machine: Machine, handmade_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

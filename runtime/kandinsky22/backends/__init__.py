@@ -26,10 +26,14 @@ PerStep = Mapping[str, "Sequence[Array] | Array"]
 """Inputs that change with the step: each has one array, or one row of an array, a step."""
 
 
-class LoadedComponent(Protocol):
-    """A graph that is ready to run.
+EXPORTED = ""
+"""The set of weights that a component was exported with."""
 
-    One that compiles when it first runs has the seconds that went into that as `compile_seconds`.
+
+class LoadedComponent(Protocol):
+    """A graph that is ready to run. Several threads may run one; they may have to wait for each other.
+
+    One that compiles when it runs has the seconds that went into that so far as `compile_seconds`.
     """
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -45,7 +49,7 @@ class LoadedComponent(Protocol):
         """Run a step graph once for each row of `per_step`, feeding its state back; the last state."""
 
     def close(self) -> None:
-        """Free what it holds. It cannot run afterwards."""
+        """Free what it holds, once what runs has ended. It cannot run afterwards: that raises BackendError."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,20 @@ def get(name: str, bundle: Bundle | None = None) -> Backend:
     if not availability.usable:
         raise BackendError(f"The backend {name} cannot run here: {availability.reason}.")
     return backend
+
+
+def refuse_other_weights(backend: str, name: str, weights: str) -> None:
+    """For a backend that runs a component with its exported weights alone: raise BackendError for any others."""
+    if weights != EXPORTED:
+        raise BackendError(
+            f"The backend {backend} runs {name} with the weights that were exported, not with {weights!r}; export a "
+            "bundle from the checkpoint that has them."
+        )
+
+
+def closed(name: str) -> BackendError:
+    """What running a component raises that was closed."""
+    return BackendError(f"The component {name} was closed and cannot run; load it again.")
 
 
 def survey(bundle: Bundle | None = None) -> list[Availability]:
