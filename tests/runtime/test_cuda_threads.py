@@ -150,3 +150,13 @@ def test_a_callback_that_runs_the_component_it_is_in_is_told_so(decoder: DeviceC
     with pytest.raises(BackendError, match="its step callback cannot close it; raise Cancelled"):
         decoder.loop(*feeds(3), lambda step, state: decoder.close())  # type: ignore[arg-type, func-returns-value]
     assert_same(decoder.loop(*feeds(3)), plain.loop(*feeds(3)))
+
+
+def test_the_device_has_one_lock_however_often_it_is_made(machine: AnyMachine) -> None:
+    """Who waits for a device that is closed meanwhile must not run beside who made it anew."""
+    locks = []
+    for _ in range(2):
+        decoder = load(machine, "decoder_step")
+        locks.append(decoder.gpu.lock)
+        decoder.close()
+    assert locks[0] is locks[1] is machine.shared_gpu.turn
