@@ -56,7 +56,7 @@ scores: $(READY)  ## Score every task on unseen cases with the runtime and with 
 
 # The bundle of the published sizes is exported with random weights where it is missing; QUICK=1 measures shapes instead.
 bench: $(READY) $(if $(QUICK),$(SHAPES),$(FULL))  ## Measure latency and memory beside diffusers: benchmarks/reports (QUICK=1: of shapes, in minutes).
-	$(BIN)/python benchmarks/run.py $(if $(QUICK),engines/shapes --checkpoint checkpoints/shapes/decoder --quick \
+	$(BIN)/python -m benchmarks.run $(if $(QUICK),engines/shapes --checkpoint checkpoints/shapes/decoder --quick \
 		--name quick,$(dir $(FULL))) $(BENCH)
 
 $(FULL): $(READY)

@@ -1,6 +1,6 @@
-"""Whole pictures in a process of its own, with its memory over time: `python benchmarks/picture.py '{"bundle": …}'`.
+"""Whole pictures in a process of its own, with its memory over time: `python -m benchmarks.picture '{"bundle": …}'`.
 
-Prints one JSON object: seconds from the start of Python to the picture, by stage, and samples of resident memory.
+Prints one JSON object: seconds from the start of Python to the picture, by component, and samples of resident memory.
 """
 
 from __future__ import annotations
@@ -13,55 +13,51 @@ from pathlib import Path
 from typing import Any
 
 STARTED = time.perf_counter()
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "runtime")]
+"""Before anything else is imported: the import of the runtime counts."""
 INTERVAL = 0.2
 
 
+def since_start() -> float:
+    """Seconds since the start of Python."""
+    return time.perf_counter() - STARTED
+
+
 def main() -> None:
-    """Make `pictures` pictures one after the other."""
-    spec = json.loads(sys.argv[1])
+    """Make pictures as the argument says, and print what was measured, or the sentence that refused them."""
+    settings = json.loads(sys.argv[1])
+    samples: list[tuple[float, int]] = []
+    threading.Thread(target=_watch, args=(samples,), daemon=True).start()
+    print(json.dumps(measure(settings) | {"memory": samples[::5]}))
+
+
+def _watch(samples: list[tuple[float, int]]) -> None:
+    """Note resident memory until the process ends."""
+    while True:
+        time.sleep(INTERVAL)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        samples.append((since_start(), pages * 4096))
+
+
+def measure(settings: dict[str, Any]) -> dict[str, Any]:
+    """Make `pictures` pictures, one after the other."""
     from kandinsky22 import Pipeline
     from kandinsky22.errors import MemoryLimitError
     from kandinsky22.measure import timing
 
-    samples: list[tuple[float, int]] = []
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(INTERVAL):
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-            samples.append((time.perf_counter() - STARTED, pages * 4096))
-
-    threading.Thread(target=watch, daemon=True).start()
-    imported = time.perf_counter() - STARTED
-    pipe = Pipeline.load(
-        spec["bundle"],
-        spec["backend"],
-        precision=spec.get("precision", "auto"),
-        low_memory=spec.get("low_memory", False),
-    )
-    opened = time.perf_counter() - STARTED
-    size = timing.Size(spec["height"], spec["width"], spec.get("batch", 1))
+    imported = since_start()
+    pipe = Pipeline.load(settings["bundle"], settings["backend"], low_memory=settings["low_memory"])
+    opened = since_start()
+    size = timing.Size(settings["height"], settings["width"])
+    how = {name: settings[name] for name in ("steps", "prior_steps", "scheduler")}
     pictures: list[dict[str, Any]] = []
-    for _ in range(spec.get("pictures", 1)):
-        begun = time.perf_counter() - STARTED
+    for index in range(settings["pictures"]):
+        begun = since_start()
         try:
-            picture = timing.time_picture(
-                pipe,
-                size,
-                steps=spec["steps"],
-                prior_steps=spec["prior_steps"],
-                scheduler=spec.get("scheduler"),
-                first=not pictures,
-            )
+            picture = timing.time_picture(pipe, size, **how, first=index == 0)
         except MemoryLimitError as error:
-            print(json.dumps({"refused": str(error)}))
-            return
-        pictures.append({"begun": begun, "ended": time.perf_counter() - STARTED, **timing.as_json(picture)})
-    ended.set()
-    result = {"imported": imported, "opened": opened, "pictures": pictures, "memory": samples[::5]}
-    print(json.dumps(result))
+            return {"refused": str(error)}
+        pictures.append({"begun": begun, "ended": since_start(), **timing.as_json(picture)})
+    return {"imported": imported, "opened": opened, "pictures": pictures}
 
 
 if __name__ == "__main__":

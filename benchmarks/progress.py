@@ -18,7 +18,7 @@ ASSUMED = 2e11
 
 
 @dataclass(frozen=True)
-class Work:
+class Pending:
     """A measurement: FLOP of one turn of all its subjects, turns that count, and seconds after which they end."""
 
     flop: float
@@ -26,30 +26,31 @@ class Work:
     patience: float = math.inf
 
 
-def estimated(work: Work, rate: float) -> float:
+def estimated(pending: Pending, rate: float) -> float:
     """Seconds of a measurement at `rate` FLOP a second: the turn that does not count, and those that do."""
-    turn = work.flop / rate
-    return turn * (1 + math.ceil(min(work.turns, work.patience / turn)))
+    turn = pending.flop / rate
+    return turn * (1 + math.ceil(min(pending.turns, pending.patience / turn)))
 
 
 def rate(results: Iterable[Mapping[str, Any]]) -> float:
-    """FLOP a second, the median of all results that did not fail; `ASSUMED` without any."""
-    rates = [result["flop"] / statistics.median(result["seconds"]) for result in results if "error" not in result]
+    """FLOP a second, the median of all results that did not fail and have some; `ASSUMED` without any."""
+    counted = [result for result in results if "error" not in result and result["flop"] > 0]
+    rates = [result["flop"] / statistics.median(result["seconds"]) for result in counted]
     return statistics.median(rates) if rates else ASSUMED
 
 
 class Progress:
     """A bar in seconds: those that have passed, of those that it will take by the estimate."""
 
-    def __init__(self, pending: Mapping[Hashable, Work]) -> None:
+    def __init__(self, pending: Mapping[Hashable, Pending]) -> None:
         self._pending = dict(pending)
-        self._started = time.monotonic()
-        self._bar = tqdm(total=1.0, bar_format="{desc} |{bar}| {elapsed}{postfix}", dynamic_ncols=True)
+        self._started, self._total = time.monotonic(), 1.0
+        self._bar = tqdm(total=self._total, bar_format="{desc} |{bar}| {elapsed}{postfix}", dynamic_ncols=True)
 
     def begin(self, what: str, at: float) -> None:
         """Tell what is measured next, and estimate the rest anew, `at` FLOP a second."""
         self._bar.set_description_str(what, refresh=False)
-        self._bar.total = self._passed() + sum(estimated(work, at) for work in self._pending.values())
+        self._total = self._bar.total = self._passed() + sum(estimated(each, at) for each in self._pending.values())
         self.tell()
 
     def done(self, key: Hashable) -> None:
@@ -58,8 +59,9 @@ class Progress:
 
     def tell(self, note: str = "") -> None:
         """Show how far it is, with a note."""
-        self._bar.n = min(self._passed(), self._bar.total)
-        self._bar.set_postfix_str(", ".join(filter(None, (timing.left(self._bar.total - self._bar.n), note))))
+        passed = min(self._passed(), self._total)
+        self._bar.n = passed
+        self._bar.set_postfix_str(", ".join(filter(None, (timing.left(self._total - passed), note))))
 
     def close(self) -> None:
         """Leave the bar as it is."""

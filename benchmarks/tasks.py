@@ -1,6 +1,6 @@
 """Every task of a bundle with all components, one after the other: seconds a stage and peak memory.
 
-    python benchmarks/tasks.py engines/full --name my-machine [--sizes 512 1024] [--only inpainting ControlNet]
+    python -m benchmarks.tasks engines/full --name my-machine [--sizes 512 1024] [--only inpainting ControlNet]
 
 The bundle has all components: kandinsky22-export --architecture kandinsky-2.2-all --random-weights 0 --precision fp16.
 Each task runs in a process of its own with one component in memory at a time, for a few steps: a stage's seconds are
@@ -20,21 +20,26 @@ from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "runtime")]
+from benchmarks import workers
+from benchmarks.command import REPORTS, one_sentence
+from benchmarks.machine import MachineMeasurements, describe, role_of
+from benchmarks.markdown import table
+from benchmarks.results import GIB, commits
+from kandinsky22 import Pipeline
+from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.bundle.manifest import DECODERS, Role
+from kandinsky22.files import write_file
+from kandinsky22.measure import timing
+from kandinsky22.measure.kinds import both, by_name, count, either, number, record, several, text, whole
 
-import report  # noqa: E402
-import run  # noqa: E402
-import workers  # noqa: E402
-from kandinsky22 import Pipeline  # noqa: E402
-from kandinsky22.bundle.bundle import Bundle  # noqa: E402
-from kandinsky22.files import write_file  # noqa: E402
-from kandinsky22.measure import timing  # noqa: E402
-from store import MachineStore  # noqa: E402
-
+STEPPED = DECODERS | {Role.PRIOR}
+"""The roles whose components are run once a step."""
+SPEC = record(task=text, size=count, steps=count)
+RESULT = record(commit=text, spec=SPEC, timings=both(record(total=number), by_name(number)), peak=whole)
 PROMPT = "a fox in the snow"
 
 
+@one_sentence()
 def main() -> None:
     """Measure what is missing, and write the report; with `--spec`, measure one and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -45,22 +50,25 @@ def main() -> None:
     add("--steps", type=int, default=2, help="of the decoder, and of the prior (%(default)s)")
     add("--backend", default="openvino", help="(%(default)s)")
     add("--only", nargs="+", choices=TASKS, default=list(TASKS), help="tasks (all)")
-    add("--reports", type=Path, default=HERE / "reports", help="folder of reports (%(default)s)")
+    add("--reports", type=Path, default=REPORTS, help="folder of reports (%(default)s)")
     add("--spec", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.spec:
         print(json.dumps(measure(options.bundle, json.loads(options.spec))))
         return
     path = options.reports / f"tasks-{options.name}.json"
-    store = MachineStore(path, run.machine(Bundle(options.bundle)), results=[])
+    options.reports.mkdir(parents=True, exist_ok=True)
+    results = several(either(record(commit=text, spec=SPEC, error=text), RESULT))
+    found = MachineMeasurements(path, describe(Bundle(options.bundle)), {"results": []}, results=results)
     for size, task in itertools.product(options.sizes, options.only):
         spec = {"task": task, "size": size, "steps": options.steps, "backend": options.backend}
-        if any(result["spec"] == spec for result in store.data["results"]):
+        if any(result["spec"] == spec for result in found.data["results"]):
             continue
         print(f"{task}, {size}x{size}", file=sys.stderr)
-        command = [__file__, str(options.bundle), "--spec", json.dumps(spec)]
-        store.keep("results", {"spec": spec, **workers.alone(task, command, path.with_suffix(".log"))})
-    write_file(path.with_suffix(".md"), markdown(store.data).encode())
+        arguments = [str(options.bundle), "--spec", json.dumps(spec)]
+        result = workers.alone(task, "benchmarks.tasks", arguments, path.with_suffix(".log"))
+        found.keep("results", {"spec": spec, **result})
+    write_file(path.with_suffix(".md"), markdown(found.data).encode())
     print(path.with_suffix(".md"), file=sys.stderr)
 
 
@@ -108,14 +116,14 @@ def markdown(data: Mapping[str, Any]) -> str:
 {machine["checkpoint"].capitalize()} ({machine["bundle"]["precision"]}), {machine["system"]}, \
 {", ".join(machine["instructions"])}; one component in memory at a time. Seconds of one run of each stage, guided: of \
 the prior and the UNets, of one step. "In all" is one picture, with loading, and as many steps of the prior and of the \
-UNet as the column says. Commits {report.commits(results)}, {machine["date"]}; made by `{machine["command"]}`.
+UNet as the column says. Commits {commits(results)}, {machine["date"]}; made by `{machine["command"]}`.
 
 """
     header: Sequence[str] = ("task", "size", "stages: seconds", "steps", "loading s", "in all s", "peak GiB")
-    return lead + report.table(header, map(row, results)) + "\n"
+    return lead + table(header, (row(result, machine) for result in results)) + "\n"
 
 
-def row(result: Mapping[str, Any]) -> tuple[str, ...]:
+def row(result: Mapping[str, Any], machine: Mapping[str, Any]) -> tuple[str, ...]:
     """A line of the table."""
     spec = result["spec"]
     about = (spec["task"], f"{spec['size']}x{spec['size']}")
@@ -124,10 +132,10 @@ def row(result: Mapping[str, Any]) -> tuple[str, ...]:
     timings = dict(result["timings"])
     load, total = timings.pop("load", 0.0), timings.pop("total")
     stages = ", ".join(
-        f"{name} {seconds / (spec['steps'] if 'step' in name.split('_') else 1):.1f}"
+        f"{name} {seconds / (spec['steps'] if role_of(machine, name) in STEPPED else 1):.1f}"
         for name, seconds in timings.items()
     )
-    return *about, stages, str(spec["steps"]), f"{load:.0f}", f"{total:.0f}", f"{result['peak'] / report.GIB:.2f}"
+    return *about, stages, str(spec["steps"]), f"{load:.0f}", f"{total:.0f}", f"{result['peak'] / GIB:.2f}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import ROOT
 from kandinsky22.measure.timing import Size
 
 Results = list[dict[str, Any]]
@@ -28,10 +30,16 @@ def why(name: str, code: int, log: Path) -> str:
     return f"{name} ended with {code}: {' '.join(end)} (all of it in {log.name})"
 
 
-def alone(name: str, command: Sequence[str], log: Path) -> dict[str, Any]:
+def _program(module: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """A program of this package as `subprocess` takes it. It is found in this repository, whatever the folder."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {"args": [sys.executable, "-P", "-m", module, *arguments], "env": {**os.environ, "PYTHONPATH": path}}
+
+
+def alone(name: str, module: str, arguments: Sequence[str], log: Path) -> dict[str, Any]:
     """What a program of its own prints as JSON in its last line, or {"error"}; what else it says goes to `log`."""
     with log.open("ab") as errors:
-        done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, stderr=errors, text=True)
+        done = subprocess.run(**_program(module, arguments), stdout=subprocess.PIPE, stderr=errors, text=True)
     if done.returncode:
         return {"error": why(name, done.returncode, log)}
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -45,7 +53,7 @@ class Worker:
         self.name, self.spec, self._log = name, dict(spec), log
         self._output = log.open("ab")
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("subjects.py")), json.dumps(self.spec)],
+            **_program("benchmarks.subjects", [json.dumps(self.spec)]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._output,

@@ -7,6 +7,7 @@ pipe("a red circle on a blue background", seed=0).images[0].save("circle.png")
 """
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from kandinsky22.errors import (
@@ -19,12 +20,15 @@ from kandinsky22.errors import (
     KandinskyError,
     MemoryLimitError,
 )
+from kandinsky22.version import VERSION
 
 if TYPE_CHECKING:
     from kandinsky22.arrays import Embeddings
     from kandinsky22.pipeline import Output, Pipeline
 
-__version__ = "0.1.0"
+__version__ = VERSION
+
+logging.getLogger("kandinsky22").addHandler(logging.NullHandler())  # silent as a library
 
 __all__ = [
     "BackendError",

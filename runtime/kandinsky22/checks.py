@@ -7,11 +7,11 @@ import secrets
 from collections.abc import Sequence
 from numbers import Integral, Real
 
-from kandinsky22.errors import InputError
+from kandinsky22.errors import InputError, shown
 
 MAX_SEED = 2**63 - 1
 STRENGTH = 0.3
-"""Of image to image, where nothing else is asked for: diffusers' default."""
+"""Strength of image to image when none is given: diffusers' default."""
 MAX_STEPS = 1000
 MAX_PICTURES = 4096
 
@@ -19,80 +19,95 @@ MAX_PICTURES = 4096
 def whole(name: str, value: object, low: int, high: int) -> int:
     """An integer from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
-        raise InputError(f"{name} is {value!r}; expected a whole number from {low} to {high}.")
+        raise InputError(f"{name} is {shown(value)}; expected a whole number from {low} to {high}.")
+    return int(value)
+
+
+def side(name: str, value: object, largest: int | None = None) -> int:
+    """A side of a picture in pixels, up to the `largest` of the bundle where it is known."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= (largest or int(value)):
+        most = "the largest side of the bundle" if largest is None else largest
+        raise InputError(f"{name} is {shown(value)}; expected a whole number from 1 to {most}.")
     return int(value)
 
 
 def scale(name: str, value: object) -> float:
     """A finite guidance scale of 0 or more."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < 0:
-        raise InputError(f"{name} is {value!r}; expected a finite number of 0 or more (1 or below: no guidance).")
-    return float(value)
+    number = _finite(value)
+    if number is None or number < 0:
+        raise InputError(f"{name} is {shown(value)}; expected a finite number of 0 or more (1 or below: no guidance).")
+    return number
 
 
 def positive(name: str, value: object) -> float:
     """A finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value <= 0:
-        raise InputError(f"{name} is {value!r}; expected a number above 0.")
-    return float(value)
+    number = _finite(value)
+    if number is None or number <= 0:
+        raise InputError(f"{name} is {shown(value)}; expected a number above 0.")
+    return number
 
 
 def share(name: str, value: object) -> float:
     """A number from 0 to 1."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
-        raise InputError(f"{name} is {value!r}; expected a number from 0 to 1.")
-    return float(value)
+    number = _finite(value)
+    if number is None or not 0 <= number <= 1:
+        raise InputError(f"{name} is {shown(value)}; expected a number from 0 to 1.")
+    return number
 
 
-def weights(value: object, count: int) -> list[float]:
-    """One finite number for each of `count` things to mix."""
-    if not isinstance(value, list | tuple) or len(value) != count:
-        has = f"has {len(value)} numbers" if isinstance(value, list | tuple) else f"is {_short(value)}"
-        raise InputError(f"weights {has}; expected a list of {count}, one for each prompt or picture.")
-    for each in value:
-        if isinstance(each, bool) or not isinstance(each, Real) or not math.isfinite(each):
-            raise InputError(f"weights has {each!r}; expected finite numbers.")
-    return [float(each) for each in value]
+def numbers(name: str, value: object) -> list[float]:
+    """A list of finite numbers."""
+    if not isinstance(value, list | tuple):
+        raise InputError(f"{name} is {shown(value)}; expected a list of numbers, one for each prompt or picture.")
+    found = [_finite(each) for each in value]
+    for each, number in zip(value, found, strict=True):
+        if number is None:
+            raise InputError(f"{name} has {shown(each)}; expected finite numbers.")
+    return [number for number in found if number is not None]
+
+
+def _finite(value: object) -> float | None:
+    """A finite number as a float; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def text(name: str, value: object) -> str:
     """A string, which may be empty."""
     if not isinstance(value, str):
-        raise InputError(f"{name} is {_short(value)}; expected a string.")
+        raise InputError(f"{name} is {shown(value)}; expected a string.")
     return _unicode(name, [value])[0]
 
 
 def interval(name: str, value: object) -> tuple[float, float]:
     """Two shares 0 <= from <= to <= 1."""
-    if (
-        not isinstance(value, tuple | list)
-        or len(value) != 2
-        or not all(isinstance(end, Real) and not isinstance(end, bool) for end in value)
-        or not 0 <= value[0] <= value[1] <= 1
-    ):
-        raise InputError(f"{name} is {_short(value)}; expected two numbers, 0 <= from <= to <= 1.")
-    return float(value[0]), float(value[1])
+    ends = [_finite(end) for end in value] if isinstance(value, tuple | list) else []
+    if len(ends) == 2 and ends[0] is not None and ends[1] is not None and 0 <= ends[0] <= ends[1] <= 1:
+        return ends[0], ends[1]
+    raise InputError(f"{name} is {shown(value)}; expected two numbers, 0 <= from <= to <= 1.")
 
 
-def prompts(value: object) -> list[str]:
-    """One prompt or several, as a list that is not empty."""
-    values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list | tuple) or not values or not all(isinstance(text, str) for text in values):
-        raise InputError(f"prompt is {_short(value)}; expected a string, or a list of at least one string.")
-    return _unicode("prompt", values)
+def texts(name: str, value: object) -> list[str]:
+    """A list of strings that is not empty."""
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(each, str) for each in value):
+        raise InputError(f"{name} is {shown(value)}; expected a string, or a list of at least one string.")
+    return _unicode(name, value)
 
 
-def negative_prompts(value: object, count: int) -> list[str] | None:
+def negative_prompts(value: str | Sequence[str] | None, count: int) -> list[str] | None:
     """None, or one negative prompt for each of `count` prompts; a single one serves all of them."""
-    if value is None:
-        return None
-    if isinstance(value, str):
-        return _unicode("negative_prompt", [value]) * count
-    if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value) or len(value) != count:
+    if value is None or isinstance(value, str):
+        return None if value is None else [value] * count
+    if len(value) != count:
         raise InputError(
-            f"negative_prompt is {_short(value)}; expected None, a string, or a list of {count} strings, one a prompt."
+            f"negative_prompt is {shown(value)}; expected None, a string, or a list of {count} strings, one a prompt."
         )
-    return _unicode("negative_prompt", value)
+    return list(value)
 
 
 def seeds(value: int | Sequence[int] | None, count: int) -> list[int]:
@@ -113,7 +128,7 @@ def seeds(value: int | Sequence[int] | None, count: int) -> list[int]:
 def choice(name: str, value: object, allowed: Sequence[str]) -> str:
     """One of the strings in `allowed`."""
     if not isinstance(value, str) or value not in allowed:
-        raise InputError(f"{name} is {value!r}; expected one of {', '.join(allowed)}.")
+        raise InputError(f"{name} is {shown(value)}; expected one of {', '.join(allowed)}.")
     return value
 
 
@@ -123,10 +138,5 @@ def _unicode(name: str, texts: Sequence[str]) -> list[str]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise InputError(f"{name} is {_short(text)}, which is not valid Unicode text; expected UTF-8.") from error
+            raise InputError(f"{name} is {shown(text)}, which is not valid Unicode text; expected UTF-8.") from error
     return list(texts)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

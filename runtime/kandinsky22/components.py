@@ -1,21 +1,42 @@
-"""The components of a bundle on one backend: loaded when first used, freed after use where memory is short."""
+"""Loaded components by name and weights: one runs at a time, and each call has timings of its own.
+
+A pipeline may be shared by threads. Calls take turns, component by component: every backend uses the whole machine, so
+two at once would gain nothing and need the memory of both. A step callback keeps the turn that its loop has: it may run
+other components, and not the one that it is called from.
+"""
 
 from __future__ import annotations
 
 import functools
+import logging
+import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
-from kandinsky22.backends import Availability, Backend, LoadedComponent, Settings
+from kandinsky22 import memory
+from kandinsky22.backends import EXPORTED, Availability, Backend, LoadedComponent, Settings
 from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.errors import BackendError
+from kandinsky22.memory import Demand
+
+log = logging.getLogger(__name__)
+
+
+SHORTEST = 1e-3
+"""Seconds: a shorter load or wait is none, but the time that it takes to look."""
+
+
+class Key(NamedTuple):
+    """What is loaded: a component over a set of weights."""
+
+    name: str
+    weights: str = EXPORTED
 
 
 class Components:
-    """Loaded components by name.
-
-    With `low_memory` a component is freed as soon as its stage ends, so that the largest one alone must fit.
-    """
+    """The components of a bundle on one backend: loaded when first used, freed after use with `low_memory`."""
 
     def __init__(
         self,
@@ -26,66 +47,138 @@ class Components:
         low_memory: bool,
         memory_limit: float | None = None,
     ) -> None:
-        """`memory_limit` in bytes is for whoever plans a run, see `kandinsky22.memory`."""
+        """`memory_limit` is in bytes, for `require_memory`; None checks nothing."""
         self.bundle = bundle
         self.low_memory = low_memory
         self.memory_limit = memory_limit
         self._backend = backend
         self._settings = settings
-        self._loaded: dict[str, LoadedComponent] = {}
-        self.timings: dict[str, float] = {}
+        self._loaded: dict[Key, LoadedComponent] = {}
+        self._running: set[Key] = set()
+        self.turn = threading.RLock()
+        """Held by the thread that runs a component, and again where its callback runs another."""
 
-    @contextmanager
-    def use(self, name: str) -> Iterator[LoadedComponent]:
-        """The component `name`, ready to run; adds the seconds of the block to `timings[name]`, of loading to "load".
-
-        What a component compiles when it first runs is loading, too.
-        Raises BundleError where the bundle has no such component or its file was altered, BackendError where the
-        backend cannot load it.
-        """
-        if name not in self._loaded:
-            with self._timed("load"):
-                self._loaded[name] = self._backend.load(self.bundle, name, self._settings)
-        component = self._loaded[name]
-        compiled = _compile_seconds(component)
-        try:
-            with self._timed(name):
-                yield component
-        finally:
-            late = _compile_seconds(component) - compiled
-            if late:
-                self.timings[name] -= late
-                self.timings["load"] = self.timings.get("load", 0.0) + late
-            if self.low_memory:
-                self._loaded.pop(name).close()
+    def run(self) -> Run:
+        """What one call uses the components through."""
+        return Run(self)
 
     @property
     def precision(self) -> str:
         """What graphs are computed in: "fp32" or "bf16", or "bundle" where a GPU takes what was exported."""
-        return self._settings.precision if self._settings.precision != "auto" else self._availability.precision
-
-    @property
-    def backend_name(self) -> str:
-        """The backend's name, or "" where it runs on a GPU."""
-        return "" if self._availability.gpu else self._availability.name
+        return self._settings.precision if self._settings.precision != "auto" else self.availability.precision
 
     @functools.cached_property
-    def _availability(self) -> Availability:
+    def availability(self) -> Availability:
+        """The backend as it was found at the first use."""
         return self._backend.availability(self.bundle)
 
     @property
     def loaded(self) -> frozenset[str]:
         """Names of the components that are in memory."""
-        return frozenset(self._loaded)
+        return frozenset(key.name for key in self._loaded)
+
+    def component(self, key: Key) -> LoadedComponent:
+        """A component, loaded where it is not; for the thread whose turn it is."""
+        if key not in self._loaded:
+            started = time.perf_counter()
+            self._loaded[key] = self._backend.load(self.bundle, key.name, self._settings, key.weights)
+            log.info("loaded %s in %.2f s", key.name, time.perf_counter() - started)
+        return self._loaded[key]
+
+    @contextmanager
+    def running(self, key: Key) -> Iterator[None]:
+        """A component is running for as long as the block lasts; with low memory it is freed at the end.
+
+        Raises BackendError where it is running already: in the loop whose callback this is.
+        """
+        if key in self._running:
+            raise BackendError(f"{key.name} is in a loop: its step callback cannot run it; open a second Pipeline.")
+        self._running.add(key)
+        try:
+            yield
+        finally:
+            self._running.discard(key)
+            if self.low_memory and key in self._loaded:
+                self._free(key)
 
     def free_all_but(self, names: Collection[str]) -> None:
-        """Free every component but these; it is loaded again when it is used again."""
-        for name in self.loaded.difference(names):
-            self._loaded.pop(name).close()
+        """Free every component but these, and those that are running; for the thread whose turn it is."""
+        for key in [key for key in self._loaded if key.name not in names and key not in self._running]:
+            self._free(key)
 
     def close(self) -> None:
-        """Free every component."""
-        self.free_all_but(())
+        """Free every component, once no other thread runs one. Raises BackendError in a step callback."""
+        with self.turn:
+            if self._running:
+                raise BackendError(
+                    f"{next(iter(self._running)).name} is in a loop: its step callback cannot close the pipeline; "
+                    "raise kandinsky22.Cancelled to end the loop."
+                )
+            self.free_all_but(())
+
+    def _free(self, key: Key) -> None:
+        self._loaded.pop(key).close()
+        log.debug("freed %s", key.name)
+
+
+class Run:
+    """One call's use of the components, and its `timings`: seconds by component.
+
+    "load" are the seconds of loading, and of what a component compiles when it first runs; "wait" those in which other
+    threads had their turn.
+    """
+
+    def __init__(self, components: Components) -> None:
+        self.bundle = components.bundle
+        self.timings: dict[str, float] = {}
+        self._components = components
+
+    def require_memory(self, demand: Demand) -> None:
+        """Raise MemoryLimitError where a job takes more memory than the limit, by the estimate of `memory`.
+
+        Components that earlier jobs have left in memory are freed where this one would not fit beside them.
+        """
+        owner = self._components
+        name = "" if owner.availability.gpu else owner.availability.name
+        cost, limit = memory.COSTS.get((name, owner.precision)), owner.memory_limit
+        if limit is None or cost is None:
+            return
+        manifest = self.bundle.manifest
+        kept = () if owner.low_memory else demand.components
+        estimate = memory.estimate(manifest, demand, cost, {*kept, *owner.loaded})
+        if estimate > limit:
+            with self._turn():
+                owner.free_all_but(kept)
+            estimate = memory.check(manifest, demand, cost, limit, low_memory=owner.low_memory)
+        log.info("memory: about %.1f GiB of %.1f", estimate / memory.GIB, limit / memory.GIB)
+
+    @contextmanager
+    def use(self, name: str, weights: str = EXPORTED) -> Iterator[LoadedComponent]:
+        """The component `name`, ready to run, for as long as the block lasts.
+
+        Raises BundleError where the bundle has no such component or its file was altered, BackendError where the
+        backend cannot load it, or where a step callback asks for the component whose loop called it.
+        """
+        key = Key(name, weights)
+        with self._turn(), self._components.running(key):
+            with self._timed("load"):
+                component = self._components.component(key)
+            compiled = _compile_seconds(component)
+            try:
+                with self._timed(name):
+                    yield component
+            finally:
+                late = _compile_seconds(component) - compiled
+                self._add(name, -late)
+                self._add("load", late)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The turn of this thread; the seconds until it comes are a "wait"."""
+        waited = time.perf_counter()
+        with self._components.turn:
+            self._add("wait", time.perf_counter() - waited)
+            yield
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -93,7 +186,12 @@ class Components:
         try:
             yield
         finally:
-            self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
+            self._add(name, time.perf_counter() - start)
+
+    def _add(self, name: str, seconds: float) -> None:
+        """Add to a timing; of loading and waiting, what is too short to be either is left out."""
+        if seconds and (name not in ("load", "wait") or seconds >= SHORTEST):
+            self.timings[name] = self.timings.get(name, 0.0) + seconds
 
 
 def _compile_seconds(component: LoadedComponent) -> float:

@@ -1,29 +1,37 @@
-"""What writing plans asks of the disk: files that are whole or absent, and a lock."""
+"""Files that are whole or absent: the one place that writes them. And a lock.
+
+A file is written under a temporary name in the folder where it belongs, and gets its own name when everything is on the
+disk. Whatever happens before that (an error, Ctrl-C, a power cut), what had the name still has it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 TEMPORARY = ".part"
-"""What the names of files end with that are not finished."""
+"""Suffix of files that are being written. After a power cut or a kill they stay, and may be removed."""
 
 
 class NewFile:
-    """A file that is written under a temporary name, and gets its own by `commit`; SHA-256 and size on the way."""
+    """A file under a temporary name, until `commit` gives it its own. It counts its bytes and their SHA-256."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self._path = folder / (name + TEMPORARY)
-        self._file = self._path.open("wb")
+        """Open a temporary file in `folder`, whose own name tells what it becomes. Raises OSError where it cannot."""
+        # Hidden, and of its own: two processes may write a file of one name. Cut short: names have at most 255 bytes.
+        self._path = folder / f".{name[:40]}.{secrets.token_hex(8)}{TEMPORARY}"
+        self._file = self._path.open("xb")
         self._digest = hashlib.sha256()
         self.bytes = 0
 
     @property
     def sha256(self) -> str:
-        """Of what was written so far, in hexadecimal."""
+        """SHA-256 of what has been written so far, in hexadecimal."""
         return self._digest.hexdigest()
 
     def write(self, data: bytes | memoryview) -> None:
@@ -32,22 +40,37 @@ class NewFile:
         self._digest.update(data)
         self.bytes += memoryview(data).nbytes
 
-    def commit(self, name: str) -> None:
-        """Put the file in the place of `name`: from here on it is there in its full size, even after a power cut."""
+    def commit(self, name: str, *, replace: bool = True) -> None:
+        """Name the file `name`, in its folder: from here on it is there in its full size, even after a power cut.
+
+        A file that has the name is replaced, or stays where `replace` is false: FileExistsError is then raised. Raises
+        OSError where the disk fails.
+        """
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        self._path.replace(self._path.with_name(name))
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        path = self._path.with_name(name)
+        if replace:
+            self._path.replace(path)
+        else:
+            self._take_free_name(path)
+        _sync_folder(path.parent)
 
     def discard(self) -> None:
         """Remove what was written, if it was not committed."""
         self._file.close()
         self._path.unlink(missing_ok=True)
+
+    def _take_free_name(self, path: Path) -> None:
+        """Take a name that nobody has: a hard link fails where another process was faster, a rename would replace."""
+        try:
+            path.hardlink_to(self._path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            if path.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+            self._path.replace(path)
 
 
 @contextlib.contextmanager
@@ -60,16 +83,37 @@ def new_file(folder: Path, name: str) -> Iterator[NewFile]:
         file.discard()
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a small file at once, whole or not at all."""
-    with new_file(path.parent, path.name) as file:
-        file.write(data)
-        file.commit(path.name)
+def write_file(path: Path, data: bytes, *, replace: bool = True) -> None:
+    """Write a file at once, whole or not at all.
+
+    Raises OSError, about `path` and not about the temporary file, where it cannot be written; FileExistsError where it
+    is there and `replace` is false.
+    """
+    try:
+        with new_file(path.parent, path.name) as file:
+            file.write(data)
+            file.commit(path.name, replace=replace)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name in `folder` outlast a power cut, where folders can be synchronised: not on Windows."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Whether the lock in file `path` could be taken; it is held until the end, or until the process is killed."""
+    """Whether the lock of file `path` could be taken. It is held until the end, or until the process is killed."""
     with path.open("w") as file:
         try:
             import fcntl

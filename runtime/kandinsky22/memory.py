@@ -22,8 +22,7 @@ from dataclasses import dataclass
 
 from kandinsky22 import checks
 from kandinsky22.batching import runs
-from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS, Manifest
-from kandinsky22.components import Components
+from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS, DECODERS, Manifest, Role
 from kandinsky22.errors import MemoryLimitError
 from kandinsky22.machine import available_memory
 
@@ -70,7 +69,7 @@ class Width:
 
 
 UNET = Width(384, 1.283e9)
-MOVQ = {"movq_encoder": Width(128, 27.4e6), "movq_decoder": Width(128, 43.1e6)}
+MOVQ = {Role.MOVQ_ENCODER: Width(128, 27.4e6), Role.MOVQ_DECODER: Width(128, 43.1e6)}
 WIDE_KERNELS = (0.024, 0.084, 0.189, 0.374)
 """Shares of the UNet's parameters that are kernels of 3x3 between 256 channels and more, level by level."""
 CHANNELS_A_HEAD = 32
@@ -78,8 +77,8 @@ CHANNELS_A_HEAD = 32
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is to be run: names of components, and for pictures how many there are, of what size.
+class Demand:
+    """What a job asks of memory: names of components, and for pictures how many there are, of what size.
 
     `latents` are height and width of a picture's latents. The decoder denoises `at_once` of the `pictures`, and each in
     so many `branches` a step: 2 where it is guided, 1 where it is not, or both where it is in some steps alone.
@@ -92,69 +91,59 @@ class Job:
     branches: Collection[int] = (2,)
 
 
-def estimate(manifest: Manifest, job: Job, cost: Cost, kept: Collection[str] = ()) -> float:
+def estimate(manifest: Manifest, demand: Demand, cost: Cost, kept: Collection[str] = ()) -> float:
     """Bytes at the peak of a job on a CPU, with the `kept` components in memory all the time, others one at a time."""
-    weights = {name: _weights(manifest, name, job, cost) for name in manifest.components}
+    weights = {name: _weights(manifest, name, demand, cost) for name in manifest.components}
     peaks = []
-    for name in job.components:
+    for name in demand.components:
         held = sum(weights[each] for each in {name, *kept})
-        peaks.append(held + _activations(manifest, name, job, cost))
+        peaks.append(held + _activations(manifest, name, demand, cost))
     return BASE + max(peaks, default=0)
 
 
-def _weights(manifest: Manifest, name: str, job: Job, cost: Cost) -> float:
+def _weights(manifest: Manifest, name: str, demand: Demand, cost: Cost) -> float:
     """Bytes of a component's file and of what the backend makes of it."""
     component = manifest.components[name]
     mapped = 0.0
-    if name.startswith("decoder_step"):
-        pixels = min(job.branches) * math.prod(job.latents)  # of one picture: the last batch may have no more
+    if component.role in DECODERS:
+        pixels = min(demand.branches) * math.prod(demand.latents)  # of one picture: the last batch may have no more
         levels = enumerate(WIDE_KERNELS)
         mapped = sum(share for level, share in levels if pixels / 4**level >= cost.mapped_from)
     file = sum(manifest.files[each].bytes for each in component.files)
     return file + (1 - mapped) * component.parameters * cost.weight
 
 
-def _activations(manifest: Manifest, name: str, job: Job, cost: Cost) -> float:
+def _activations(manifest: Manifest, name: str, demand: Demand, cost: Cost) -> float:
     """Bytes that a component takes beside its weights; of those that see no picture they are small beside them."""
-    component, latent_pixels = manifest.components[name], math.prod(job.latents)
-    if name.startswith("decoder_step"):
+    component, latent_pixels = manifest.components[name], math.prod(demand.latents)
+    if component.role in DECODERS:
         width = UNET.of(component.parameters)
         scores = width / CHANNELS_A_HEAD * (latent_pixels / 4) ** 2
-        rows = job.at_once * max(job.branches)
+        rows = demand.at_once * max(demand.branches)
         return rows * (latent_pixels * width * cost.unet + scores * cost.score)
-    if name in MOVQ and latent_pixels:
+    if component.role in MOVQ and latent_pixels:
         pixels = latent_pixels * manifest.downscale**2
-        together = math.ceil(job.pictures / runs(job.pictures, pixels))
+        together = math.ceil(demand.pictures / runs(demand.pictures, pixels))
         whole = ATTENTION_IN_PARTS not in component.variants  # its attention has one head
-        width = MOVQ[name].of(component.parameters)
+        width = MOVQ[component.role].of(component.parameters)
         return together * (pixels * width * cost.movq + latent_pixels**2 * cost.score * whole)
     return 0.0
 
 
-def check(components: Components, job: Job) -> None:
-    """Raise MemoryLimitError where `estimate` is more than `components.memory_limit`, in bytes; None checks nothing.
-
-    Components that earlier jobs have left in memory are freed where this one would not fit beside them.
-    """
-    most = components.memory_limit
-    cost = COSTS.get((components.backend_name, components.precision))
-    if most is None or cost is None:
-        return
-    manifest = components.bundle.manifest
-    kept = () if components.low_memory else job.components
-    if estimate(manifest, job, cost, {*kept, *components.loaded}) > most:
-        components.free_all_but(kept)
-        needed = estimate(manifest, job, cost, kept)
-        if needed > most:
-            raise MemoryLimitError(_refusal(job, needed, most, manifest.downscale, low_memory=components.low_memory))
+def check(manifest: Manifest, demand: Demand, cost: Cost, limit: float, *, low_memory: bool) -> float:
+    """Raise MemoryLimitError where a job takes more than `limit` bytes with nothing else in memory; the estimate."""
+    needed = estimate(manifest, demand, cost, () if low_memory else demand.components)
+    if needed > limit:
+        raise MemoryLimitError(_refusal(demand, needed, limit, manifest.downscale, low_memory=low_memory))
+    return needed
 
 
-def _refusal(job: Job, needed: float, most: float, downscale: int, *, low_memory: bool) -> str:
+def _refusal(demand: Demand, needed: float, most: float, downscale: int, *, low_memory: bool) -> str:
     what, remedies = "The prior", []
-    if job.pictures:
-        height, width = (side * downscale for side in job.latents)
-        what, remedies = f"{job.at_once} at once of {width}x{height}", ["a smaller picture"]
-    remedies += ["a smaller batch_size"] * (job.at_once > 1) + ["low_memory"] * (not low_memory)
+    if demand.pictures:
+        height, width = (side * downscale for side in demand.latents)
+        what, remedies = f"{demand.at_once} at once of {width}x{height}", ["a smaller picture"]
+    remedies += ["a smaller batch_size"] * (demand.at_once > 1) + ["low_memory"] * (not low_memory)
     ask = f"ask for {' or '.join(remedies)}, or set" if remedies else "set"
     return (
         f"{what} would take about {needed / GIB:.1f} GiB of memory and the limit is {most / GIB:.1f} GiB; {ask} "

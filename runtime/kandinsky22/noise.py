@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from kandinsky22.arrays import Floats
 from kandinsky22.checks import MAX_SEED
-from kandinsky22.errors import InputError
+from kandinsky22.errors import InputError, shown
 
 __all__ = ["Generator"]
 
@@ -105,7 +105,7 @@ def _checked_seed(seed: SupportsIndex) -> int:
     except TypeError:
         value = -1
     if not 0 <= value <= MAX_SEED:
-        raise InputError(f"The seed must be an integer from 0 to 2**63 - 1, not {seed!r}.")
+        raise InputError(f"The seed must be an integer from 0 to 2**63 - 1, not {shown(seed)}.")
     return value
 
 

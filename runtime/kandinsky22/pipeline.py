@@ -1,10 +1,11 @@
-"""`Pipeline`: the tasks that a user asks for, each a few lines that read like its recipe."""
+"""`Pipeline`: the tasks that a user asks for. A call is a request, which is resolved, embedded, sampled, decoded."""
 
 from __future__ import annotations
 
 import functools
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,24 +13,27 @@ from typing import Any, Literal, Unpack
 
 import numpy as np
 import PIL.Image
-from numpy.typing import NDArray
 
-from kandinsky22 import backends, batching, checks, memory, schedulers
-from kandinsky22.arrays import Array, Embeddings, Floats
-from kandinsky22.backends import OnStep, Settings
+from kandinsky22 import backends, checks, memory
+from kandinsky22.arrays import Embeddings, Floats
+from kandinsky22.backends import Availability, Settings
 from kandinsky22.bundle.bundle import Bundle
-from kandinsky22.bundle.manifest import STEP_SCHEDULERS
-from kandinsky22.components import Components
-from kandinsky22.conditioning.sources import EmbeddingSource, EmbeddingSources
-from kandinsky22.errors import InputError
-from kandinsky22.images import reading
-from kandinsky22.images.reading import Picture
+from kandinsky22.callbacks import Callbacks
+from kandinsky22.components import Components, Run
+from kandinsky22.conditioning.sources import EmbeddingSource
+from kandinsky22.conditioning.tokenizer import Tokenizer
 from kandinsky22.images.writing import to_pil
-from kandinsky22.options import Callback, Options, OutputType, PriorOptions, completed
-from kandinsky22.request import resolve, tasks
-from kandinsky22.request.tasks import Task
-from kandinsky22.sampling import decoder, guidance, movq
-from kandinsky22.schedulers import configs, schedule
+from kandinsky22.noise import Generator
+from kandinsky22.request.job import Job, Painting
+from kandinsky22.request.parameters import Parameters
+from kandinsky22.request.request import Request
+from kandinsky22.request.resolve import resolve
+from kandinsky22.request.signatures import bind, takes
+from kandinsky22.sampling import conditions, decoder, movq
+
+log = logging.getLogger(__name__)
+
+Images = list[PIL.Image.Image] | Floats
 
 
 @dataclass(frozen=True)
@@ -37,20 +41,25 @@ class Output:
     """What a task returns.
 
     `images`: PIL pictures; or float32 (n, H, W, 3) in 0..1 for "np"; or latents (n, C, h, w) for "latent".
-    `seeds`: one a picture. `timings`: seconds a stage, of loading ("load"), and in all ("total").
+    `seeds`: one a picture. `timings`: seconds by component, of loading ("load"), of waiting for other threads ("wait",
+    where there were any), and in all ("total").
     """
 
-    images: list[PIL.Image.Image] | Floats
+    images: Images
     seeds: list[int]
     timings: dict[str, float]
 
 
 class Pipeline:
-    """A bundle on a backend, ready to make pictures. Use `Pipeline.load`; free it with `close` or a `with` block."""
+    """A bundle on a backend, ready to make pictures. Use `Pipeline.load`; free it with `close` or a `with` block.
 
-    def __init__(self, stages: Components) -> None:
-        self.bundle = stages.bundle
-        self._components = stages
+    It may be shared by threads: their calls take turns, component by component, and each returns its own pictures and
+    timings.
+    """
+
+    def __init__(self, components: Components) -> None:
+        self.bundle = components.bundle
+        self._components = components
 
     @classmethod
     def load(
@@ -85,190 +94,115 @@ class Pipeline:
             checks.whole("threads", threads, 1, 1024)
         limit = memory.limit(memory_limit)
         bundle = Bundle(path)
+        chosen = backends.get(backend, bundle)
         settings = Settings(precision, threads)
-        return cls(
-            Components(bundle, backends.get(backend, bundle), settings, low_memory=low_memory, memory_limit=limit)
-        )
+        return cls(Components(bundle, chosen, settings, low_memory=low_memory, memory_limit=limit))
 
-    def __call__(
-        self,
-        prompt: str | Sequence[str] | None = None,
-        negative_prompt: str | Sequence[str] | None = None,
-        **options: Unpack[Options],
-    ) -> Output:
+    @classmethod
+    def from_pretrained(cls, path: str | Path, backend: str = "auto", **settings: Any) -> Pipeline:
+        """`load` under the name that diffusers' users expect: `path` is a bundle, not a checkpoint."""
+        return cls.load(path, backend, **settings)
+
+    @property
+    def backend(self) -> Availability:
+        """What runs the graphs."""
+        return self._components.availability
+
+    @property
+    def precision(self) -> str:
+        """What graphs are computed in: "fp32" or "bf16", or "bundle" where a GPU takes what was exported."""
+        return self._components.precision
+
+    @takes("text2img")
+    def __call__(self, *inputs: Any, **parameters: Unpack[Parameters]) -> Output:
         """Text to image. The same seed gives the same picture as diffusers with a CPU generator.
-
-        Args:
-            prompt: one or several; each gives `num_images_per_prompt` pictures. None where `image_embeds` is given.
-            negative_prompt: what to lead away from: None, one for all prompts, or one a prompt. None and "" differ:
-                see `kandinsky22.conditioning.prior.embed`.
-            options: see `kandinsky22.options.Options`; every task takes them.
 
         Raises:
             InputError: an argument is outside what is possible; the message says what was expected.
             BundleError: the bundle lacks a component that this needs.
         """
-        asked = completed(options)
-        return self._paint(tasks.text_to_image(), self._source(prompt, negative_prompt, asked), asked)
+        return self._painted("text2img", inputs, parameters)
 
-    def img2img(
-        self,
-        prompt: str | Sequence[str] | None = None,
-        image: Picture | Sequence[Picture] | None = None,
-        negative_prompt: str | Sequence[str] | None = None,
-        *,
-        strength: float = checks.STRENGTH,
-        **options: Unpack[Options],
-    ) -> Output:
-        """Change a picture towards a prompt, as KandinskyV22Img2ImgPipeline does.
+    @takes("img2img")
+    def img2img(self, *inputs: Any, **parameters: Unpack[Parameters]) -> Output:
+        """Change a picture towards a prompt, as KandinskyV22Img2ImgPipeline does. Raises as `__call__`."""
+        return self._painted("img2img", inputs, parameters)
 
-        Args:
-            prompt, negative_prompt, options: as in `__call__`.
-            image: one picture for all prompts, or a list of one a prompt; see `kandinsky22.images.reading` for what is
-                read. It is resized to `height` x `width`. A float array (n, C, h, w) is taken for clean latents.
-            strength: 0..1: how much of the picture is given up; the last int(steps · strength) steps are run.
+    @takes("inpaint")
+    def inpaint(self, *inputs: Any, **parameters: Unpack[Parameters]) -> Output:
+        """Repaint part of a picture, as KandinskyV22InpaintPipeline does. Raises as `__call__`."""
+        return self._painted("inpaint", inputs, parameters)
 
-        Raises:
-            InputError, BundleError: as in `__call__`.
-        """
-        asked, task = completed(options), tasks.image_to_image(image, strength)
-        return self._paint(task, self._source(prompt, negative_prompt, asked), asked)
-
-    def inpaint(
-        self,
-        prompt: str | Sequence[str] | None = None,
-        image: Picture | Sequence[Picture] | None = None,
-        mask_image: Picture | Sequence[Picture] | None = None,
-        negative_prompt: str | Sequence[str] | None = None,
-        *,
-        overlay: bool = False,
-        **options: Unpack[Options],
-    ) -> Output:
-        """Repaint part of a picture, as KandinskyV22InpaintPipeline does.
-
-        Args:
-            prompt, negative_prompt, options: as in `__call__`.
-            image: one picture for all prompts, or a list of one a prompt; see `kandinsky22.images.reading`.
-            mask_image: masks of the same sizes, white where the picture is repainted, black where it is kept.
-            overlay: put the picture's own pixels back where the mask is black. Without it they have been through MoVQ,
-                and within some 16 pixels of the mask they are painted anew.
-
-        Raises:
-            InputError, BundleError: as in `__call__`.
-        """
-        asked, task = completed(options), tasks.inpainting(image, mask_image, overlay=overlay)
-        if overlay and asked["output_type"] == "latent":
-            raise InputError(
-                "overlay puts pixels back and latents have none; choose another output_type, or no overlay."
-            )
-        return self._paint(task, self._source(prompt, negative_prompt, asked), asked)
-
-    def controlnet(
-        self,
-        prompt: str | Sequence[str] | None = None,
-        hint: Picture | Sequence[Picture] | None = None,
-        image: Picture | Sequence[Picture] | None = None,
-        negative_prompt: str | Sequence[str] | None = None,
-        *,
-        strength: float | None = None,
-        **options: Unpack[Options],
-    ) -> Output:
+    @takes("controlnet")
+    def controlnet(self, *inputs: Any, **parameters: Unpack[Parameters]) -> Output:
         """Follow a depth map, as KandinskyV22ControlnetPipeline and, with `image`, its img2img sister do.
 
-        Args:
-            prompt, negative_prompt, options: as in `__call__`.
-            hint: depth maps, one for all prompts or one a prompt: near is bright; see `kandinsky22.images.reading`.
-                `kandinsky22.images.depth` makes them from pictures.
-            image: pictures to begin from, as in `img2img`; None begins from noise.
-            strength: as in `img2img`, with `image` alone; None is 0.3 there.
-
-        Raises:
-            InputError, BundleError: as in `__call__`.
+        `kandinsky22.images.depth` makes depth maps of pictures. Raises as `__call__`.
         """
-        asked, task = completed(options), tasks.controlled(hint, image, strength)
-        return self._paint(task, self._source(prompt, negative_prompt, asked), asked)
+        return self._painted("controlnet", inputs, parameters)
 
-    def mix(
-        self,
-        images_and_prompts: Sequence[str | Picture],
-        weights: Sequence[float],
-        negative_prompt: str = "",
-        *,
-        negative_prior_prompt: str | None = None,
-        **options: Unpack[Options],
-    ) -> Output:
-        """Blend prompts and pictures: a decoder run on the embeddings of `interpolate`, whose arguments it takes."""
-        asked = completed(options)
-        source = self._sources.blend(images_and_prompts, weights, negative_prompt, negative_prior_prompt, asked)
-        return self._paint(tasks.text_to_image(), source, asked)
+    @takes("mix")
+    def mix(self, *inputs: Any, **parameters: Unpack[Parameters]) -> Output:
+        """Blend prompts and pictures: a decoder run on the embeddings of `interpolate`. Raises as `__call__`."""
+        return self._painted("mix", inputs, parameters)
 
-    def variations(self, image: Picture, **options: Unpack[Options]) -> Output:
-        """Pictures of what `image` shows: `mix` of it alone, in which the prior is not run.
+    @takes("variations")
+    def variations(self, *inputs: Any, **parameters: Unpack[Parameters]) -> Output:
+        """Pictures of what a picture shows: `mix` of it alone. Raises as `__call__`.
 
-        Raises:
-            InputError, BundleError: as in `__call__`.
+        Without a negative prompt the prior is not run; its noise is drawn all the same, as diffusers draws it.
         """
-        return self.mix([_no_prompt(image)], [1.0], **options)
+        return self._painted("variations", inputs, parameters)
 
-    def embed(
-        self,
-        prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] | None = None,
-        **options: Unpack[PriorOptions],
-    ) -> Embeddings:
-        """Image embeddings of prompts: the text encoder and the prior alone. Arguments as in `__call__`."""
-        return self._embedded(self._sources.prompts(prompt, negative_prompt, completed(options, PriorOptions)))
+    @takes("embed")
+    def embed(self, *inputs: Any, **parameters: Unpack[Parameters]) -> Embeddings:
+        """Image embeddings of prompts: the text encoder and the prior alone. Raises as `__call__`."""
+        return self._embedded("embed", inputs, parameters)
 
-    def emb2emb(
-        self,
-        prompt: str | Sequence[str],
-        image: Picture | Sequence[Picture],
-        negative_prompt: str | Sequence[str] | None = None,
-        *,
-        strength: float = checks.STRENGTH,
-        **options: Unpack[PriorOptions],
-    ) -> Embeddings:
+    @takes("emb2emb")
+    def emb2emb(self, *inputs: Any, **parameters: Unpack[Parameters]) -> Embeddings:
         """Embeddings of pictures, changed towards prompts, as KandinskyV22PriorEmb2EmbPipeline makes them.
 
-        Args:
-            prompt, negative_prompt, options: as in `__call__`.
-            image: one picture for all prompts, or a list of one a prompt; or embeddings, a float array (n, E).
-            strength: 0..1: how much of the picture is given up; the last int(steps · strength) steps are run.
-
-        Raises:
-            InputError, BundleError: as in `__call__`.
+        Raises as `__call__`.
         """
-        asked = completed(options, PriorOptions)
-        return self._embedded(self._sources.pictures(prompt, image, negative_prompt, strength, asked))
+        return self._embedded("emb2emb", inputs, parameters)
 
-    def interpolate(
-        self,
-        images_and_prompts: Sequence[str | Picture],
-        weights: Sequence[float],
-        negative_prompt: str = "",
-        *,
-        negative_prior_prompt: str | None = None,
-        **options: Unpack[PriorOptions],
-    ) -> Embeddings:
+    @takes("interpolate")
+    def interpolate(self, *inputs: Any, **parameters: Unpack[Parameters]) -> Embeddings:
         """A weighted sum of image embeddings, as KandinskyV22PriorPipeline.interpolate makes it.
 
-        Args:
-            images_and_prompts: strings are prompts, which go through the prior; anything else is a picture (a path must
-                be a `pathlib.Path`), which goes through CLIP's image encoder.
-            weights: one finite number each; they need not sum to 1.
-            negative_prompt: whose embedding the decoder is led away from; "" takes the all-zero image's.
-            negative_prior_prompt: what the prior is led away from.
-            options: as in `embed`.
-
-        Raises:
-            InputError, BundleError: as in `__call__`.
+        The decoder is led away from the embedding of `negative_prompt`; "" takes the all-zero image's. Raises as
+        `__call__`.
         """
-        asked = completed(options, PriorOptions)
-        source = self._sources.blend(images_and_prompts, weights, negative_prompt, negative_prior_prompt, asked)
-        return self._embedded(source)
+        return self._embedded("interpolate", inputs, parameters)
+
+    def resolve(self, request: Request) -> Job:
+        """Everything that is decided about a request before anything is loaded.
+
+        Raises InputError where it asks for what cannot be, BundleError where the bundle lacks a component.
+        """
+        zero = self.bundle.constants().get("zero_image_embeds") if "image_embeds" in request.given else None
+        return resolve(request, self.bundle.manifest, zero)
+
+    def run(self, request: Request, callbacks: Callbacks = Callbacks()) -> Output | Embeddings:  # noqa: B008 - frozen
+        """Do what a request asks for: `Output` of a task that paints, `Embeddings` of one that does not."""
+        started = time.perf_counter()
+        job = self.resolve(request)
+        run = self._components.run()
+        run.require_memory(job.demand)
+        log.info("%s: %d picture(s), components %s", request.task.name, len(job.seeds), ", ".join(job.components))
+        generators = [Generator(seed) for seed in job.seeds]
+        source = EmbeddingSource(run, job, lambda: self._tokenizer, generators, callbacks)
+        if job.painting is None:
+            return source.embed(slice(0, len(generators)))
+        images = _paint(run, job, job.painting, source, generators, callbacks)
+        return Output(images, list(job.seeds), {**run.timings, "total": time.perf_counter() - started})
 
     def close(self) -> None:
-        """Free every component. The pipeline loads them again when it is used again."""
+        """Free every component, once no other thread runs one. The pipeline loads them again when it is used again.
+
+        Raises BackendError in a step callback, whose loop is still running.
+        """
         self._components.close()
 
     def __enter__(self) -> Pipeline:
@@ -279,152 +213,74 @@ class Pipeline:
     ) -> None:
         self.close()
 
+    def _painted(self, task: str, inputs: tuple[Any, ...], parameters: Mapping[str, Any]) -> Output:
+        output = self._called(task, inputs, parameters)
+        assert isinstance(output, Output)
+        return output
+
+    def _embedded(self, task: str, inputs: tuple[Any, ...], parameters: Mapping[str, Any]) -> Embeddings:
+        output = self._called(task, inputs, parameters)
+        assert isinstance(output, Embeddings)
+        return output
+
+    def _called(self, task: str, inputs: tuple[Any, ...], parameters: Mapping[str, Any]) -> Output | Embeddings:
+        """A call of a method as a request, and its callbacks."""
+        request = Request.of(task, **bind(task, inputs, parameters))
+        asked = request.parameters
+        callbacks = Callbacks(
+            self,
+            asked.get("callback_on_step_end"),
+            asked.get("prior_callback_on_step_end"),
+            asked.get("callback_on_batch_end"),
+        )
+        return self.run(request, callbacks)
+
     @functools.cached_property
-    def _sources(self) -> EmbeddingSources:
-        return EmbeddingSources(self._components, self._on_step)
-
-    def _embedded(self, source: EmbeddingSource) -> Embeddings:
-        """What a source gives, where that is all that was asked for."""
-        memory.check(self._components, memory.Job(source.components))
-        return source.embed(slice(None))
-
-    def _source(self, prompt: object, negative_prompt: object, asked: Options) -> EmbeddingSource:
-        """Where the embeddings come from: prompts, or the caller."""
-        image, strength = asked["prior_image"], asked["prior_strength"]
-        if image is None and strength is not None:
-            raise InputError("prior_strength was given without a prior_image to begin from; give both, or neither.")
-        if asked["image_embeds"] is None and image is not None:
-            strength = checks.STRENGTH if strength is None else strength
-            return self._sources.pictures(prompt, image, negative_prompt, strength, asked, "prior_image")
-        if asked["image_embeds"] is None:
-            return self._sources.prompts(prompt, negative_prompt, asked)
-        if prompt is not None or negative_prompt is not None:
-            raise InputError("Both a prompt and image_embeds were given; expected one of them.")
-        return self._sources.given(asked)
-
-    def _paint(self, task: Task, source: EmbeddingSource, asked: Options) -> Output:
-        """Check, embed, encode the task's inputs, denoise in batches, decode: every task's way to its pictures."""
-        started = time.perf_counter()
-        self._components.timings.clear()
-        checks.choice("output_type", asked["output_type"], ("pil", "np", "latent"))
-        finish = () if asked["output_type"] == "latent" else ("movq_decoder",)
-        components = (*source.components, *task.components, *finish)
-        for name in components:
-            self.bundle.component(name)  # its lack should not show after the work
-        shape = self._latent_shape(asked)
-        scale = checks.scale("guidance_scale", asked["guidance_scale"])
-        interval = checks.interval("guidance_interval", asked["guidance_interval"])
-        table = task.shortened(self._decoder_table(task, asked))
-        resolve.quantile_ranks(self.bundle.manifest, table, shape)  # nor should a size that is too large for them
-        pictures = len(source.generators)
-        noise = _given_noise(asked, (pictures, *shape))
-        task.check(self.bundle.manifest, pictures // asked["num_images_per_prompt"], shape)
-        batches = batching.parts(pictures, asked["batch_size"])
-        at_once = min(pictures, batches[0].stop)
-        branches = {1 + guided for _, guided in guidance.guided_parts(len(table.coefficients), scale, interval)}
-        memory.check(self._components, memory.Job(components, shape[1:], pictures, at_once, branches))
-
-        one_by_one = asked["callback_on_batch_end"] is not None
-        together = None if one_by_one else source.embed(slice(None))
-        conditions = tasks.conditions(self._components, task, table, shape, pictures, noise)
-
-        def denoised(part: slice) -> Floats:
-            return decoder.sample(
-                self._components,
-                table,
-                source.embed(part) if together is None else together.part(part),
-                source.generators[part],
-                shape,
-                guidance_scale=scale,
-                guidance_interval=interval,
-                conditions=conditions.part(part),
-                on_step=self._on_step(asked["callback_on_step_end"], table.timesteps),
-            )
-
-        images = self._finished(task, batches, denoised, pictures, asked)
-        return Output(images, source.seeds, {**self._components.timings, "total": time.perf_counter() - started})
-
-    def _finished(
-        self, task: Task, batches: Sequence[slice], denoised: Callable[[slice], Floats], count: int, asked: Options
-    ) -> list[PIL.Image.Image] | Floats:
-        """Pictures of all batches: decoded together, or one batch after the other where the caller waits for each."""
-        on_batch, output_type = asked["callback_on_batch_end"], asked["output_type"]
-        if on_batch is None:
-            latents = np.concatenate([denoised(part) for part in batches])
-            return self._images(task, latents, range(count), count, output_type)
-        finished: list[Any] = []
-        for part in batches:
-            of = range(count)[part]
-            finished.append(self._images(task, denoised(part), of, count, output_type))
-            on_batch(of.start, finished[-1])
-        return [each for batch in finished for each in batch] if output_type == "pil" else np.concatenate(finished)
-
-    def _decoder_table(self, task: Task, asked: Options) -> schedule.Schedule:
-        """The decoder's coefficients. Raises InputError where the UNet has no variance that the scheduler needs."""
-        config, scheduler = self.bundle.manifest.schedulers[STEP_SCHEDULERS[task.component]], asked["scheduler"]
-        if isinstance(scheduler, str):
-            config = configs.switch(config, scheduler)
-        elif scheduler is not None:
-            config = dict(scheduler)
-        steps = checks.whole("num_inference_steps", asked["num_inference_steps"], 1, checks.MAX_STEPS)
-        table = schedulers.solve(config, steps, eta=asked["eta"])
-        if table.learned and not self.bundle.manifest.geometry["learned_variance"]:
-            raise InputError("The scheduler asks for a learned variance and this UNet has none; choose fixed_small.")
-        return table
-
-    def _latent_shape(self, asked: Options) -> tuple[int, int, int]:
-        """Latent channels, height and width of a picture, checked."""
-        manifest = self.bundle.manifest
-        pixels = [
-            manifest.default_size if side is None else checks.whole(name, side, 1, manifest.limits["max_size"])
-            for name, side in (("height", asked["height"]), ("width", asked["width"]))
-        ]
-        size = resolve.latent_size(pixels[0], pixels[1], manifest.downscale)
-        return manifest.geometry["latent_channels"], *size
-
-    def _on_step(self, callback: Callback | None, timesteps: NDArray[np.int64]) -> OnStep | None:
-        """Dress a user's callback for a backend's loop."""
-        if callback is None:
-            return None
-
-        def on_step(step: int, state: Mapping[str, Array]) -> Mapping[str, Array] | None:
-            tensors = {"latents": state["latents"], "x0": state["x0_before"]}
-            replaced = callback(self, step, int(timesteps[step]), dict(tensors))
-            if replaced is None:
-                return None
-            if not isinstance(replaced, Mapping):
-                raise InputError(f"The callback returned {type(replaced).__name__}; expected None or {{'latents': …}}.")
-            for name, value in replaced.items():
-                # diffusers' callbacks return all that they were given, of which the rest is as it was.
-                if name != "latents" and not (name in tensors and value is tensors[name]):
-                    raise InputError(f"The callback returned {name!r}; only 'latents' can be replaced: leave it out.")
-            if "latents" not in replaced:
-                return None
-            latents = np.asarray(replaced["latents"], np.float32)
-            if latents.shape != state["latents"].shape:
-                raise InputError(f"The callback returned latents {latents.shape}; expected {state['latents'].shape}.")
-            return {"latents": latents}
-
-        return on_step
-
-    def _images(
-        self, task: Task, latents: Floats, of: range, count: int, output_type: OutputType
-    ) -> list[PIL.Image.Image] | Floats:
-        """What comes out for the latents of some pictures (`of`) of a call for `count`."""
-        if output_type == "latent":
-            return latents
-        pixels = movq.to_pixels(self._components, latents)
-        if task.overlay:
-            pixels = tasks.overlaid(task, pixels, of, count)
-        return to_pil(pixels) if output_type == "pil" else pixels
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.bundle)
 
 
-def _given_noise(asked: Options, shape: tuple[int, ...]) -> Floats | None:
-    """The caller's `latents`, checked."""
-    given = asked["latents"]
-    return None if given is None else reading.floats("latents", given, f"{shape}, noise", shape)
+def _paint(
+    run: Run,
+    job: Job,
+    painting: Painting,
+    source: EmbeddingSource,
+    generators: list[Generator],
+    callbacks: Callbacks,
+) -> Images:
+    """Pictures of all batches: decoded together, or one batch after the other where the caller waits for each.
+
+    Where nobody waits, the prior is run for all pictures first.
+    """
+    count, together = len(generators), None
+    if callbacks.on_batch is None:
+        together = source.embed(slice(0, count))
+    encoded = conditions.encode(run, painting, count)
+
+    def denoised(of: slice) -> Floats:
+        embeddings = source.embed(of) if together is None else together.part(of)
+        on_step = callbacks.decoder(painting.schedule.timesteps)
+        return decoder.sample(run, painting, embeddings, generators[of], encoded.part(of), on_step)
+
+    if callbacks.on_batch is None:
+        latents = np.concatenate([denoised(part) for part in job.batches])
+        return _images(run, job, painting, latents, range(count))
+    finished: list[Any] = []
+    for part in job.batches:
+        of = range(count)[part]
+        finished.append(_images(run, job, painting, denoised(part), of))
+        callbacks.on_batch(of.start, finished[-1])
+    if job.request.parameters["output_type"] == "pil":
+        return [each for batch in finished for each in batch]
+    return np.concatenate(finished)
 
 
-def _no_prompt(image: Picture) -> Picture:
-    """A picture to mix, where a string is a path and not a prompt."""
-    return Path(image) if isinstance(image, str) else image
+def _images(run: Run, job: Job, painting: Painting, latents: Floats, of: range) -> Images:
+    """What comes out for the latents of some of a job's pictures."""
+    output_type = job.request.parameters["output_type"]
+    if output_type == "latent":
+        return latents
+    pixels = movq.to_pixels(run, latents)
+    if painting.inputs.overlay:
+        pixels = conditions.overlaid(painting.inputs, pixels, of, len(job.seeds))
+    return to_pil(pixels) if output_type == "pil" else pixels

@@ -18,17 +18,25 @@ import onnx.parser
 import pytest
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-import arithmetic
-import progress
-import report
-import run
-import subjects
-import tasks
-import workers
+from benchmarks import (
+    arithmetic,
+    ceilings,
+    comparisons,
+    latency,
+    machine,
+    markdown,
+    progress,
+    run,
+    subjects,
+    tasks,
+    workers,
+)
+from benchmarks.comparisons import Comparison
+from benchmarks.latency import LatencyMeasurements
 from kandinsky22.backends import Availability, onnxruntime
 from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.errors import InputError
 from kandinsky22.measure import timing
 from kandinsky22.measure.timing import Size
 
@@ -57,7 +65,8 @@ class Turn:
     """A worker that notes when it runs; it fails in a run of its own that `fails` counts from 0."""
 
     def __init__(self, name: str, log: list[str], seconds: float, fails: float = math.inf) -> None:
-        self.name, self.spec, self.about = name, {"stage": "decoder_step"}, {"version": "1", "load_seconds": 2.0}
+        self.name, self.spec = name, {"stage": "decoder_step"}
+        self.about = {"version": "1", "precision": "fp32", "load_seconds": 2.0}
         self._log, self._seconds, self._left = log, seconds, fails
 
     def prepare(self, size: Size) -> None:
@@ -125,7 +134,7 @@ def test_a_task_that_fails_is_told_in_the_report_and_the_others_are_measured(
 def test_a_copy_on_a_gpu_is_from_its_memory_to_its_memory() -> None:
     """torch's "meta" device stands for any that is not the processor."""
     pytest.importorskip("torch", reason="torch is not installed")
-    copy = subjects.Ceiling({"what": "copy", "precision": "", "device": "meta"})
+    copy = ceilings.Ceiling({"what": "copy", "precision": "", "device": "meta"})
     assert {copy.source.device.type, copy.target.device.type} == {"meta"}
     assert copy.source.numel() == 1 << 30
     assert 0 < copy.run() < 1
@@ -163,9 +172,9 @@ def options(**changed: Any) -> argparse.Namespace:
 
 
 @pytest.fixture
-def store(handmade_bundle: Bundle, tmp_path: Path) -> Callable[[], run.Store]:
+def store(handmade_bundle: Bundle, tmp_path: Path) -> Callable[[], LatencyMeasurements]:
     """The measurements as a run finds them, each time that it is called."""
-    return lambda: run.Store(tmp_path / "test.json", run.machine(handmade_bundle))
+    return lambda: LatencyMeasurements(tmp_path / "test.json", machine.describe(handmade_bundle))
 
 
 class Process(Turn):
@@ -194,16 +203,16 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> type[Process]:
     return Process
 
 
-def measured(case: run.Case, store: run.Store, bundle: Bundle, asked: argparse.Namespace) -> None:
-    run._measure_case(store, asked, bundle, case, progress.Progress({}))
+def measured(case: Comparison, store: LatencyMeasurements, bundle: Bundle, asked: argparse.Namespace) -> None:
+    latency.measure_comparison(store, asked, bundle, case, progress.Progress({}))
 
 
 def test_every_case_has_processes_of_its_own(
-    handmade_bundle: Bundle, store: Callable[[], run.Store], processes: type[Process], tmp_path: Path
+    handmade_bundle: Bundle, store: Callable[[], LatencyMeasurements], processes: type[Process], tmp_path: Path
 ) -> None:
     """So that the peak of a size has nothing of a larger one before."""
     for side in (128, 64):
-        case = run.Case("movq_decoder", Size(side, side), ("ours onnxruntime",), 1)
+        case = Comparison("movq_decoder", Size(side, side), ("ours onnxruntime",), 1)
         measured(case, store(), handmade_bundle, options(reports=tmp_path))
     runs = ["ours onnxruntime"] * 2
     assert processes.log == [
@@ -213,9 +222,9 @@ def test_every_case_has_processes_of_its_own(
 
 
 def test_a_subject_that_fails_is_kept_and_not_tried_again(
-    handmade_bundle: Bundle, store: Callable[[], run.Store], processes: type[Process], tmp_path: Path
+    handmade_bundle: Bundle, store: Callable[[], LatencyMeasurements], processes: type[Process], tmp_path: Path
 ) -> None:
-    case = run.Case("movq_decoder", Size(64, 64), ("ours onnxruntime", "diffusers bf16", "diffusers fp32"), 2)
+    case = Comparison("movq_decoder", Size(64, 64), ("ours onnxruntime", "diffusers bf16", "diffusers fp32"), 2)
     asked = options(reports=tmp_path)
     processes.deadly = {"diffusers bf16": "loading", "diffusers fp32": "running"}
     measured(case, store(), handmade_bundle, asked)
@@ -239,16 +248,16 @@ def test_a_subject_that_fails_is_kept_and_not_tried_again(
 
 
 def test_a_picture_that_fails_is_kept_and_not_tried_again(
-    store: Callable[[], run.Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Callable[[], LatencyMeasurements], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = options(reports=tmp_path, bundle=tmp_path / "nothing")
-    (spec, _) = run._pictures(asked)
-    run._measure_picture(store(), asked, spec, progress.Progress({}))
+    (spec, _) = comparisons.pictures(asked)
+    latency.measure_picture(store(), asked, spec, progress.Progress({}))
     (kept,) = store().data["pictures"]
     assert kept["settings"] == spec
     assert kept["error"].startswith("The picture ended with 1: kandinsky22.errors.BundleError: ")
     monkeypatch.setattr(workers, "alone", lambda *_: pytest.fail("it was tried again"))
-    run._measure_picture(store(), asked, spec, progress.Progress({}))
+    latency.measure_picture(store(), asked, spec, progress.Progress({}))
 
 
 def arguments(monkeypatch: pytest.MonkeyPatch, line: str) -> argparse.Namespace:
@@ -280,18 +289,18 @@ def test_sizes_need_not_be_square(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         f"{tmp_path} --reports {tmp_path} --sizes 128 256x64 --growth 64x128 --pictures 256x64 --slow-peers --batches 2"
     )
     asked = arguments(monkeypatch, line)
-    sizes = [case.size for case in run._cases(asked, handmade_bundle) if case.stage == "movq_decoder"]
+    sizes = [case.size for case in comparisons.comparisons(asked, handmade_bundle) if case.component == "movq_decoder"]
     assert list(map(str, sizes)) == ["128x128", "256x64", "64x128", "64x128 x 2"]
-    assert {(spec["width"], spec["height"]) for spec in run._pictures(asked)} == {(256, 64)}
+    assert {(spec["width"], spec["height"]) for spec in comparisons.pictures(asked)} == {(256, 64)}
     asked.growth = [(100, 64)]
     with pytest.raises(ValueError, match="The size 100 cannot be timed"):
-        list(run._cases(asked, handmade_bundle))
+        list(comparisons.comparisons(asked, handmade_bundle))
 
 
 def test_the_command_can_be_run_again(monkeypatch: pytest.MonkeyPatch, handmade_bundle: Bundle) -> None:
-    words = ["benchmarks/run.py", "my bundle", "--peers", "diffusers fp32 compiled"]
+    words = ["/somewhere/benchmarks/run.py", "my bundle", "--peers", "diffusers fp32 compiled"]
     monkeypatch.setattr(sys, "argv", words)
-    assert shlex.split(run.machine(handmade_bundle)["command"]) == ["python", *words]
+    assert shlex.split(machine.describe(handmade_bundle)["command"]) == ["python", "-m", "benchmarks.run", *words[1:]]
 
 
 @pytest.mark.parametrize(
@@ -308,49 +317,49 @@ def test_limits_are_measured_where_subjects_run(
 ) -> None:
     found = Availability("onnxruntime", True, "", "1", "bundle" if gpu else "fp32", gpu=gpu)
     monkeypatch.setattr(onnxruntime.BACKEND, "availability", lambda bundle=None: found)
-    assert run._devices(options(**changed), handmade_bundle) == devices
+    assert comparisons.devices(options(**changed), handmade_bundle) == devices
 
 
 def test_a_limit_that_fails_does_not_end_the_run(
-    store: Callable[[], run.Store], processes: type[Process], tmp_path: Path
+    store: Callable[[], LatencyMeasurements], processes: type[Process], tmp_path: Path
 ) -> None:
     asked = options(reports=tmp_path)
     processes.deadly = {"copy": "running", "matmul fp16 on the GPU": "loading"}
-    run._measure_ceilings(store(), asked, ["cpu", "cuda"], "before", progress.Progress({}))
+    latency.measure_ceilings(store(), asked, ["cpu", "cuda"], "before", progress.Progress({}))
     found = store().data["ceilings"]["before"]
     assert [name for name, limit in found.items() if limit is None] == ["copy", "matmul fp16 on the GPU"]
     assert found["matmul bf16"] == found["copy on the GPU"] == 1.0
     made = data() | {"ceilings": {"before": found}}
-    text = report.write(made, tmp_path / "test").read_text()
+    text = markdown.write(made, tmp_path / "test").read_text()
     assert "| copy | failed |" in text
     assert "| copy on the GPU | 1 GB/s |" in text
 
 
 def test_seconds_are_estimated_from_arithmetic() -> None:
     """1 TFLOP a turn at 0.1 TFLOP/s is 10 s: one turn that does not count and five that do, or until patience ends."""
-    assert progress.estimated(progress.Work(1e12, turns=5), 1e11) == 60
-    assert progress.estimated(progress.Work(1e12, turns=5, patience=25), 1e11) == 40
-    assert progress.estimated(progress.Work(1e12, turns=5, patience=1), 1e11) == 20
-    assert progress.estimated(progress.Work(1e12), 1e11) == 10
+    assert progress.estimated(progress.Pending(1e12, turns=5), 1e11) == 60
+    assert progress.estimated(progress.Pending(1e12, turns=5, patience=25), 1e11) == 40
+    assert progress.estimated(progress.Pending(1e12, turns=5, patience=1), 1e11) == 20
+    assert progress.estimated(progress.Pending(1e12), 1e11) == 10
     results = [{"flop": 1e12, "seconds": [seconds, 9.0, 0.1]} for seconds in (1.0, 2.0, 4.0)]
     assert progress.rate([*results, {"error": "It was killed", "flop": 1e12}]) == 5e11
-    assert progress.rate([]) == progress.ASSUMED
+    assert progress.rate([]) == progress.rate([{"flop": 0, "seconds": [1.0]}]) == progress.ASSUMED
 
 
 def test_what_is_pending_is_estimated(
-    handmade_bundle: Bundle, store: Callable[[], run.Store], monkeypatch: pytest.MonkeyPatch
+    handmade_bundle: Bundle, store: Callable[[], LatencyMeasurements], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A case counts a turn of all its subjects; a picture its steps; what is measured nothing."""
     flop = {"text_encoder": 1, "prior_step": 10, "decoder_step": 100, "movq_decoder": 1000}
-    monkeypatch.setattr(run, "_flop", lambda bundle, stage, size: flop[stage])
-    case = run.Case("decoder_step", Size(64, 64), ("a", "b"), 3)
+    monkeypatch.setattr(latency, "flop", lambda bundle, name, size: flop[name])
+    case = Comparison("decoder_step", Size(64, 64), ("a", "b"), 3)
     spec = {"height": 64, "width": 64, "steps": 20, "prior_steps": 25, "pictures": 2}
-    found = run._pending(store(), handmade_bundle, [case], [spec], 60.0)
-    assert list(found.values()) == [progress.Work(200, 3, 60.0), progress.Work(2 * (1 + 250 + 2000 + 1000))]
+    found = latency.pending(store(), handmade_bundle, [case], [spec], 60.0)
+    assert list(found.values()) == [progress.Pending(200, 3, 60.0), progress.Pending(2 * (1 + 250 + 2000 + 1000))]
     full = store()
     full.data["pictures"] = [{"settings": spec}]
     full.add(case, [{"subject": "a"}, {"subject": "b", "error": "It was killed"}], 1)
-    assert run._pending(full, handmade_bundle, [case], [spec], 60.0) == {}
+    assert latency.pending(full, handmade_bundle, [case], [spec], 60.0) == {}
 
 
 def test_the_bar_tells_the_minutes_that_are_left(
@@ -358,7 +367,7 @@ def test_the_bar_tells_the_minutes_that_are_left(
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    bar = progress.Progress({"one": progress.Work(60e12), "other": progress.Work(120e12)})
+    bar = progress.Progress({"one": progress.Pending(60e12), "other": progress.Pending(120e12)})
     bar.begin("one", 1e11)
     assert "about 30 min left" in capsys.readouterr().err
     now[0] += 300
@@ -406,7 +415,7 @@ def data() -> dict[str, Any]:
     picture = {"timings": {**timings, "total": 102.0}, "peak_host_memory": 5 << 30, "ended": 103.0}
     settings = {"width": 512, "height": 512, "steps": 20, "prior_steps": 25, "low_memory": True}
     files = {f"onnx/{stage}.onnx.data": 1 << 30 for stage in ("text_encoder", "prior_step", "decoder_step")}
-    machine = {
+    about = {
         "processor": "Test CPU",
         "instructions": ["avx512_bf16"],
         "memory": 24 << 30,
@@ -415,11 +424,11 @@ def data() -> dict[str, Any]:
         "date": "2026-01-01",
         "commit": "abc",
         "checkpoint": "random",
-        "command": "python benchmarks/run.py",
+        "command": "python -m benchmarks.run",
         "bundle": {"precision": "fp16", "files": {**files, "onnx/movq_decoder.onnx.data": 1 << 28}},
     }
     return {
-        "machine": machine,
+        "machine": about,
         "ceilings": {"before": {**limits, "copy": 20.0}},
         "stages": stages,
         "pictures": [
@@ -437,7 +446,7 @@ def data() -> dict[str, Any]:
 
 def test_the_report_is_made_of_the_measurements(tmp_path: Path) -> None:
     made = json.loads(json.dumps(data()))
-    path = report.write(made, tmp_path / "test")
+    path = markdown.write(made, tmp_path / "test")
     text = path.read_text()
     ours = next(line for line in text.splitlines() if line.startswith("| decoder_step | 512x512 | ours openvino"))
     cells = [cell.strip() for cell in ours.strip("|").split("|")]
@@ -464,7 +473,7 @@ def test_growth_goes_on_with_the_sizes_of_pictures_alone(tmp_path: Path) -> None
     (painted,) = made["pictures"]
     large = {**painted, "settings": painted["settings"] | {"width": 1000, "height": 1000}}
     made["pictures"] = [painted, large]
-    growth = report.write(made, tmp_path / "test").read_text().split("## Growth")[1].split("##")[0]
+    growth = markdown.write(made, tmp_path / "test").read_text().split("## Growth")[1].split("##")[0]
     assert "| decoder_step | 1000x1000, in a picture | 2 | 2 |" in growth
     assert "| movq_decoder | 1000x1000, in a picture | 2 | 2 |" in growth
     assert growth.count("in a picture") == 2
@@ -475,7 +484,7 @@ def test_a_picture_that_would_not_fit_is_told_with_its_reason(tmp_path: Path) ->
     (painted,) = made["pictures"]
     refused = {**painted, "settings": painted["settings"] | {"low_memory": False}, "refused": "It would take 24 GiB."}
     made["pictures"] = [refused, painted]
-    text = report.write(made, tmp_path / "test").read_text()
+    text = markdown.write(made, tmp_path / "test").read_text()
     assert "| 512x512 | ours, all components held | refused |  | It would take 24 GiB. |" in text
     assert "steps, low memory | measured | 102.0 |" in text
     assert (tmp_path / "test-memory.png").exists()
@@ -486,6 +495,52 @@ def row(text: str, start: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+REPORTS = Path(__file__).parents[2] / "benchmarks" / "reports"
+
+
+def tables(text: str) -> list[str]:
+    return sorted(line for line in text.splitlines() if line.startswith("| "))
+
+
+@pytest.mark.parametrize("name", ["xeon-2-cores", "zen4-2-cores"])
+def test_published_latencies_are_read_and_told_as_they_were_published(name: str, tmp_path: Path) -> None:
+    """They were measured with bundles of format 1, whose components had no roles."""
+    (tmp_path / f"{name}.json").write_bytes((REPORTS / f"{name}.json").read_bytes())
+    about = json.loads((REPORTS / f"{name}.json").read_text())["machine"] | {"commit": "abc", "date": "2026-12-24"}
+    found = LatencyMeasurements(tmp_path / f"{name}.json", about)
+    text = markdown.write(found.data, tmp_path / name).read_text()
+    assert tables(text) == tables((REPORTS / f"{name}.md").read_text())
+    assert {path.name for path in tmp_path.glob("*.png")} == {path.name for path in REPORTS.glob(f"{name}-*.png")}
+
+
+def test_published_tasks_are_read_and_told_as_they_were_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handmade_bundle: Bundle
+) -> None:
+    (tmp_path / "tasks-xeon-2-cores.json").write_bytes((REPORTS / "tasks-xeon-2-cores.json").read_bytes())
+    published = json.loads((REPORTS / "tasks-xeon-2-cores.json").read_text())
+    monkeypatch.setattr(tasks, "describe", lambda bundle: published["machine"])
+    monkeypatch.setattr(workers, "alone", lambda *arguments: pytest.fail("measured again"))
+    words = [str(handmade_bundle.path), "--name", "xeon-2-cores", "--only", "inpainting", "--reports", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["tasks.py", *words])
+    tasks.main()
+    text = (tmp_path / "tasks-xeon-2-cores.md").read_text()
+    assert text == (REPORTS / "tasks-xeon-2-cores.md").read_text()
+
+
+def test_measurements_of_another_machine_or_bundle_are_refused_in_one_sentence(
+    store: Callable[[], LatencyMeasurements], tmp_path: Path
+) -> None:
+    first = store()
+    first.save()
+    good = first.path.read_text() if first.path else ""
+    for place, words in (("processor", "of another processor"), ("bundle", "of another bundle")):
+        data = json.loads(good)
+        data["machine"][place] = "Old CPU" if place == "processor" else data["machine"]["bundle"] | {"precision": "x"}
+        (tmp_path / "test.json").write_text(json.dumps(data))
+        with pytest.raises(InputError, match=rf"test.json has measurements {words} \(.*, not .*\); name another file"):
+            store()
+
+
 def test_the_best_peer_is_that_of_any_case(tmp_path: Path) -> None:
     """A slow peer in a case of its own takes 1.6 s where the one in turns with ours takes 4 s: ours with 2 s, 1.25."""
     made = data()
@@ -494,7 +549,7 @@ def test_the_best_peer_is_that_of_any_case(tmp_path: Path) -> None:
     elsewhere = {**other, "height": 1024, "width": 1024, "seconds": [0.1]}
     batch = {**other, "batch": 2, "seconds": [0.1]}
     made["stages"] += [other, elsewhere, batch]
-    text = report.write(made, tmp_path / "test").read_text()
+    text = markdown.write(made, tmp_path / "test").read_text()
     assert row(text, "| decoder_step | 512x512 | ours openvino")[-1] == "1.25"
     assert "the lowest median of all peers at that stage and size" in text
 
@@ -503,7 +558,7 @@ def test_the_memory_of_a_gpu_has_a_column(tmp_path: Path) -> None:
     made = data()
     made["stages"][0] |= {"device_memory": 5 << 30, "device": "cuda", "precision": "fp16"}
     made["ceilings"]["before"] |= {"matmul fp16 on the GPU": 16.0, "copy on the GPU": 3000.0}
-    text = report.write(made, tmp_path / "test").read_text()
+    text = markdown.write(made, tmp_path / "test").read_text()
     header = row(text, "| stage | size | subject")
     ours = dict(zip(header, row(text, "| text_encoder | 512x512 | ours openvino"), strict=True))
     peer = dict(zip(header, row(text, "| text_encoder | 512x512 | diffusers bf16"), strict=True))
@@ -523,7 +578,7 @@ def test_growth_is_of_our_first_backend(tmp_path: Path) -> None:
         each | {"subject": "ours openvino", "seconds": [4321.0]} for each in made["stages"] if "ours" in each["subject"]
     ]
     made["stages"] += second
-    growth = report.write(made, tmp_path / "test").read_text().split("## Growth")[1].split("##")[0]
+    growth = markdown.write(made, tmp_path / "test").read_text().split("## Growth")[1].split("##")[0]
     assert row(growth, "| decoder_step | 512x512 |")[2] == "2"
     assert "| decoder_step | 2048x2048 |" in growth
     assert "4.32e+03" not in growth
@@ -540,7 +595,7 @@ def test_failures_are_told_beside_the_rest(tmp_path: Path) -> None:
         "error": "The picture was killed",
     }
     made["pictures"] = [broken, painted]
-    text = report.write(made, tmp_path / "test").read_text()
+    text = markdown.write(made, tmp_path / "test").read_text()
     assert "Failed:\n\n- text_encoder, 512x512, diffusers bf16: diffusers bf16 was killed.\n" in text
     assert "| 512x512 | ours, all components held | failed |  | The picture was killed. |" in text
     assert "steps, low memory | measured | 102.0 |" in text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,16 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.errors import InputError
+
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 pytest.importorskip("torch", reason="torch is not installed")
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-import steps
+from benchmarks import runs, steps, steps_report
+from benchmarks.runs import RunMeasurements
 
 SETTINGS = {"bundle": "shapes", "backend": "onnxruntime", "prompts": 2}
 SECONDS = {
     "rest": 0.5,
-    "steps": {name: {"guided": 0.02, "unguided": 0.01} for name in steps.SAMPLERS},
+    "steps": {name: {"guided": 0.02, "unguided": 0.01} for name in runs.SAMPLERS},
     "processor": "Test CPU, 1 threads",
     "date": "2026-01-01",
 }
@@ -30,31 +32,31 @@ class Painter:
     """Paints grey that tells the steps, and notes what it painted; `patience` is after how many it is stopped."""
 
     def __init__(self, patience: int = 1000) -> None:
-        self.painted: list[steps.Run] = []
+        self.painted: list[runs.Run] = []
         self.patience = patience
 
-    def __call__(self, run: steps.Run) -> steps.Pictures:
+    def __call__(self, run: runs.Run) -> runs.Pictures:
         if len(self.painted) == self.patience:
             raise KeyboardInterrupt
         self.painted.append(run)
         return np.full((2, 4, 4, 3), 1 / run[1], np.float32)
 
 
-def score(pictures: steps.Pictures) -> dict[str, float]:
+def score(pictures: runs.Pictures) -> dict[str, float]:
     return {"shape": 100.0, "everything": 90.0}
 
 
 def test_what_is_there_is_not_painted_again(tmp_path: Path) -> None:
     first, second, third = Painter(patience=3), Painter(), Painter()
     with pytest.raises(KeyboardInterrupt):
-        steps.run_missing(steps.Store(tmp_path, SETTINGS), first, score)
-    steps.run_missing(steps.Store(tmp_path, SETTINGS), second, score)
-    assert first.painted + second.painted == list(steps.RUNS)
-    store = steps.Store(tmp_path, SETTINGS)
+        steps.run_missing(RunMeasurements(tmp_path, SETTINGS), first, score)
+    steps.run_missing(RunMeasurements(tmp_path, SETTINGS), second, score)
+    assert first.painted + second.painted == list(runs.RUNS)
+    store = RunMeasurements(tmp_path, SETTINGS)
     steps.run_missing(store, third, score)
     assert third.painted == []
     # The distance to the reference, which the second run read from the disk: 255 · (1/50 - 1/500).
-    row = steps.find(store.data["runs"], steps.DEFAULT)
+    row = runs.find(store.data["runs"], runs.DEFAULT)
     assert row is not None
     assert row["distance"] == pytest.approx(255 * 0.018, rel=1e-5)
     assert row["scores"]["everything"] == 90.0
@@ -62,32 +64,32 @@ def test_what_is_there_is_not_painted_again(tmp_path: Path) -> None:
 
 def test_without_its_pictures_the_reference_is_painted_anew(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        steps.run_missing(steps.Store(tmp_path, SETTINGS), Painter(patience=3), score)
+        steps.run_missing(RunMeasurements(tmp_path, SETTINGS), Painter(patience=3), score)
     (tmp_path / "steps-reference.tmp").unlink()
-    painter, store = Painter(), steps.Store(tmp_path, SETTINGS)
+    painter, store = Painter(), RunMeasurements(tmp_path, SETTINGS)
     steps.run_missing(store, painter, score)
-    assert painter.painted == [steps.REFERENCE, *steps.RUNS[3:]]
-    assert [steps._key(row) for row in store.data["runs"]] == list(steps.RUNS)
+    assert painter.painted == [runs.REFERENCE, *runs.RUNS[3:]]
+    assert [runs.key_of(row) for row in store.data["runs"]] == list(runs.RUNS)
 
 
 def test_other_settings_are_not_mixed(tmp_path: Path) -> None:
-    steps.Store(tmp_path, SETTINGS).save()
-    with pytest.raises(SystemExit, match="'prompts': 3"):
-        steps.Store(tmp_path, {**SETTINGS, "prompts": 3})
+    RunMeasurements(tmp_path, SETTINGS).save()
+    with pytest.raises(InputError, match=r"with other settings \(prompts 2, not 3\)"):
+        RunMeasurements(tmp_path, {**SETTINGS, "prompts": 3})
 
 
 @pytest.mark.parametrize(
     ("interval", "counted"),
     [((0.0, 1.0), (20, 0)), ((0.0, 0.5), (10, 10)), ((0.25, 0.75), (10, 10)), ((0.0, 0.0), (0, 20))],
 )
-def test_evaluations(interval: steps.Interval, counted: tuple[int, int]) -> None:
-    assert steps.evaluations(("dpm++", 20, interval)) == counted
+def test_evaluations(interval: runs.Interval, counted: tuple[int, int]) -> None:
+    assert runs.evaluations(("dpm++", 20, interval)) == counted
 
 
 def test_karras_levels_are_a_config() -> None:
     config = {"_class_name": "DDPMScheduler", "beta_end": 0.012}
     pipe: Any = SimpleNamespace(bundle=SimpleNamespace(manifest=SimpleNamespace(schedulers={"decoder": config})))
-    made = {name: steps.scheduler(pipe, name) for name in steps.SAMPLERS}
+    made = {name: steps.scheduler(pipe, name) for name in runs.SAMPLERS}
     assert made["ddim"]["_class_name"] == "DDIMScheduler"
     assert made["dpm++"]["beta_end"] == 0.012
     assert made["dpm++ karras"] == {**made["dpm++"], "use_karras_sigmas": True}
@@ -108,12 +110,12 @@ def test_the_score_is_of_pictures_from_minus_one_to_one(tmp_path: Path, monkeypa
         seen.append((pictures, scenes))
         return {"all": {"everything": 100.0, "held out": 0.0}}
 
-    monkeypatch.setattr(steps, "RUNS", (steps.REFERENCE,))
+    monkeypatch.setattr(steps, "RUNS", (runs.REFERENCE,))
     monkeypatch.setattr(steps.text2img, "score", judged)
     monkeypatch.setattr(steps, "paint", lambda pipe, embeds, run: np.eye(2, dtype=np.float32).reshape(2, 1, 2, 1))
     asked: list[list[str]] = []
     pipe: Any = SimpleNamespace(embed=lambda prompts, **_: asked.append(prompts))
-    store = steps.Store(tmp_path, SETTINGS)
+    store = RunMeasurements(tmp_path, SETTINGS)
     steps.paint_missing(pipe, store)
     prompts, scenes = steps.text2img.unseen_prompts()
     assert asked == [[prompts[0], prompts[150]]]
@@ -124,11 +126,11 @@ def test_the_score_is_of_pictures_from_minus_one_to_one(tmp_path: Path, monkeypa
 
 
 def made(seconds: dict[str, Any]) -> dict[str, Any]:
-    def row(run: steps.Run) -> dict[str, Any]:
-        right = 100 - 40 / run[1] - (run[2] != steps.ALWAYS)
-        return {**steps._row(run), "distance": 100 / run[1], "scores": {"everything": right}}
+    def row(run: runs.Run) -> dict[str, Any]:
+        right = 100 - 40 / run[1] - (run[2] != runs.ALWAYS)
+        return {**runs.row_of(run), "distance": 100 / run[1], "scores": {"everything": right}}
 
-    return json.loads(json.dumps({"settings": SETTINGS, "seconds": seconds, "runs": [row(run) for run in steps.RUNS]}))
+    return json.loads(json.dumps({"settings": SETTINGS, "seconds": seconds, "runs": [row(run) for run in runs.RUNS]}))
 
 
 def cells(text: str, start: str) -> list[str]:
@@ -137,7 +139,7 @@ def cells(text: str, start: str) -> list[str]:
 
 
 def test_the_report_is_made_of_the_numbers(tmp_path: Path) -> None:
-    steps.write(made({}), tmp_path)
+    steps_report.write(made({}), tmp_path)
     text = (tmp_path / "steps.md").read_text()
     assert cells(text, "| DDPM | 50") == ["DDPM", "50", "100", "99.2 %", "2.00"]
     assert cells(text, "| DPM-Solver++ (2M) | 20 | 25%")[2:] == ["25% to 75%", "30", "25%", "97.0 %", "5.00"]
@@ -146,7 +148,7 @@ def test_the_report_is_made_of_the_numbers(tmp_path: Path) -> None:
     plain = (tmp_path / "steps.png").stat().st_size
     assert plain > 5000
     (tmp_path / "steps.md").write_text(text.replace("None yet.", "Ten are enough."))
-    steps.write(made(SECONDS), tmp_path)
+    steps_report.write(made(SECONDS), tmp_path)
     text = (tmp_path / "steps.md").read_text()
     # 0.5 s and 50 · 0.02 s; 0.5 s, 10 · 0.02 s and 10 · 0.01 s.
     assert cells(text, "| DDPM | 50")[-1] == "1.50"
@@ -155,22 +157,35 @@ def test_the_report_is_made_of_the_numbers(tmp_path: Path) -> None:
     assert (tmp_path / "steps.png").stat().st_size > plain
 
 
-def test_seconds_are_medians_of_warm_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_published_report_is_read_and_told_as_it_was_published(tmp_path: Path) -> None:
+    published = Path(__file__).parents[2] / "benchmarks" / "reports"
+    (tmp_path / "steps.json").write_bytes((published / "steps.json").read_bytes())
+    settings = json.loads((published / "steps.json").read_text())["settings"]
+    steps_report.write(RunMeasurements(tmp_path, settings).data, tmp_path)
+    made, expected = ((folder / "steps.md").read_text() for folder in (tmp_path, published))
+    tables = [[line for line in text.splitlines() if line.startswith("| ")] for text in (made, expected)]
+    assert tables[0] == tables[1]
+    assert len(tables[0]) > 40
+
+
+def test_seconds_are_medians_of_warm_calls(handmade_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first turn loads, and two in the middle are disturbed: none of them counts."""
     calls: list[dict[str, Any]] = []
+    cases = 2 * len(runs.SAMPLERS)
 
-    cases = 2 * len(steps.SAMPLERS)
+    class Pipe:
+        bundle = handmade_bundle
 
-    def pipe(prompt: str, **options: Any) -> Any:
-        calls.append(options)
-        guided = options["guidance_interval"] == steps.ALWAYS
-        step = 0.2 if guided else 0.1
-        step *= 50 if len(calls) <= cases or 2 * cases < len(calls) <= 4 * cases else 1
-        decoder = step * options["num_inference_steps"]
-        return SimpleNamespace(timings={"decoder_step": decoder, "total": decoder + 0.3})
+        def __call__(self, prompt: str, **options: Any) -> Any:
+            calls.append(options)
+            guided = options["guidance_interval"] == runs.ALWAYS
+            step = 0.2 if guided else 0.1
+            step *= 50 if len(calls) <= cases or 2 * cases < len(calls) <= 4 * cases else 1
+            decoder = step * options["num_inference_steps"]
+            return SimpleNamespace(timings={"decoder_step": decoder, "total": decoder + 0.3})
 
     monkeypatch.setattr(steps, "scheduler", lambda pipe, sampler: sampler)
-    found = steps.measure_seconds(pipe)  # type: ignore[arg-type]
+    found = steps.measure_seconds(Pipe())  # type: ignore[arg-type]
     assert found["rest"] == pytest.approx(0.3)
     assert found["steps"]["ddim"] == pytest.approx({"guided": 0.2, "unguided": 0.1})
-    assert len(calls) == cases * (1 + steps.TIMED_CALLS)
+    assert len(calls) == cases * (1 + runs.TIMED_CALLS)

@@ -54,6 +54,17 @@ def no_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
         for file in files:
             (folder / file).write_bytes(np.random.default_rng(0).bytes(100))
         check = {"sizes": {"B": 1}, "error": 0.0, "bound": 1.0}
-        return Component(tuple(f"onnx/{f}" for f in files), graph.inputs, graph.outputs, precision, 1, checks=(check,))
+        return Component(
+            role=graph.role,
+            files=tuple(f"onnx/{f}" for f in files),
+            inputs=graph.inputs,
+            outputs=graph.outputs,
+            precision=precision,
+            parameters=1,
+            scheduler=graph.scheduler,
+            state=graph.state,
+            per_step=graph.per_step,
+            checks=(check,),
+        )
 
     monkeypatch.setattr(write_bundle, "export_graph", stand_in)

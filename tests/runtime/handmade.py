@@ -14,10 +14,23 @@ from onnx import TensorProto
 from kandinsky22.arrays import Array
 from kandinsky22.bundle.bundle import CONSTANTS, MANIFEST, TOKENIZER
 from kandinsky22.bundle.checksums import sha256
-from kandinsky22.bundle.manifest import Component, FileRecord, Manifest, TensorSpec
+from kandinsky22.bundle.manifest import Component, FileRecord, Manifest, Role, TensorSpec
 
 TYPES = {TensorProto.FLOAT: "float32", TensorProto.INT64: "int64", TensorProto.BOOL: "bool"}
 STATE = {"latents": "latents_next", "x0_before": "x0"}
+PER_STEP = ("timestep", "coefficients", "noise", "known_scales")
+ROLES = {
+    "text_encoder": (Role.TEXT_ENCODER, None),
+    "image_encoder": (Role.IMAGE_ENCODER, None),
+    "prior_step": (Role.PRIOR, "prior"),
+    "decoder_step": (Role.DECODER, "decoder"),
+    "decoder_step_controlnet": (Role.CONTROLNET_DECODER, "controlnet"),
+    "decoder_step_inpaint": (Role.INPAINT_DECODER, "inpaint"),
+    "hint_encoder": (Role.HINT_ENCODER, None),
+    "movq_encoder": (Role.MOVQ_ENCODER, None),
+    "movq_decoder": (Role.MOVQ_DECODER, None),
+}
+"""What each graph is for, and whose scheduler runs it."""
 
 SCHEDULER = """
   a_x, a_m, b_0, b_x, b_m, b_h, log_min, log_max, gate = Split <axis = 0, num_outputs = 9> (coefficients)
@@ -288,13 +301,18 @@ def _write_graph(folder: Path, name: str, text: str) -> Component:
     onnx.checker.check_model(model, full_check=True)
     file = f"onnx/{name}.onnx"
     onnx.save(model, folder / file)
+    role, scheduler = ROLES[name]
+    inputs = tuple(map(_spec, model.graph.input))
     return Component(
+        role=role,
         files=(file,),
-        inputs=tuple(map(_spec, model.graph.input)),
+        inputs=inputs,
         outputs=tuple(map(_spec, model.graph.output)),
         precision="fp32",
         parameters=0,
-        state=STATE if "_step" in name else {},
+        scheduler=scheduler,
+        state=STATE if scheduler else {},
+        per_step=tuple(spec.name for spec in inputs if scheduler and spec.name in PER_STEP),
     )
 
 

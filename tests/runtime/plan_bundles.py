@@ -18,7 +18,7 @@ from kandinsky22.backends.tensorrt import library
 from kandinsky22.backends.tensorrt.builder import Built, Report
 from kandinsky22.bundle.bundle import MANIFEST, Bundle
 from kandinsky22.bundle.checksums import sha256
-from kandinsky22.bundle.manifest import Component, FileRecord, Manifest, TensorSpec
+from kandinsky22.bundle.manifest import Component, FileRecord, Manifest, Role, TensorSpec
 
 HEADER = '<ir_version: 10, opset_import: ["" : 23]>'
 GPU = Device("NVIDIA Test 4090", (8, 9))
@@ -99,6 +99,11 @@ SPECS: dict[str, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]] = {
     ),
 }
 STATE = {"decoder_step": {"latents": "latents_next"}}
+ROLES = {
+    "text_encoder": Role.TEXT_ENCODER,
+    "decoder_step": Role.DECODER,
+    "movq_decoder": Role.MOVQ_DECODER,
+}
 
 
 def write_bundle(
@@ -114,11 +119,13 @@ def write_bundle(
     described = {
         name: components.get(name)
         or Component(
+            role=ROLES[name],
             files=(f"onnx/{name}.onnx", f"onnx/{name}.onnx.data"),
             inputs=SPECS[name][0],
             outputs=SPECS[name][1],
             precision=precision,
             parameters=1,
+            scheduler="decoder" if name in STATE else None,
             state=STATE.get(name, {}),
         )
         for name in models

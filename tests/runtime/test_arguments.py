@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from kandinsky22 import BackendError, InputError, KandinskyError, Pipeline, checks
-from kandinsky22.components import Components
+from kandinsky22.components import Run
 
 QUICK: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 2, "prior_num_inference_steps": 2}
 NAN, INFINITY = float("nan"), float("inf")
 
 
 def refused(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, changes: Mapping[str, Any]) -> str:
-    monkeypatch.delattr(Components, "use")  # nothing may be loaded, let alone run
+    monkeypatch.delattr(Run, "use")  # nothing may be loaded, let alone run
     with pytest.raises(InputError) as raised:
         pipe(**{"prompt": "a", **QUICK, **changes})
     assert isinstance(raised.value, ValueError | KandinskyError)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.cli import bench as command
 from kandinsky22.cli import main
 from kandinsky22.errors import BackendError, InputError
-from kandinsky22.measure import timing
+from kandinsky22.measure import suite, timing
 from kandinsky22.measure.timing import Memory, Size, Timing
 
 from .handmade import GRAPHS, MORE_GRAPHS, write_bundle
@@ -328,8 +329,8 @@ def test_a_report_goes_on_where_it_was(
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ("--scheduler ddim", "has measurements with other settings; name another file"),
-        ("bundle", "has measurements of another bundle; name another file"),
+        ("--scheduler ddim", "has measurements with other settings (scheduler None, not ddim); name another file"),
+        ("bundle", "has measurements of another bundle (manifest_sha256 0, not "),
         ("version", "is of another onnxruntime or machine; name another file"),
         ("text", "is no report of this command; name another file"),
     ],
@@ -359,12 +360,68 @@ def test_other_measurements_are_not_mixed(
     assert file.read_text() == before
 
 
+def damaged(value: Any) -> Iterator[Any]:
+    """Copies of a JSON value, each wrong at one place: another kind there, a number that cannot be, or nothing."""
+    yield from (other for other in ("x", 7, -1, 0, 10**400, math.nan, math.inf, True, None, [], {}, [None]))
+    items = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
+    for key, each in items:
+        rest = [(other, same) for other, same in items if other != key]
+        yield dict(rest) if isinstance(value, dict) else [same for _, same in rest]
+        for wrong in damaged(each):
+            changed = [(other, wrong if other == key else same) for other, same in items]
+            yield dict(changed) if isinstance(value, dict) else [same for _, same in changed]
+
+
+def test_a_damaged_report_is_read_or_refused_in_one_sentence(
+    handmade_bundle: Bundle, measured: list[str], tmp_path: Path
+) -> None:
+    """What is read serves all that is computed with it: tables, estimates, and where a backend's results go."""
+    file = tmp_path / "bench.json"
+    line = f"bench {handmade_bundle.path} --backend onnxruntime --size 64 --steps 2 --report {file} --quiet"
+    assert main.main([*line.split(), "--component", "decoder_step"]) == 0
+    data = json.loads(file.read_text())
+    (entry,) = data["backends"]
+    size = Size(64, 64)
+    picture = timing.Picture(size, 2, 25, {"total": 9.0, "load": 0.5}, Memory(1 << 30, 0), True)
+    entry["pictures"] = [timing.as_json(picture)]
+    asked = command._suite(handmade_bundle, parsed(line))
+    availability = onnxruntime.CPU.availability(handmade_bundle)
+    read, refused = [], []
+    for wrong in (data, *damaged(data)):
+        file.write_text(json.dumps(wrong))
+        try:
+            found = suite.entry_of(suite.open_report(asked, file), availability)
+        except InputError as error:
+            refused.append(str(error))
+            continue
+        read.append(wrong)
+        command._tables(found)
+        suite.guessed(found["stages"], "decoder_step", size, 10, 60.0)
+        suite.estimated(handmade_bundle, found["stages"], size, 2, 25)
+    assert data in read
+    assert any(
+        f"or damaged: backends.0.stages.0.{name} is missing or no such value" in why
+        for name in ("width", "seconds.0", "p50")
+        for why in refused
+    )
+    assert all(
+        why.startswith(str(file)) and why.endswith((", or remove it.", "; name another file.")) for why in refused
+    )
+    assert len(refused) > 300
+
+
+def parsed(line: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return parser.parse_args(line.split()[1:])
+
+
 def test_what_is_pending_is_guessed_from_the_component_at_another_size() -> None:
     """Twice the pixels are 2 s a run: 3 s of loading, a run that does not count, and 4 or until 5 s are over."""
     last = timing.as_json(Timing("decoder_step", Size(64, 64), (1.0,), Memory(0, 0), load_seconds=3.0))
-    assert command._guessed([last], "decoder_step", Size(64, 128), 4, 60.0) == 3 + 2 * 5
-    assert command._guessed([last], "decoder_step", Size(64, 128), 4, 5.0) == 3 + 2 * 4
-    assert command._guessed([last], "movq_decoder", Size(64, 128), 4, 60.0) == math.inf
+    assert suite.guessed([last], "decoder_step", Size(64, 128), 4, 60.0) == 3 + 2 * 5
+    assert suite.guessed([last], "decoder_step", Size(64, 128), 4, 5.0) == 3 + 2 * 4
+    assert suite.guessed([last], "movq_decoder", Size(64, 128), 4, 60.0) == math.inf
 
 
 def test_what_was_measured_before_ctrl_c_is_kept(
@@ -385,7 +442,7 @@ def test_what_was_measured_before_ctrl_c_is_kept(
     assert [each["stage"] for each in backend["stages"]] == ["text_encoder"]
 
 
-def test_a_pictures_seconds_are_estimated_from_its_stages() -> None:
+def test_a_pictures_seconds_are_estimated_from_its_components(handmade_bundle: Bundle) -> None:
     """1 of the text encoder, 25 x 2 of the prior, 20 x 4 of the UNet at this size, 8 of MoVQ: 139."""
 
     def result(stage: str, side: int, seconds: float, batch: int = 1) -> dict[str, object]:
@@ -400,4 +457,4 @@ def test_a_pictures_seconds_are_estimated_from_its_stages() -> None:
         result("movq_decoder", 128, 8.0),
         result("image_encoder", 64, 100.0),
     ]
-    assert command._estimated(stages, Size(128, 128), 20, 25) == 139
+    assert suite.estimated(handmade_bundle, stages, Size(128, 128), 20, 25) == 139

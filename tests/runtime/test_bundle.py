@@ -15,7 +15,7 @@ from kandinsky22 import BackendError, BundleError
 from kandinsky22.backends import Settings, get
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.checksums import sha256
-from kandinsky22.bundle.manifest import Manifest, TensorSpec
+from kandinsky22.bundle.manifest import DECODERS, Manifest, Role, TensorSpec
 
 Data = dict[str, Any]
 
@@ -52,6 +52,44 @@ def test_a_manifest_is_what_it_was_written_from(shapes_bundle: Path) -> None:
     manifest = Manifest.from_json(text)
     assert manifest.to_json() == text
     assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_components_are_found_by_what_they_are_for(shapes_bundle: Path) -> None:
+    manifest = Bundle(shapes_bundle).manifest
+    assert manifest.roles() == frozenset(Role)
+    assert {role: manifest.name_of(role) for role in Role} == {
+        Role.TEXT_ENCODER: "text_encoder",
+        Role.IMAGE_ENCODER: "image_encoder",
+        Role.PRIOR: "prior_step",
+        Role.DECODER: "decoder_step",
+        Role.CONTROLNET_DECODER: "decoder_step_controlnet",
+        Role.INPAINT_DECODER: "decoder_step_inpaint",
+        Role.HINT_ENCODER: "hint_encoder",
+        Role.MOVQ_ENCODER: "movq_encoder",
+        Role.MOVQ_DECODER: "movq_decoder",
+    }
+
+
+def test_step_components_say_what_runs_them(shapes_bundle: Path) -> None:
+    for component in Bundle(shapes_bundle).manifest.components.values():
+        step = component.role in DECODERS or component.role is Role.PRIOR
+        assert bool(component.scheduler) == bool(component.state) == bool(component.per_step) == step
+        scheduled = {"timestep", "coefficients", "noise"} | (
+            {"known_scales"} & {spec.name for spec in component.inputs}
+        )
+        assert set(component.per_step) == (scheduled if step else set())
+
+
+def test_a_role_that_a_bundle_lacks_is_named(handmade_bundle: Bundle) -> None:
+    have = "text_encoder, prior, decoder, movq_decoder"
+    with pytest.raises(BundleError, match=rf"handmade has no component for the role 'hint_encoder' \(it has: {have}\)"):
+        handmade_bundle.manifest.name_of(Role.HINT_ENCODER)
+
+
+def test_two_components_for_one_role_are_refused(bundle_copy: Path) -> None:
+    edit(bundle_copy, lambda data: data["components"]["decoder_step_inpaint"].__setitem__("role", "decoder"))
+    with pytest.raises(BundleError, match="more than one component for the role 'decoder'"):
+        Bundle(bundle_copy)
 
 
 def test_a_manifest_from_before_there_were_image_encoders_is_read(bundle_copy: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from kandinsky22 import Pipeline
 from kandinsky22.cli import doctor
-from kandinsky22.components import Components
+from kandinsky22.components import Run
 from kandinsky22.images import writing
 
 from .conftest import QUICK, Cli
@@ -118,7 +118,7 @@ def test_what_is_no_bundle_is_refused(cli: Cli, tmp_path: Path) -> None:
 def test_a_bundle_without_a_component_says_which_before_the_work(
     cli: Cli, bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(Components, "use")
+    monkeypatch.delattr(Run, "use")
     whole = json.loads((bundle_copy / "manifest.json").read_text())
     for component in doctor.TASKS["text to image"]:
         manifest = whole | {"components": whole["components"] | {}}

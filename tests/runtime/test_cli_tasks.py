@@ -20,8 +20,9 @@ import tqdm
 from kandinsky22 import InputError, Pipeline
 from kandinsky22.arrays import Array
 from kandinsky22.bundle.bundle import MANIFEST
-from kandinsky22.components import Components
+from kandinsky22.components import Run
 from kandinsky22.images import depth, writing
+from kandinsky22.request.parameters import TASKS as TASKS_OF_REQUESTS
 from kandinsky22.schedulers import configs
 
 from .conftest import QUICK, Cli
@@ -131,7 +132,7 @@ def test_the_command_paints_what_the_pipeline_paints_and_tells_how(
     assert (pixels(first) != pixels(second)).any()
 
     stored = writing.read_parameters(second)
-    assert stored["task"] == command
+    assert TASKS_OF_REQUESTS[stored["task"]].command == command
     line = cli("show", second).out.splitlines()[-1].removeprefix("again").strip()
     program, again, _, *rest = shlex.split(line)
     assert (program, again) == ("kandinsky22", command)
@@ -199,16 +200,16 @@ def test_a_mixed_prompt_may_be_empty(cli: Cli, bundle: Path, pipe: Pipeline, inp
 def test_pictures_are_encoded_once_and_written_as_they_are_finished(
     task: str, encoders: list[str], cli: Cli, bundle: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use = Components.use
+    use = Run.use
     used: list[str] = []
     saved: list[int] = []
 
-    def noted(self: Components, name: str) -> Any:
+    def noted(self: Run, name: str) -> Any:
         used.append(name)
         saved.append(len(list((inputs / "out").glob("*.png"))))
         return use(self, name)
 
-    monkeypatch.setattr(Components, "use", noted)
+    monkeypatch.setattr(Run, "use", noted)
     command, *arguments = commands(inputs)[task]
     done = cli(command, bundle, *QUICK, *arguments, "--num-images", 3, "--json", "-o", inputs / "out")
     told = json.loads(done.out)
@@ -346,17 +347,20 @@ def test_a_batch_gives_the_same_pictures(cli: Cli, bundle: Path, inputs: Path) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["generate", "a", "--mask", "mask.png"], "give the picture too, with --image"),
-        (["generate", "a", "--image", "fox.png", "--overlay"], "give the mask too, with --mask"),
-        (["generate", "a", "--strength", "0.5"], "--strength goes with --image"),
-        (["generate", "a", "--image", "fox.png", "--mask", "mask.png", "--strength", "0.5"], "--strength goes with"),
+        (["generate", "a", "--mask", "mask.png"], "--image is missing; expected a path"),
+        (["generate", "a", "--image", "fox.png", "--overlay"], "--overlay was given without --mask; give both"),
+        (["generate", "a", "--strength", "0.5"], "--strength was given without --image; give both"),
+        (
+            ["generate", "a", "--image", "fox.png", "--mask", "mask.png", "--strength", "0.5"],
+            "inpaint does not use --strength; leave it out",
+        ),
         (["generate", "a", "--image", "fox.png", "--mask", "mask.png", "--hint", "hint.png"], "two different tasks"),
-        (["generate", "a", "--depth-model", "depth.onnx"], "give the picture with --hint"),
-        (["generate", "a", "--prior-strength", "0.5"], "--prior-strength is of --prior-image; give that picture too"),
-        (["generate", "a", "--prior-image", "none.png"], "prior_image: there is no file none.png"),
+        (["generate", "a", "--depth-model", "depth.onnx"], "--depth-model was given without --hint"),
+        (["generate", "a", "--prior-strength", "0.5"], "--prior-strength was given without --prior-image"),
+        (["generate", "a", "--prior-image", "none.png"], "--prior-image: there is no file none.png"),
         (["generate", "a", "--prior-image", "fox.png", "--prior-strength", "0.03"], "leaves none of 25 steps"),
         (["generate", "a", "--guidance-interval", "0.6", "0.4"], "--guidance-interval is [0.6, 0.4]; expected two"),
-        (["generate", "a", "--image", "none.png"], "image: there is no file none.png"),
+        (["generate", "a", "--image", "none.png"], "--image: there is no file none.png"),
         (["generate", "a", "--hint", "fox.png", "--depth-model", "none.onnx"], "There is no file none.onnx"),
         (["generate", "a", "--hint", "fox.png", "--depth-model", "fox.png"], "fox.png cannot be loaded"),
         (["mix"], "There is nothing to mix; give prompts with --text"),

@@ -1,4 +1,4 @@
-"""DPM-Solver++ as a table, against diffusers' scheduler driven step by step with the same outputs and noise."""
+"""DPM-Solver++ as a schedule, against diffusers' scheduler driven step by step with the same outputs and noise."""
 
 import inspect
 import itertools
@@ -186,6 +186,7 @@ def test_timesteps_of_every_number_of_steps(sigmas):
         ({"use_karras_sigmas": True, "use_exponential_sigmas": True}, "expected one of them"),
         ({"timestep_spacing": "leading", "num_train_timesteps": 30}, "30 steps are too many for leading timesteps"),
         ({"eta": 1}, "has an option 'eta'"),
+        ({"lambda_min_clipped": 10.0}, "lambda_min_clipped is 10, which leaves no timestep to begin at; expected less"),
     ],
 )
 def test_refused_options(options, message):
@@ -196,3 +197,31 @@ def test_refused_options(options, message):
 def test_eta_is_refused():
     with pytest.raises(InputError, match="eta is an option of DDIM"):
         solve(of_class(NAME), 10, eta=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "fits", "twice"),
+    [
+        ({}, 1000, 999, 500),
+        ({"solver_type": "heun"}, 1000, 999, 500),
+        ({"algorithm_type": "sde-dpmsolver++"}, 1000, 999, 500),
+        ({"num_train_timesteps": 30}, 30, 29, 14),
+        ({"lambda_min_clipped": -4.0}, 998, 888, 884),
+    ],
+)
+def test_two_steps_at_one_timestep_are_named_as_the_cause(options, steps, fits, twice):
+    """The step after them divides by what lies between: NaN in diffusers. Fewer steps work, and first order does."""
+    config = of_class(NAME, **options)
+    times, states, _, _ = run_diffusers(config, steps, Material(steps, np.float32, learned=False))
+    assert (times == twice).sum() == 2
+    assert np.isnan(states[-1]).all()
+    with pytest.raises(InputError, match=rf"^{steps} steps .* \(timesteps {twice} and {twice}\).* fewer steps, or set"):
+        solve(config, steps)
+    assert np.isfinite(solve(config, fits).coefficients).all()
+    assert_same_run(config | {"solver_order": 1}, steps, rtol=1e-3)
+
+
+def test_neighbours_with_the_same_noise_are_named_as_the_cause():
+    betas = [0.5, *[1e-9] * 99]
+    with pytest.raises(InputError, match=r"two in a row with the same noise \(timesteps 99 and 89\)"):
+        solve(of_class(NAME, num_train_timesteps=100, trained_betas=betas), 10)

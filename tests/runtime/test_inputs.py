@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.kandinsky2_2.pipeline_kandinsky2_2_inpainting import prepare_mask_and_masked_image
 
@@ -45,6 +46,98 @@ def test_arrays_and_pil_pictures_are_the_same() -> None:
     np.testing.assert_array_equal(read(array[..., 0] > 127), np.repeat((array[..., :1] > 127) * 255, 3, axis=2))
 
 
+def test_tensors_of_torch_are_arrays() -> None:
+    """Also while they record gradients."""
+    array = np.asarray(RGB)
+    values = torch.from_numpy(array.copy())
+    for tensor in (values, values / 255, (values / 255).requires_grad_(), (values / 255).double().requires_grad_() * 1):
+        np.testing.assert_array_equal(read(tensor), array)
+        np.testing.assert_allclose(reading.depth("hint", tensor), array / np.float32(255), rtol=0, atol=1e-7)
+    bools = values[..., 0] > 127
+    mask = reading.inpainting_mask("mask_image", bools)
+    assert mask.from_array
+    np.testing.assert_array_equal(np.asarray(mask.picture) > 127, bools.numpy())
+    embeds = torch.randn(2, 5, requires_grad=True)
+    for value in (embeds, embeds.tolist(), embeds.detach().numpy()):
+        np.testing.assert_array_equal(reading.floats("image_embeds", value, "(n, 5)"), embeds.detach().numpy())
+
+
+def test_what_is_an_array() -> None:
+    embeds = torch.randn(2, 5, requires_grad=True)
+    np.testing.assert_array_equal(reading.array("image", embeds), embeds.detach().numpy())  # type: ignore[arg-type]
+    for value in (RGB, "a.png", Path("a.png"), [embeds], None, 3):
+        assert reading.array("image", value) is None
+
+
+class Broken:
+    """An object whose conversion fails."""
+
+    def __array__(self, *arguments: Any, **options: Any) -> Array:
+        raise OSError("gone\nfor good")
+
+
+UNREADABLE = {
+    "ragged": ([[0.1, 0.2], [0.3]], "cannot be read as an array (setting an array element"),
+    "object": (object(), "has shape () and type object; expected floats (n, 2)"),
+    "objects": ([[object()]], "has shape (1, 1) and type object"),
+    "strings": (["a", "b"], "has shape (2,) and type <U1"),
+    "complex": (np.ones((2, 2), complex), "has shape (2, 2) and type complex128"),
+    "integers": (np.ones((2, 2), int), "has shape (2, 2) and type int64"),
+    "None": (None, "has shape () and type object"),
+    "shape": (np.ones((3, 2)), "has shape (3, 2) and type float64"),
+    "not finite": (np.array([[0.1, np.nan], [0, 0]]), "has values that are not finite in float32"),
+    "huge": (np.full((2, 2), 1e300), "has values that are not finite in float32"),
+    "bfloat16": (torch.ones(2, 2, dtype=torch.bfloat16), "cannot be read as an array (Got unsupported ScalarType BF"),
+    "elsewhere": (torch.ones(2, 2, device="meta"), "cannot be read as an array (can't convert meta device"),
+    "broken": (Broken(), "cannot be read as an array (gone); expected floats (n, 2)"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("form", UNREADABLE)
+def test_what_is_no_array_of_floats_is_refused_in_one_sentence(form: str) -> None:
+    value, message = UNREADABLE[form]
+    with pytest.raises(InputError) as raised:
+        reading.floats("image_embeds", value, "(n, 2)", (2, 2))
+    assert str(raised.value).startswith(f"image_embeds {message}")
+    assert "\n" not in str(raised.value)
+
+
+NO_PICTURES = {
+    "number": (3, "is of type int; expected a path, a PIL picture or a NumPy array"),
+    "bytes": (b"a.png", "is of type bytes; expected a path"),
+    "nothing": (None, "is of type NoneType; expected a path"),
+    "class": (np.ndarray, "is of type type; expected a path"),
+    "scalar": (np.float32(1), "has shape (); expected (height, width)"),
+    "objects": (np.array([[object()]]), "is of type object; expected bool, uint8"),
+    "complex": (np.ones((2, 2), complex), "is of type complex128; expected bool, uint8"),
+    "channels first": (torch.ones(3, 8, 8), "has shape (3, 8, 8); expected (height, width)"),
+    "huge": (np.full((2, 2), 1e300), "has floats outside 0 to 1"),
+    "broken": (Broken(), "cannot be read as an array (gone); expected an array that NumPy can read"),
+    "elsewhere": (torch.ones(8, 8, device="meta"), "cannot be read as an array (can't convert meta device"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("reader", [reading.picture, reading.inpainting_mask, reading.depth])
+@pytest.mark.parametrize("form", NO_PICTURES)
+def test_what_is_no_picture_is_refused_in_one_sentence(form: str, reader: Any) -> None:
+    value, message = NO_PICTURES[form]
+    with pytest.raises(InputError) as raised:
+        reader("image", value)
+    assert str(raised.value).startswith(f"image {message}")
+    assert "\n" not in str(raised.value)
+
+
+def test_sizes_that_differ_are_refused_but_the_one_that_is_asked_for() -> None:
+    reading.same_size("mask_image", (8, 9), "the image", (8, 9))
+    reading.same_size("mask_image", (8, 9), "the image", (3, 3), (8, 9))
+    with pytest.raises(InputError, match=r"^mask_image is 8x9 and the image is 3x3; expected the same size\.$"):
+        reading.same_size("mask_image", (8, 9), "the image", (3, 3))
+    with pytest.raises(InputError, match=r"expected the same size, or 4x4, which is asked for\.$"):
+        reading.same_size("mask_image", (8, 9), "the image", (3, 3), (4, 4))
+
+
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "HSV", "RGBX"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
     source = RGB.convert(mode)
@@ -65,7 +158,7 @@ def test_what_is_transparent_is_white_in_pictures_and_black_in_masks_and_depth_m
         array = np.asarray(rgba)
         arrays = {"array": array, "floats": array / np.float32(255), "16 bits": array.astype(np.uint16) * 257}
         source = arrays[form] if form in arrays else rgba.convert(form)
-    picture, mask = read(source), np.asarray(reading.mask("mask_image", source).convert("L"))
+    picture, mask = read(source), np.asarray(reading.inpainting_mask("mask_image", source).picture.convert("L"))
     depth = reading.depth("hint", source)
     assert depth.dtype == np.float32
     assert (depth[:, :20] == 0).all()
@@ -98,7 +191,9 @@ def test_sixteen_bits_are_rounded_in_pictures_and_kept_in_depth_maps(suffix: str
     expected = (deep / 65535 * 255).round().astype(np.uint8)
     for value in (tmp_path / f"a.{suffix}", deep):
         np.testing.assert_array_equal(read(value)[..., 1], expected)
-        np.testing.assert_array_equal(np.asarray(reading.mask("mask_image", value).convert("L")), expected)
+        np.testing.assert_array_equal(
+            np.asarray(reading.inpainting_mask("mask_image", value).picture.convert("L")), expected
+        )
         depth = reading.depth("hint", value)
         assert depth.dtype == np.float32
         assert depth.shape == (40, 56, 3)
@@ -147,7 +242,7 @@ def test_masks_are_resized_as_diffusers_resizes_them(form: str, size: tuple[int,
     source = PIL.Image.fromarray(noise(300, 200)[..., 0]).resize((90, 70)).convert(form)
     image = PIL.Image.fromarray(noise(70, 90))
     expected, pixels = prepare_mask_and_masked_image(image, source, *size)
-    ours = reading.resized_mask(reading.mask("mask_image", source), *size)
+    ours = reading.inpainting_mask("mask_image", source).kept(*size)
     np.testing.assert_array_equal(ours[None], expected.numpy())
     assert 0 < ours.mean() < 1
     np.testing.assert_allclose(

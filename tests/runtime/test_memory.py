@@ -12,7 +12,11 @@ import pytest
 from kandinsky22 import InputError, MemoryLimitError, Pipeline, memory
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS
-from kandinsky22.components import Components
+from kandinsky22.components import Run
+from kandinsky22.request.request import Request
+from kandinsky22.request.resolve import resolve
+
+from .handmade import ROLES
 
 OPENVINO = memory.COSTS["openvino", "bf16"]
 """Grows evenly with the pixels."""
@@ -40,11 +44,12 @@ def _estimate(
 ) -> float:
     """Bytes of components with so many parameters, each of `stored` bytes in its file."""
     components = {
-        name: SimpleNamespace(parameters=count, variants=variants, files=(name,)) for name, count in parameters.items()
+        name: SimpleNamespace(role=ROLES[name][0], parameters=count, variants=variants, files=(name,))
+        for name, count in parameters.items()
     }
     files = {name: SimpleNamespace(bytes=stored * count) for name, count in parameters.items()}
     manifest: Any = SimpleNamespace(components=components, files=files, downscale=8)
-    job = memory.Job(list(parameters), (1, latent_pixels), **{"pictures": 1, "at_once": 1, **changes})
+    job = memory.Demand(list(parameters), (1, latent_pixels), **{"pictures": 1, "at_once": 1, **changes})
     return memory.estimate(manifest, job, cost, kept)
 
 
@@ -97,13 +102,10 @@ def test_kernels_stay_in_the_file_only_where_every_step_leaves_them_there() -> N
     [({}, {2}), ({"guidance_scale": 1.0}, {1}), ({"guidance_interval": (0, 0.5)}, {1, 2})],
 )
 def test_a_task_tells_in_how_many_branches_it_denoises(
-    asked: dict[str, Any], branches: set[int], handmade_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    asked: dict[str, Any], branches: set[int], handmade_bundle: Bundle
 ) -> None:
-    jobs: list[memory.Job] = []
-    monkeypatch.setattr(memory, "check", lambda _, job: jobs.append(job))
-    with Pipeline.load(handmade_bundle.path, "onnxruntime", threads=1) as pipe:
-        pipe("a", height=64, width=64, num_inference_steps=2, prior_num_inference_steps=2, seed=0, **asked)
-    assert jobs[-1].branches == branches
+    request = Request.of("text2img", prompt="a", height=64, width=64, num_inference_steps=2, **asked)
+    assert resolve(request, handmade_bundle.manifest).demand.branches == branches
 
 
 def test_attention_that_is_written_out_grows_with_the_square_of_the_pixels() -> None:
@@ -145,14 +147,14 @@ def test_small_pictures_go_through_movq_together() -> None:
 
 
 def test_what_earlier_tasks_have_left_is_freed_where_a_task_would_not_fit_beside_it(handmade_bundle: Bundle) -> None:
-    quick = {"height": 128, "width": 128, "num_inference_steps": 2, "prior_num_inference_steps": 2, "seed": 0}
+    quick = {"height": 128, "width": 128, "num_inference_steps": 2, "seed": 0}
     with Pipeline.load(handmade_bundle.path, "onnxruntime", threads=1, memory_limit=None) as pipe:
         manifest = pipe.bundle.manifest
         for name, component in manifest.components.items():
             manifest.components[name] = dataclasses.replace(component, parameters=10**7)
         embeds = pipe.embed("a", prior_num_inference_steps=2)
         assert pipe._components.loaded == {"text_encoder", "prior_step"}
-        task = memory.Job(("decoder_step", "movq_decoder"), (16, 16), 1, 1)
+        task = memory.Demand(("decoder_step", "movq_decoder"), (16, 16), 1, 1)
         cost = memory.COSTS["onnxruntime", "fp32"]
         alone = memory.estimate(manifest, task, cost, task.components)
         together = memory.estimate(manifest, task, cost, manifest.components)
@@ -174,7 +176,7 @@ def test_what_cannot_fit_is_refused_with_the_limit(handmade_bundle: Bundle, monk
     quick = {"height": 512, "width": 256, "num_inference_steps": 2, "prior_num_inference_steps": 2, "seed": 0}
     with Pipeline.load(handmade_bundle.path, "onnxruntime", threads=1, memory_limit=0.25) as pipe:
         with monkeypatch.context() as patch:
-            patch.delattr(Components, "use")
+            patch.delattr(Run, "use")
             with pytest.raises(MemoryLimitError) as raised:
                 pipe("a", num_images_per_prompt=2, **quick)
         assert str(raised.value) == (

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kandinsky22.checks import MAX_SEED
-from kandinsky22.errors import InputError
+from kandinsky22.errors import InputError, shown
 from kandinsky22.noise import Generator
 
 # torch's vectorised path is the one that Generator follows bit for bit.
@@ -85,7 +85,11 @@ def test_numpy_integers_are_seeds():
     np.testing.assert_array_equal(Generator(np.uint64(9)).randn(20), Generator(9).randn(20))
 
 
-@pytest.mark.parametrize("seed", [-1, 2**63, 2**64, 1.0, 1.5, "1", None, True, False, np.bool_(True), float("nan")])
+@pytest.mark.parametrize(
+    "seed",
+    [-1, 2**63, 2**64, 1.0, 1.5, "1", None, True, False, np.bool_(True), float("nan"), 10**400, 10**5000],
+    ids=shown,
+)
 def test_refused_seeds(seed):
     with pytest.raises(InputError, match=r"seed must be an integer from 0 to 2\*\*63 - 1"):
         Generator(seed)

@@ -14,7 +14,7 @@ import pytest
 from kandinsky22 import Pipeline
 from kandinsky22.backends import Settings, onnxruntime
 from kandinsky22.bundle.bundle import Bundle
-from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS, Component, TensorSpec
+from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS, Component, Role, TensorSpec
 from kandinsky22.measure import inputs
 from tests.runtime.plan_bundles import SPECS, decoder_step, text_encoder, write_bundle
 
@@ -75,6 +75,7 @@ def test_half_precision_weights_are_packed_without_a_copy_of_all(tmp_path: Path)
     """The file is mapped and packed in float32: three times its size. A copy in float32 would make it five."""
     head = 2048
     wide = Component(
+        role=Role.TEXT_ENCODER,
         files=("onnx/text_encoder.onnx", "onnx/text_encoder.onnx.data"),
         inputs=SPECS["text_encoder"][0],
         outputs=(TensorSpec("text_hidden", "float32", ("B", 7, 2 * head)),),

@@ -13,13 +13,14 @@ from kandinsky22.backends.tensorrt import build as plans
 from kandinsky22.backends.tensorrt import choice
 from kandinsky22.backends.tensorrt.profile import Profile, default_profile
 from kandinsky22.backends.tensorrt.records import PlanRecord, Report
-from kandinsky22.bundle.manifest import Component, TensorSpec
+from kandinsky22.bundle.manifest import Component, Role, TensorSpec
 from tests.runtime import plan_bundles
 from tests.runtime.plan_bundles import SPECS, STATE
 
 
 def component(name: str) -> Component:
-    return Component((), *SPECS[name], precision="fp16", parameters=1, state=STATE.get(name, {}))
+    role = plan_bundles.ROLES[name]
+    return Component((), *SPECS[name], precision="fp16", parameters=1, role=role, state=STATE.get(name, {}))
 
 
 def ranges(profile: Profile, name: str) -> dict[str, object]:
@@ -64,14 +65,16 @@ def test_whole_pictures_come_no_more_at_once_than_the_runtime_decodes(profile: P
 def test_a_component_that_does_not_exist_yet_needs_no_code() -> None:
     hint = TensorSpec("hint", "float32", ("B", 3, "8*h", "8*w"))
     latents = TensorSpec("latents", "float32", ("B", 4, "h", "w"))
-    step = Component((), (latents, hint), (latents,), "fp16", 1, state={"latents": "latents_next"})
+    step = Component(
+        (), (latents, hint), (latents,), "fp16", 1, role=Role.CONTROLNET_DECODER, state={"latents": "latents_next"}
+    )
     assert Profile(384, 512, 1024, 4).shapes(hint, step, 8) == ((1, 3, 384, 384), (1, 3, 512, 512), (4, 3, 1024, 1024))
 
 
 def test_a_dimension_that_no_profile_knows_is_refused() -> None:
     odd = TensorSpec("odd", "float32", ("B", "2*q"))
     with pytest.raises(BundleError, match=r"odd has a dimension '2\*q'"):
-        Profile(64, 128, 256).shapes(odd, Component((), (odd,), (), "fp16", 1), 8)
+        Profile(64, 128, 256).shapes(odd, Component((), (odd,), (), "fp16", 1, role=Role.DECODER), 8)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from kandinsky22.backends.tensorrt.builder import Options
 from kandinsky22.backends.tensorrt.profile import Profile
 from kandinsky22.backends.tensorrt.records import PlanRecord
 from kandinsky22.bundle.bundle import Bundle
-from kandinsky22.bundle.manifest import Component, TensorSpec
+from kandinsky22.bundle.manifest import Component, Role, TensorSpec
 from kandinsky22.cli import main
 from tests.runtime.plan_bundles import (
     GPU,
@@ -91,6 +91,7 @@ def test_attention_without_a_fused_kernel_is_a_fault_unless_allowed(
         tmp_path,
         {"text_encoder": text_encoder(head=8)},
         text_encoder=Component(
+            role=Role.TEXT_ENCODER,
             files=("onnx/text_encoder.onnx", "onnx/text_encoder.onnx.data"),
             inputs=SPECS["text_encoder"][0],
             outputs=(TensorSpec("text_hidden", "float32", ("B", 7, 16)),),
@@ -111,6 +112,7 @@ def test_attention_that_can_never_be_fused_is_built_without_asking(tmp_path: Pat
         tmp_path,
         {"text_encoder": text_encoder(head=512)},
         text_encoder=Component(
+            role=Role.TEXT_ENCODER,
             files=("onnx/text_encoder.onnx", "onnx/text_encoder.onnx.data"),
             inputs=SPECS["text_encoder"][0],
             outputs=(TensorSpec("text_hidden", "float32", ("B", 7, 1024)),),
@@ -149,6 +151,7 @@ def test_a_graph_that_is_not_what_the_manifest_says_is_not_built(
         tmp_path,
         {"movq_decoder": movq_decoder()},
         movq_decoder=Component(
+            role=Role.MOVQ_DECODER,
             files=("onnx/movq_decoder.onnx", "onnx/movq_decoder.onnx.data"),
             inputs=(wrong,),
             outputs=SPECS["movq_decoder"][1],

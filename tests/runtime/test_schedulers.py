@@ -1,7 +1,8 @@
-"""The tables against diffusers' own schedulers, driven step by step with the same network outputs and noise."""
+"""The schedules against diffusers' own schedulers, driven step by step with the same network outputs and noise."""
 
 import inspect
 import itertools
+import json
 import math
 from dataclasses import FrozenInstanceError
 from unittest import mock
@@ -9,13 +10,19 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, UnCLIPScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    UnCLIPScheduler,
+)
 from diffusers.schedulers import scheduling_ddim, scheduling_ddpm, scheduling_unclip
 
-from kandinsky22.errors import InputError
+from kandinsky22.errors import InputError, shown
 from kandinsky22.noise import Generator
 from kandinsky22.schedulers import configs, noise_schedule, solve
-from kandinsky22.schedulers.configs import switch
+from kandinsky22.schedulers.configs import from_user, switch
 from kandinsky22.schedulers.ddim import ddim
 from kandinsky22.schedulers.ddpm import ddpm, unclip
 from kandinsky22.schedulers.schedule import Thresholding, ranks_needed
@@ -207,7 +214,7 @@ def test_zero_terminal_snr(name, schedule):
     for prediction, spacing, steps in itertools.product(PREDICTIONS[1:], SPACINGS[2:], [7, 20]):
         options = {"rescale_betas_zero_snr": True, "prediction_type": prediction, **spacing, **schedule}
         config = of_class(name, **options)
-        _, bars = noise_schedule.noise_schedule(configs.read(name, config))
+        _, bars = noise_schedule.training_noise(configs.read(name, config))
         np.testing.assert_allclose(bars, diffusers_scheduler(config).alphas_cumprod.numpy(), rtol=2e-5, atol=1e-6)
         assert bars[-1] == 0
         assert_same_run(config, steps, bars=bars)
@@ -218,7 +225,7 @@ def test_zero_terminal_snr(name, schedule):
 def test_zero_terminal_snr_with_epsilon_where_the_last_timestep_is_left_out():
     options = {"rescale_betas_zero_snr": True}
     config = of_class("DDPMScheduler", **options)
-    assert_same_run(config, 10, bars=noise_schedule.noise_schedule(configs.read("DDPMScheduler", config))[1])
+    assert_same_run(config, 10, bars=noise_schedule.training_noise(configs.read("DDPMScheduler", config))[1])
 
 
 def test_zero_terminal_snr_with_full_noise_is_never_nan():
@@ -231,7 +238,7 @@ def test_zero_terminal_snr_with_full_noise_is_never_nan():
 
 @pytest.mark.parametrize("schedule", ANCESTRAL_SCHEDULES, ids=str)
 def test_schedules_are_diffusers_own_float32_numbers(schedule):
-    ours = noise_schedule.noise_schedule(configs.read("DDPMScheduler", schedule))
+    ours = noise_schedule.training_noise(configs.read("DDPMScheduler", schedule))
     theirs = DDPMScheduler(**schedule)
     exact = schedule.get("beta_schedule") != "sigmoid"
     for mine, their in zip(ours, (theirs.betas, theirs.alphas_cumprod), strict=True):
@@ -268,7 +275,7 @@ def test_the_step_that_trailing_spacing_adds_is_left_out():
     assert times[-1] == 15
 
 
-def test_table_and_noise_together():
+def test_schedule_and_noise_together():
     """The order of draws: nothing is drawn where diffusers draws nothing."""
     for config, eta in ((DECODER, 0.0), (of_class("DDIMScheduler", **KANDINSKY), 0.7), (PRIOR, 0.0)):
         solved = solve(config, 6, eta=eta)
@@ -366,7 +373,7 @@ def test_reference_step_is_the_contract():
     assert x_next.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_tables_cannot_be_changed():
+def test_schedules_cannot_be_changed():
     solved = ddpm(DECODER, 5)
     with pytest.raises(ValueError, match="read-only"):
         solved.coefficients[0, 0] = 1
@@ -491,7 +498,17 @@ def test_why_a_switch_drops_the_variance():
         ({"trained_betas": 0.1}, "trained_betas 0.1"),
         ({"trained_betas": [0.1] * 999}, "999 trained_betas, fewer than its 1000 num_train_timesteps"),
         ({"trained_betas": [-0.1] * 1000}, "betas must all be above 0 and at most 1"),
-        ({"trained_betas": [0.5] * 500 + [1.0] + [0.5] * 499}, "no finite coefficients at timestep"),
+        (
+            {"trained_betas": [0.5] * 500 + [1.0] + [0.5] * 499},
+            "no finite coefficients at timestep 900: nothing is left",
+        ),
+        ({"trained_betas": [1e-9] * 1000}, "no finite coefficients at timestep 900: there is no noise left there"),
+        (
+            {"trained_betas": [0.5] + [1e-9] * 999, "variance_type": "fixed_large"},
+            "expected betas that add noise at every",
+        ),
+        ({"beta_end": 10**5000}, "has beta_end a value of type int, but it must be a number between 0 and 1"),
+        ({3: 1}, "has an option 3 that DDPMScheduler does not have"),
         ({"num_train_timesteps": 0}, "num_train_timesteps 0, but it must be a whole number from 1"),
         ({"num_train_timesteps": 1000.0}, "num_train_timesteps 1000.0"),
         ({"num_train_timesteps": 10**12}, "num_train_timesteps 1000000000000"),
@@ -501,10 +518,11 @@ def test_why_a_switch_drops_the_variance():
         ({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, "at timestep 999.*'epsilon'.*v_prediction"),
         ({"use_sigmas": True}, "has an option 'use_sigmas' that DDPMScheduler does not have: remove it"),
     ],
+    ids=shown,
 )
 def test_refused_options(options, message):
     with pytest.raises(InputError, match=message):
-        solve(of_class("DDPMScheduler", **options), 10)
+        solve({"_class_name": "DDPMScheduler", **options}, 10)
 
 
 @pytest.mark.parametrize("beta_schedule", ["laplace", "sigmoid"])
@@ -527,26 +545,47 @@ def test_refused_options_of_unclip(options, message):
         unclip(options, 10)
 
 
-@pytest.mark.parametrize("steps", [0, -1, 1001, 2.0, "10", None, True, np.bool_(True), math.nan])
+@pytest.mark.parametrize(
+    "steps",
+    [0, -1, 1001, 2.0, "10", None, True, np.bool_(True), math.nan, 10**5000, -(10**400), [10], np.float32(5)],
+    ids=shown,
+)
 @pytest.mark.parametrize("name", CLASSES)
 def test_refused_steps(name, steps):
-    with pytest.raises(InputError, match=r"number of steps must be a whole number from [12] to 1000, not "):
+    with pytest.raises(InputError, match=r"^num_inference_steps is .*; expected a whole number from [12] to 1000\.$"):
         solve(of_class(name), steps)
 
 
 def test_unclip_needs_two_steps():
-    with pytest.raises(InputError, match="from 2 to 1000, not 1"):
+    with pytest.raises(InputError, match="is 1; expected a whole number from 2 to 1000"):
         unclip(PRIOR, 1)
 
 
 def test_numpy_integers_are_steps():
-    np.testing.assert_array_equal(ddpm({}, np.int64(7)).coefficients, ddpm({}, 7).coefficients)
+    for seven in (np.int64(7), np.uint8(7)):
+        np.testing.assert_array_equal(ddpm({}, seven).coefficients, ddpm({}, 7).coefficients)
 
 
-@pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan, math.inf, "0", None, True])
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_refusal_of_steps_names_the_argument_that_the_user_gave(name):
+    with pytest.raises(InputError, match=r"^prior_num_inference_steps is 0; expected a whole number from"):
+        solve(of_class(name), 0, name="prior_num_inference_steps")
+
+
+@pytest.mark.parametrize("eta", [np.float32(0.5), np.float64(0.5), np.float16(0.5)])
+def test_numpy_numbers_are_eta(eta):
+    assert (ddim({}, 7, eta).coefficients == ddim({}, 7, 0.5).coefficients).all()
+    assert (ddim({}, 7, np.int64(1)).coefficients == ddim({}, 7, 1).coefficients).all()
+
+
+@pytest.mark.parametrize(
+    "eta",
+    [-0.1, 1.1, math.nan, math.inf, "0", None, True, np.bool_(True), np.float32("nan"), 10**5000, 1j, [0.5]],
+    ids=shown,
+)
 def test_refused_eta(eta):
     for name in CLASSES:
-        with pytest.raises(InputError, match="eta must be a number from 0 to 1, not"):
+        with pytest.raises(InputError, match=r"^eta is .*; expected a number from 0 to 1"):
             solve(of_class(name), 10, eta=eta)
 
 
@@ -576,3 +615,100 @@ def test_the_prior_cannot_be_switched():
 def test_a_switch_checks_the_config():
     with pytest.raises(InputError, match="option 'colour'"):
         switch(DECODER | {"colour": 1}, "DDIM")
+
+
+# What a user gives as `scheduler`
+
+
+DECODERS = (DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler)
+
+
+def assert_same_schedule(one, other, **options):
+    first, second = solve(one, 9, **options), solve(other, 9, **options)
+    for field in ("timesteps", "coefficients", "noisy", "scales"):
+        np.testing.assert_array_equal(getattr(first, field), getattr(second, field))
+    assert (first.thresholding, first.learned) == (second.thresholding, second.learned)
+
+
+def stored_config(scheduler, folder):
+    """The config as diffusers writes it to a file."""
+    scheduler.save_pretrained(folder)
+    return json.loads((folder / "scheduler_config.json").read_text())
+
+
+@pytest.mark.parametrize("cls", DECODERS)
+@pytest.mark.parametrize("options", [{}, {"beta_end": 0.012, "timestep_spacing": "trailing"}])
+def test_a_scheduler_object_is_its_stored_config(cls, options, tmp_path):
+    scheduler = cls(**options)
+    assert "_class_name" not in scheduler.config
+    assert_same_schedule(from_user(DECODER, scheduler), stored_config(scheduler, tmp_path))
+
+
+@pytest.mark.parametrize("cls", DECODERS)
+def test_a_scheduler_made_from_another_ones_config_is_its_stored_config(cls, tmp_path):
+    """Its live config still has the options of the class that it was made from, and sometimes that class's name."""
+    DDPMScheduler(**{k: v for k, v in DECODER.items() if k != "_class_name"}).save_pretrained(tmp_path / "ddpm")
+    scheduler = cls.from_config(DDPMScheduler.from_pretrained(tmp_path / "ddpm").config)
+    assert_same_schedule(from_user(DECODER, scheduler), stored_config(scheduler, tmp_path))
+
+
+def test_a_config_that_diffusers_loaded_has_its_class(tmp_path):
+    DDIMScheduler(**KANDINSKY).save_pretrained(tmp_path)
+    config = DDIMScheduler.from_pretrained(tmp_path).config
+    assert_same_schedule(from_user(DECODER, config), of_class("DDIMScheduler", **KANDINSKY), eta=0.5)
+
+
+def test_betas_may_be_an_array_as_diffusers_takes_them(tmp_path):
+    scheduler = DDIMScheduler(trained_betas=np.linspace(0.001, 0.03, 1000))
+    assert_same_schedule(from_user(DECODER, scheduler), stored_config(scheduler, tmp_path))
+
+
+class Renamed(DDIMScheduler):
+    pass
+
+
+class Stepping(DDIMScheduler):
+    def step(self, *args, **kwargs):
+        raise NotImplementedError
+
+
+def test_a_subclass_is_what_it_inherits_unless_it_steps_in_its_own_way():
+    assert from_user(DECODER, Renamed())["_class_name"] == "DDIMScheduler"
+    with pytest.raises(InputError, match=r"^scheduler is of the class 'Stepping', which is not supported"):
+        from_user(DECODER, Stepping())
+
+
+def test_the_checkpoints_own_config_and_names():
+    assert from_user(DECODER, None) is DECODER
+    assert from_user(DECODER, "ddim") == switch(DECODER, "DDIM")
+    with pytest.raises(InputError, match=r"DPM\+\+ Karras, not 'euler'"):
+        from_user(DECODER, "euler")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (3, "scheduler is 3; expected a name (DDPM, DDIM, DPM++ or DPM++ Karras), a config, or a scheduler object"),
+        (["DDIM"], "scheduler is ['DDIM']; expected a name"),
+        (object(), "scheduler is <object object at"),
+        (DDIMScheduler, "scheduler is the class DDIMScheduler; pass an object of it"),
+        (DDIMScheduler().config, "scheduler is a config without _class_name, so that its class is not known; pass"),
+        ({}, "scheduler is a config without _class_name"),
+        ({"_class_name": None}, "scheduler is of the class None, which is not supported"),
+        ({"_class_name": ["DDIMScheduler"]}, "scheduler is of the class ['DDIMScheduler']"),
+        ({"_class_name": "UnCLIPScheduler"}, "scheduler is a UnCLIPScheduler, which runs the prior alone; expected"),
+        (UnCLIPScheduler(), "scheduler is a UnCLIPScheduler, which runs the prior alone; expected DDPMScheduler, DDIM"),
+        (EulerDiscreteScheduler(), "scheduler is of the class 'EulerDiscreteScheduler', which is not supported"),
+        ({"_class_name": "DDIMScheduler", 3: 4}, "scheduler is a config with the key 3; expected names of options"),
+        ({"_class_name": "DDIMScheduler", "colour": 1}, "has an option 'colour'"),
+        (DDPMScheduler(variance_type="learned"), "has variance_type 'learned'"),
+        (10**5000, "scheduler is a value of type int; expected"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else type(value).__name__,
+)
+def test_refused_schedulers_of_users(scheduler, message):
+    with pytest.raises(InputError) as raised:
+        from_user(DECODER, scheduler)
+    assert str(raised.value).startswith(message) or (message.startswith("has ") and message in str(raised.value))
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 250

@@ -13,9 +13,9 @@ import PIL.Image
 import pytest
 
 from kandinsky22 import BundleError, InputError, KandinskyError, Pipeline
-from kandinsky22.components import Components
+from kandinsky22.components import Run
 
-from .handmade import GRAPHS, MORE_GRAPHS, write_bundle
+from .handmade import GRAPHS, MORE_GRAPHS, ROLES, write_bundle
 
 QUICK: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 4, "prior_num_inference_steps": 2}
 IMAGE = np.full((48, 40, 3), 90, np.uint8)
@@ -94,7 +94,7 @@ REFUSED: list[tuple[str, Callable[[Pipeline], Any]]] = [
     ("strength 0 leaves none of 4 steps", img2img(strength=0)),
     ("strength 0.2 leaves none of 4 steps; ask for more steps", img2img(strength=0.2)),
     ("strength 0.3 leaves none of 2 steps", emb2emb(strength=0.3, prior_num_inference_steps=2)),
-    ("strength was given without an image", controlnet(strength=0.5)),
+    ("strength was given without image; give both, or neither.", controlnet(strength=0.5)),
     # pictures
     ("image is missing; expected a path, a PIL picture or a NumPy array", img2img(image=None)),
     ("image is an empty list", img2img(image=[])),
@@ -140,13 +140,13 @@ REFUSED: list[tuple[str, Callable[[Pipeline], Any]]] = [
     ("There is nothing to mix", mix([], [])),
     ("There is nothing to mix", mix("a red circle", [1])),
     ("weights has 1 numbers; expected a list of 2", mix(["a", IMAGE], [1])),
-    ("weights is 1; expected a list of 1", mix(["a"], 1)),
+    ("weights is 1; expected a list of numbers, one for each prompt or picture", mix(["a"], 1)),
     ("weights has nan; expected finite numbers", mix(["a", "red"], [1, NAN])),
     ("weights has '1'; expected finite numbers", mix(["a"], ["1"])),
     ("images_and_prompts[1] is of type NoneType; expected a path", mix(["a", None], [1, 1])),
     ("negative_prompt is 3; expected a string", mix(["a"], [1], negative_prompt=3)),
     ("negative_prior_prompt is ['b']; expected a string", mix(["a"], [1], negative_prior_prompt=["b"])),
-    ("image_embeds was given beside what is to be mixed", mix(["a"], [1], image_embeds=np.zeros((1, 6), "f4"))),
+    ("mix does not use image_embeds; leave it out.", mix(["a"], [1], image_embeds=np.zeros((1, 6), "f4"))),
     # what all of them take
     ("Both a prompt and image_embeds were given", img2img(image_embeds=np.zeros((1, 6), "f4"))),
     (
@@ -167,7 +167,7 @@ REFUSED: list[tuple[str, Callable[[Pipeline], Any]]] = [
 def test_bad_inputs_are_one_sentence(
     message: str, call: Callable[[Pipeline], Any], pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(Components, "use")  # nothing may be loaded, let alone run
+    monkeypatch.delattr(Run, "use")  # nothing may be loaded, let alone run
     _refused(message, lambda: call(pipe), InputError)
 
 
@@ -195,7 +195,7 @@ FILES = [
 def test_bad_files_are_one_sentence(
     role: str, name: str, message: str, files: Path, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(Components, "use")
+    monkeypatch.delattr(Run, "use")
     path = files / name
     calls = {
         "image": img2img(image=path),
@@ -208,7 +208,7 @@ def test_bad_files_are_one_sentence(
 
 
 def test_a_mask_that_is_too_fine_for_the_latents_is_refused(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(Components, "use")
+    monkeypatch.delattr(Run, "use")
     fine = np.zeros((64, 64), bool)
     fine[3, 3] = True
     image = np.zeros((64, 64, 3), np.uint8)
@@ -221,23 +221,23 @@ def test_a_mask_that_is_too_fine_for_the_latents_is_refused(pipe: Pipeline, monk
     [
         ("movq_encoder", img2img(strength=0.5)),
         ("movq_encoder", inpaint()),
-        ("decoder_step_inpaint", inpaint()),
+        ("inpaint_decoder", inpaint()),
         ("hint_encoder", controlnet()),
-        ("decoder_step_controlnet", controlnet()),
+        ("controlnet_decoder", controlnet()),
         ("movq_encoder", controlnet(image=IMAGE, strength=0.5)),
         ("image_encoder", mix([IMAGE], [1.0])),
         ("image_encoder", emb2emb(strength=0.5)),
-        ("prior_step", mix(["a", IMAGE], [1, 1])),
-        ("decoder_step", mix([IMAGE], [1])),
+        ("prior", mix(["a", IMAGE], [1, 1])),
+        ("decoder", mix([IMAGE], [1])),
     ],
 )
 def test_a_bundle_without_the_component_says_which(
     missing: str, call: Callable[[Pipeline], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    graphs = {name: text for name, text in {**GRAPHS, **MORE_GRAPHS}.items() if name != missing}
+    graphs = {name: text for name, text in {**GRAPHS, **MORE_GRAPHS}.items() if ROLES[name][0] != missing}
     with Pipeline.load(write_bundle(tmp_path / "bundle", graphs), "onnxruntime") as pipe:
-        monkeypatch.delattr(Components, "use")
-        _refused(f"has no component {missing!r}", lambda: call(pipe), BundleError)
+        monkeypatch.delattr(Run, "use")
+        _refused(f"has no component for the role {missing!r}", lambda: call(pipe), BundleError)
 
 
 def test_variations_need_no_prior(tmp_path: Path) -> None:
@@ -251,8 +251,32 @@ def test_variations_need_no_prior(tmp_path: Path) -> None:
 def test_an_unknown_argument_is_python_s_own_error(pipe: Pipeline) -> None:
     with pytest.raises(TypeError, match="no argument 'widht'"):
         pipe.img2img("a", IMAGE, widht=64)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="no argument 'height'"):
-        pipe.embed("a", height=64)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="needs image"):
+        pipe.emb2emb("a")
+    with pytest.raises(TypeError, match="embed takes 2 arguments by position"):
+        pipe.embed("a", None, 3)
+    with pytest.raises(TypeError, match="prompt was given twice"):
+        pipe.embed("a", prompt="b")
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("mix does not use prior_strength; leave it out", mix(["a"], [1], prior_strength=0.5)),
+        ("embed does not use height; leave it out", lambda pipe: pipe.embed("a", height=64)),
+        ("inpaint does not use strength; leave it out", inpaint(strength=0.5)),
+        ("variations does not use prompt; leave it out", lambda pipe: pipe.variations(IMAGE, prompt="a")),
+        ("overlay was given without mask_image", lambda pipe: pipe.inpaint("a", IMAGE, overlay=True)),
+        ("depth_model was given without hint", lambda pipe: pipe.controlnet("a", depth_model="a.onnx")),
+        ("prior_guidance_scale was given beside image_embeds, which need no prior",
+         lambda pipe: pipe(image_embeds=np.zeros((1, 6), "f4"), prior_guidance_scale=3)),
+    ],
+)  # fmt: skip
+def test_what_a_task_does_not_use_is_refused(
+    message: str, call: Callable[[Pipeline], Any], pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Run, "use")
+    _refused(message, lambda: call(pipe), InputError)
 
 
 def _refused(message: str, call: Callable[[], Any], kind: type[KandinskyError]) -> None:

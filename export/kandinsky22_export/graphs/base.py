@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from kandinsky22.bundle.manifest import TensorSpec
+from kandinsky22.bundle.manifest import Role, TensorSpec
 
 Sizes = Mapping[str, int]
 Feeds = dict[str, Tensor]
@@ -17,12 +17,15 @@ Feeds = dict[str, Tensor]
 class Graph(nn.Module):
     """One graph of the bundle: a module whose `forward` takes `inputs` in order and returns `outputs` in order.
 
-    `example` are the sizes it is traced at, `checks` those it is compared with torch at: sizes that were not traced.
-    `state` says which output feeds which input of the next step. `units` are what sizes are multiples of. `variants`
-    are names of variants.VARIANTS.
+    `name`, `role`, `scheduler`, `per_step`, `state` and `variants` are what the manifest says of it, see `Component`;
+    `variants` are names of variants.VARIANTS. `example` are the sizes it is traced at, `checks` those it is compared
+    with torch at: sizes that were not traced. `units` are what sizes are multiples of.
     """
 
-    name: str
+    name: ClassVar[str]
+    role: ClassVar[Role]
+    scheduler: ClassVar[str | None] = None
+    per_step: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS, TensorSpec
+from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS, Role, TensorSpec
 from kandinsky22_export.graphs import rewrites
 from kandinsky22_export.graphs.base import Graph, picture_spec
 
@@ -18,6 +18,7 @@ class TextEncoder(Graph):
     """CLIP's text tower with projection: ids (B, T) -> embeddings (B, E) and hidden states (B, T, H)."""
 
     name = "text_encoder"
+    role = Role.TEXT_ENCODER
 
     def __init__(self, network: nn.Module):
         config: Any = network.config
@@ -50,6 +51,7 @@ class ImageEncoder(Graph):
     """CLIP's image tower with projection: normalised pictures (B, 3, S, S) -> embeddings (B, E)."""
 
     name = "image_encoder"
+    role = Role.IMAGE_ENCODER
 
     def __init__(self, network: nn.Module):
         config: Any = network.config
@@ -72,6 +74,7 @@ class MovqEncoder(Graph):
     """MoVQ's encoder without quantisation: pictures (B, 8h, 8w, 3) in 0..1 -> latents (B, C, h, w)."""
 
     name = "movq_encoder"
+    role = Role.MOVQ_ENCODER
 
     def __init__(self, network: nn.Module):
         config: Any = network.config
@@ -105,6 +108,7 @@ class HintEncoder(Graph):
     """
 
     name = "hint_encoder"
+    role = Role.HINT_ENCODER
 
     def __init__(self, network: nn.Module):
         convolutions: Any = hint_convolutions(network)
@@ -130,6 +134,7 @@ class MovqDecoder(Graph):
     """MoVQ without quantisation: latents (B, C, h, w) -> pictures (B, 8h, 8w, 3) in 0..1."""
 
     name = "movq_decoder"
+    role = Role.MOVQ_DECODER
 
     def __init__(self, network: nn.Module):
         config: Any = network.config

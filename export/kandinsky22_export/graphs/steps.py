@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from kandinsky22.bundle.manifest import TensorSpec
+from kandinsky22.bundle.manifest import Role, TensorSpec
 from kandinsky22_export.graphs import rewrites
 from kandinsky22_export.graphs.base import Graph
 from kandinsky22_export.graphs.encoders import hint_channels
 from kandinsky22_export.graphs.update import COEFFICIENTS, guide, largest_values_quantile, scheduler_update
 
 STATE = {"latents": "latents_next", "x0_before": "x0"}
+PER_STEP = ("timestep", "coefficients", "noise")
 
 
 class Step(Graph):
-    """What all step graphs share: how the feeds are drawn."""
+    """What all step graphs share: what changes with the step, and how the feeds are drawn."""
+
+    per_step: ClassVar[tuple[str, ...]] = PER_STEP
 
     def draw(self, spec: TensorSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Feeds that reach every term of the update: no coefficient is zero, the variance is learned, x0 is cut."""
@@ -36,6 +39,8 @@ class PriorStep(Step):
     """One whole step of the prior: network, guidance, scheduler."""
 
     name = "prior_step"
+    role = Role.PRIOR
+    scheduler = "prior"
 
     def __init__(self, network: nn.Module):
         config: Any = network.config
@@ -182,6 +187,8 @@ class DecoderStep(UNetStep):
     """One whole step of the decoder of text to image."""
 
     name = "decoder_step"
+    role = Role.DECODER
+    scheduler = "decoder"
 
     def __init__(self, network: nn.Module, ranks: int):
         config: Any = network.config
@@ -212,6 +219,8 @@ class ControlnetStep(UNetStep):
     """
 
     name = "decoder_step_controlnet"
+    role = Role.CONTROLNET_DECODER
+    scheduler = "controlnet"
 
     def __init__(self, network: nn.Module, ranks: int):
         config: Any = network.config
@@ -246,6 +255,9 @@ class InpaintStep(UNetStep):
     """
 
     name = "decoder_step_inpaint"
+    role = Role.INPAINT_DECODER
+    scheduler = "inpaint"
+    per_step = (*PER_STEP, "known_scales")
 
     def __init__(self, network: nn.Module, ranks: int):
         config: Any = network.config

@@ -50,12 +50,15 @@ def export_graph(build: Callable[[], Graph], folder: Path, precision: str, note:
     note("loading")
     graph = build().eval()
     component = Component(
+        role=graph.role,
         files=(f"onnx/{graph.name}.onnx", f"onnx/{graph.name}.onnx.data"),
         inputs=graph.inputs,
         outputs=graph.outputs,
         precision=precision,
         parameters=sum(parameter.numel() for parameter in graph.parameters()),
+        scheduler=graph.scheduler,
         state=graph.state,
+        per_step=graph.per_step,
     )
     name, path = graph.name, folder / f"{graph.name}.onnx"
     _need_room(folder, component.parameters * BYTES[precision])

@@ -24,18 +24,17 @@ that looking costs it nothing; where the state is replaced, it computes that ste
 waited. What it raises ends the loop and reaches the caller.
 """
 
+EXPORTED = ""
+"""The weights of a component that its bundle was exported with. Other sets are named by whoever adds them."""
+
 PerStep = Mapping[str, "Sequence[Array] | Array"]
 """Inputs that change with the step: each has one array, or one row of an array, a step."""
 
 
-EXPORTED = ""
-"""The set of weights that a component was exported with."""
-
-
 class LoadedComponent(Protocol):
-    """A graph that is ready to run. Several threads may run one; they may have to wait for each other.
+    """A graph that is ready to run.
 
-    One that compiles when it runs has the seconds that went into that so far as `compile_seconds`.
+    One that compiles when it first runs has the seconds that went into that as `compile_seconds`.
     """
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -51,7 +50,7 @@ class LoadedComponent(Protocol):
         """Run a step graph once for each row of `per_step`, feeding its state back; the last state."""
 
     def close(self) -> None:
-        """Free what it holds, once what runs has ended. It cannot run afterwards: that raises BackendError."""
+        """Free what it holds. It cannot run afterwards."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ class Backend(Protocol):
     def availability(self, bundle: Bundle | None = None) -> Availability:
         """Whether it is installed and can run on this machine, and has what it needs of `bundle`. Never raises."""
 
-    def load(self, bundle: Bundle, name: str, settings: Settings) -> LoadedComponent:
-        """Load a component of a bundle, from files that were verified.
+    def load(self, bundle: Bundle, name: str, settings: Settings, weights: str = EXPORTED) -> LoadedComponent:
+        """Load a component of a bundle over one of its sets of weights, from files that were verified.
 
         Raises BundleError where the bundle has no such component or its file was altered, BackendError where the
         library refuses it.
@@ -111,13 +110,10 @@ def get(name: str, bundle: Bundle | None = None) -> Backend:
     return backend
 
 
-def refuse_other_weights(backend: str, name: str, weights: str) -> None:
-    """For a backend that runs a component with its exported weights alone: raise BackendError for any others."""
+def require_exported(name: str, weights: str) -> None:
+    """Raise BackendError where a component is asked for over other weights than those it was exported with."""
     if weights != EXPORTED:
-        raise BackendError(
-            f"The backend {backend} runs {name} with the weights that were exported, not with {weights!r}; export a "
-            "bundle from the checkpoint that has them."
-        )
+        raise BackendError(f"There are no weights {weights!r} of {name}; a bundle has those that were exported alone.")
 
 
 def closed(name: str) -> BackendError:

@@ -1,7 +1,7 @@
-"""SHA-256 of files, and which files were compared with theirs before, so that not every start reads gigabytes.
+"""SHA-256 of files, and a record of the files that were compared before, so that not every start reads gigabytes.
 
-A comparison is remembered in the user's cache folder, with what the file system says of the file: who writes to it
-changes that, so that it is compared again. Without instructions for SHA-256 a processor takes 17 s for the published
+A comparison is recorded in the user's cache folder, with what the file system says of the file. Writing to the file
+changes that, so that it is compared again. A processor without instructions for SHA-256 takes 17 s for the published
 checkpoint.
 """
 
@@ -14,8 +14,10 @@ import os
 import time
 from pathlib import Path
 
+from kandinsky22 import files
+
 SETTLED_SECONDS = 2.0
-"""A file that was changed later than that is not remembered: the clock of a file system may not tell changes apart."""
+"""Age from which a file is recorded: of a younger one, a file system's clock may not tell two changes apart."""
 
 
 def sha256(path: Path) -> str:
@@ -30,9 +32,10 @@ def matches(path: Path, expected: str, *, afresh: bool = False) -> bool:
     Args:
         path: The file.
         expected: What its SHA-256 should be.
-        afresh: Read the file even where it was compared before and was not written to since.
+        afresh: Read the file even when it was compared before and has not been written to since.
 
-    Raises OSError where the file cannot be read.
+    Raises:
+        OSError: The file cannot be read.
     """
     record, before = _record(path), _state(path, expected)
     if not afresh and record is not None and _remembered(record) == before:
@@ -46,13 +49,13 @@ def matches(path: Path, expected: str, *, afresh: bool = False) -> bool:
 
 
 def _state(path: Path, expected: str) -> list[int | str]:
-    """What changes when a file is written to, replaced or expected to be another; the last two with each write."""
+    """What tells a file from another or from itself after a write; its two times change with every write."""
     found = path.stat()
     return [expected, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
 def _record(path: Path) -> Path | None:
-    """Where the comparison of a file is remembered; None where there is no home to keep it in."""
+    """The file that records the comparison of `path`; None when the user has no home."""
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:
@@ -65,16 +68,11 @@ def _remembered(record: Path) -> object:
     try:
         return json.loads(record.read_text())
     except (OSError, ValueError):
-        return None  # none, or a broken one: the file is compared
+        return None  # no record, or a broken one
 
 
 def _remember(record: Path, state: list[int | str]) -> None:
-    """Write beside and rename. Where nothing can be written the file is compared at the next start too."""
-    partial = record.with_suffix(f".{os.getpid()}")
-    try:
+    """Write a record. Where that is impossible (a read-only home) the file is only compared again at the next start."""
+    with contextlib.suppress(OSError):
         record.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(state))
-        os.replace(partial, record)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        files.write_file(record, json.dumps(state).encode())

@@ -5,7 +5,9 @@ The exporter writes manifests with the same classes that read them here.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import enum
 import json
 import math
 from collections.abc import Mapping
@@ -22,6 +24,25 @@ STEP_SCHEDULERS = {
     "decoder_step_inpaint": "inpaint",
 }
 """Whose scheduler of the manifest's `schedulers` each step component is run by."""
+
+
+class Role(enum.StrEnum):
+    """What a component is for. A bundle has at most one component for a role; its name is the bundle's own affair."""
+
+    TEXT_ENCODER = "text_encoder"
+    IMAGE_ENCODER = "image_encoder"
+    PRIOR = "prior"
+    DECODER = "decoder"
+    CONTROLNET_DECODER = "controlnet_decoder"
+    INPAINT_DECODER = "inpaint_decoder"
+    HINT_ENCODER = "hint_encoder"
+    MOVQ_ENCODER = "movq_encoder"
+    MOVQ_DECODER = "movq_decoder"
+
+
+DECODERS = frozenset({Role.DECODER, Role.CONTROLNET_DECODER, Role.INPAINT_DECODER})
+"""The roles of components that turn image embeddings into latents, a step at a time."""
+
 ATTENTION_IN_PARTS = "attention_in_parts"
 """The variant of a graph for backends without a kernel that attends with wide heads and writes no scores out."""
 
@@ -53,19 +74,29 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Component:
-    """One graph: its file in the bundle, its interface, and how far it was from torch when it was exported.
+    """One graph: what it is for, its files in the bundle, its interface, and how far it was from torch when exported.
 
-    `files` are the ONNX file first and then its external data; `state` maps state inputs of a step graph to the
-    outputs that replace them; `checks` are the exporter's measurements (shapes, largest relative error, bound).
-    `variants` are other ONNX files over the same external data, which compute the same in another way, by its name.
+    `files` are the ONNX file first and then its external data. `variants` are other ONNX files over the same external
+    data, by the name of the other way in which they compute the same. `checks` are the exporter's measurements (shapes,
+    largest relative error, bound).
+
+    A step graph also says how it is repeated: `state` maps its state inputs to the outputs that replace them,
+    `per_step` names the inputs that change with the step, and `scheduler` is the key of `Manifest.schedulers` whose
+    schedule they come from. A plain graph has none of the three.
+
+    `shares_weights_with` is the name of another component over the same weights, or None.
     """
 
+    role: Role = field(kw_only=True)
     files: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     precision: str
     parameters: int
+    scheduler: str | None = None
     state: dict[str, str] = field(default_factory=dict)
+    per_step: tuple[str, ...] = ()
+    shares_weights_with: str | None = None
     checks: tuple[dict[str, Any], ...] = ()
     variants: dict[str, str] = field(default_factory=dict)
 
@@ -113,6 +144,21 @@ class Manifest:
         """Pixels a side that the decoder was trained at; the published 512 for a bundle without one."""
         return int(self.geometry["default_size"] or 512)
 
+    def roles(self) -> frozenset[Role]:
+        """What the components of this bundle are for."""
+        return frozenset(component.role for component in self.components.values())
+
+    def name_of(self, role: Role) -> str:
+        """The name of the component for `role`. Raises BundleError where the bundle was exported without one."""
+        for name, component in self.components.items():
+            if component.role is role:
+                return name
+        have = ", ".join(component.role for component in self.components.values()) or "nothing"
+        raise BundleError(
+            f"The bundle {self.name} has no component for the role {str(role)!r} (it has: {have}); "
+            f"export a checkpoint that contains it."
+        )
+
     def to_json(self) -> str:
         """The manifest as indented JSON, ended by a newline."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
@@ -123,14 +169,19 @@ class Manifest:
         data = json.loads(text)
         components = {name: _component(value) for name, value in data.pop("components").items()}
         files = {name: FileRecord(**value) for name, value in data.pop("files").items()}
+        roles = collections.Counter(component.role for component in components.values())
+        if twice := [role for role, count in roles.items() if count > 1]:
+            raise ValueError(f"more than one component for the role {str(twice[0])!r}")
         return Manifest(components=components, files=files, **data)
 
 
 def _component(data: dict[str, Any]) -> Component:
     return Component(
+        role=Role(data.pop("role")),
         inputs=_specs(data.pop("inputs")),
         outputs=_specs(data.pop("outputs")),
         files=tuple(data.pop("files")),
+        per_step=tuple(data.pop("per_step")),
         checks=tuple(data.pop("checks")),
         **data,
     )

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from kandinsky22.backends.tensorrt.records import PlanRecord
     from kandinsky22.bundle.bundle import Bundle
 
-SUMMARY = "build TensorRT plans from a bundle's graphs"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""

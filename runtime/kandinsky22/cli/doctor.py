@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import kandinsky22
 from kandinsky22 import machine
 from kandinsky22.errors import BundleError
+from kandinsky22.version import VERSION
 
 if TYPE_CHECKING:
     from kandinsky22.bundle.bundle import Bundle
 
-SUMMARY = "tell what this machine can run, and check a bundle"
 TASKS = {
     "text to image": ("text_encoder", "prior_step", "decoder_step", "movq_decoder"),
     "image to image": ("text_encoder", "prior_step", "decoder_step", "movq_encoder", "movq_decoder"),
@@ -63,7 +62,7 @@ def _machine() -> dict[str, Any]:
     survey = backends.survey()
     processor, total, available = machine.processor(), machine.total_memory(), machine.available_memory()
     return {
-        "kandinsky22": kandinsky22.__version__,
+        "kandinsky22": VERSION,
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": {

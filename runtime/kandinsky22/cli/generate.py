@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kandinsky22 import checks
 from kandinsky22.cli import pictures
-from kandinsky22.cli.pictures import Job
+from kandinsky22.cli.pictures import Call
 from kandinsky22.errors import InputError
+from kandinsky22.request.request import Request
 
-if TYPE_CHECKING:
-    from kandinsky22.arrays import Floats
-    from kandinsky22.options import Options
-    from kandinsky22.pipeline import Output, Pipeline
-
-SUMMARY = "make pictures from prompts"
+LEADING = {
+    "controlnet": ("hint", "depth_model"),
+    "inpaint": ("mask_image", "overlay"),
+    "img2img": ("image", "strength"),
+}
+"""The tasks by the parameters that ask for them, in the order in which they decide."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,141 +30,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="folder that kandinsky22-export wrote")
     parser.add_argument("prompts", metavar="PROMPT", nargs="*", help="what to paint; each makes pictures of its own")
-    group = parser.add_argument_group("pictures")
-    add = group.add_argument
-    add("--prompts-file", metavar="FILE", help="more prompts, one a line, in UTF-8; - reads standard input")
-    add("--negative-prompt", metavar="TEXT", help='what to lead away from; "" is not the same as none')
-    pictures.add_decoder_arguments(group)
-    pictures.add_prior_arguments(group)
-    _add_input_arguments(parser.add_argument_group("inputs"))
-    pictures.add_output_arguments(parser.add_argument_group("output"))
-    pictures.add_machine_arguments(parser.add_argument_group("machine"))
-
-
-def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--image", metavar="FILE", help="a picture to change, to repaint in part (--mask), or to begin from (--hint)")
-    add("--strength", metavar="SHARE", type=pictures.share, help=f"of --image that is given up ({checks.STRENGTH})")
-    add("--mask", metavar="FILE", help="of the size of --image, white where it is to be repainted")
-    add("--overlay", action="store_true", help="put the pixels of --image back where --mask is black")
-    add("--hint", metavar="FILE", help="a depth map to follow, near is bright")
-    add(
-        "--depth-model",
-        metavar="ONNX",
-        help="take --hint for a picture, and make its depth map with this network (inverse depth, as MiDaS, DPT and "
-        "Depth Anything give it; input (1, 3, H, W) normalised as ImageNet)",
-    )
-    add("--prior-image", metavar="FILE", help="a picture whose content, not its pixels, is changed towards the prompt")
-    add(
-        "--prior-strength",
-        metavar="SHARE",
-        type=pictures.share,
-        help=f"of --prior-image that is given up, 0 to 1 ({checks.STRENGTH})",
-    )
+    parser.add_argument("--prompts-file", metavar="FILE", help="more prompts, one a line, in UTF-8; - reads stdin")
+    pictures.add_arguments(parser, "generate")
 
 
 def run(options: argparse.Namespace) -> int:
     """Make the pictures; the exit code."""
-    settings = _settings(options)
-    jobs = _jobs(options, settings)
-    return pictures.make(options, "generate", jobs, functools.partial(_paint, hint=_Hint(options)), _steps(settings))
+    given = pictures.asked(options, "generate")
+    return pictures.make(options, _with_depth_maps(_calls(options, _task(given), given)))
 
 
-def _steps(settings: dict[str, Any]) -> int:
-    """How many steps of the prior and the decoder a batch takes."""
-    prior, decoder = settings["prior_num_inference_steps"], settings["num_inference_steps"]
-    return int(prior * settings.get("prior_strength", 1)) + int(decoder * settings.get("strength", 1))
-
-
-class _Hint:
-    """The depth map to follow: a file, or what a depth model makes of it, once."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self._file, self._model = options.hint, options.depth_model
-
-    @functools.cached_property
-    def value(self) -> str | Floats:
-        """What `Pipeline.controlnet` takes."""
-        if self._model is None:
-            return str(self._file)
-        from kandinsky22.images import depth
-
-        return depth.estimate(self._model, self._file)
-
-
-def _paint(pipe: Pipeline, jobs: Sequence[Job], options: Options, *, hint: _Hint) -> Output:
-    """The pictures of `jobs`, which differ in prompts and seeds alone, by the task that their settings ask for."""
-    own = ("prompt", "negative_prompt", "depth_model")
-    shared = {name: value for name, value in jobs[0].settings.items() if name not in own}
-    negatives = [job.settings["negative_prompt"] for job in jobs if job.settings["negative_prompt"] is not None]
-    call: dict[str, Any] = {
-        **shared,
-        **options,
-        "prompt": [job.settings["prompt"] for job in jobs],
-        "negative_prompt": negatives or None,
-    }
-    if "hint" in call:
-        return pipe.controlnet(**{**call, "hint": hint.value})
-    if "mask_image" in call:
-        return pipe.inpaint(**call)
-    return pipe.img2img(**call) if "image" in call else pipe(**call)
-
-
-def _check_together(options: argparse.Namespace) -> None:
-    """Raise InputError where the inputs do not fit together."""
-    if options.mask is not None and options.image is None:
-        raise InputError("--mask says where a picture is repainted; give the picture too, with --image.")
-    if options.mask is not None and options.hint is not None:
+def _task(given: dict[str, Any]) -> str:
+    """The task that the given parameters ask for. Raises InputError where they are of two."""
+    if "mask_image" in given and "hint" in given:
         raise InputError("--mask and --hint are of two different tasks; leave one out.")
-    if options.overlay and options.mask is None:
-        raise InputError("--overlay puts back what a mask keeps; give the mask too, with --mask.")
-    if options.strength is not None and (options.image is None or options.mask is not None):
-        raise InputError("--strength goes with --image, and not with --mask: a mask says what is kept.")
-    if options.depth_model is not None and options.hint is None:
-        raise InputError("--depth-model makes a depth map of --hint; give the picture with --hint.")
-    if options.prior_strength is not None and options.prior_image is None:
-        raise InputError("--prior-strength is of --prior-image; give that picture too, or leave --prior-strength out.")
+    return next((task for task, names in LEADING.items() if any(name in given for name in names)), "text2img")
 
 
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What all pictures share, in the words of `Pipeline`. Raises InputError where it makes no sense."""
-    _check_together(options)
-    settings = {**pictures.decoder_settings(options), **pictures.prior_settings(options)}
-    given = {
-        "image": options.image,
-        "mask_image": options.mask,
-        "hint": options.hint,
-        "depth_model": options.depth_model,
-        "overlay": options.overlay or None,
-        "prior_image": options.prior_image,
-    }
-    settings |= {name: value for name, value in given.items() if value is not None}
-    if options.image is not None and options.mask is None:
-        settings["strength"] = checks.STRENGTH if options.strength is None else options.strength
-    if options.prior_image is not None:
-        settings["prior_strength"] = checks.STRENGTH if options.prior_strength is None else options.prior_strength
-        if int(options.prior_steps * settings["prior_strength"]) < 1:
-            raise InputError(
-                f"--prior-strength {settings['prior_strength']:g} leaves none of {options.prior_steps} steps of the "
-                f"prior; ask for more --prior-steps or a larger --prior-strength."
-            )
-    return settings
-
-
-def _jobs(options: argparse.Namespace, settings: dict[str, Any]) -> list[Job]:
-    """What the arguments ask for, one picture a job. Raises InputError where it makes no sense."""
-    given = [*options.prompts, *(_read_prompts(options.prompts_file) if options.prompts_file else ())]
-    if not given:
+def _calls(options: argparse.Namespace, task: str, given: dict[str, Any]) -> list[Call]:
+    """What the arguments ask for. Raises InputError where it makes no sense."""
+    texts = [*options.prompts, *(_read_prompts(options.prompts_file) if options.prompts_file else ())]
+    if not texts:
         raise InputError("There is no prompt; give one after the bundle, or a file of them with --prompts-file.")
-    prompts = [prompt for prompt in checks.prompts(given) for _ in range(options.num_images)]
-    negatives: Sequence[str | None] = checks.negative_prompts(options.negative_prompt, len(prompts)) or [None] * len(
-        prompts
-    )
-    seeds = checks.seeds(options.seed, len(prompts))
+    prompts = [text for text in texts for _ in range(getattr(options, "num_images_per_prompt", 1))]
+    pairs = list(zip(checks.texts("prompt", prompts), pictures.seeds(options, len(prompts)), strict=True))
     return [
-        Job(prompt, seed, {"prompt": prompt, "negative_prompt": negative, **settings})
-        for prompt, negative, seed in zip(prompts, negatives, seeds, strict=True)
+        _call(task, given, [text for text, _ in part], [seed for _, seed in part]) for part in pictures.parts(pairs)
     ]
+
+
+def _call(task: str, given: dict[str, Any], prompts: Sequence[str], seeds: Sequence[int]) -> Call:
+    return Call(Request.of(task, **{**given, "prompt": list(prompts), "seed": list(seeds)}), tuple(prompts))
+
+
+def _with_depth_maps(calls: list[Call]) -> list[Call]:
+    """The depth maps that a network makes are made once for all calls."""
+    request = calls[0].request
+    if request.given.get("depth_model") is None:
+        return calls
+    from kandinsky22.images import depth
+
+    hint = depth.estimate(request.given["depth_model"], request.given["hint"])
+    return [Call(call.request, call.titles, {"hint": hint, "depth_model": None}) for call in calls]
 
 
 def _read_prompts(name: str) -> list[str]:

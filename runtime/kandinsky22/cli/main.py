@@ -4,44 +4,47 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
+import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import NoReturn, Protocol
 
-import kandinsky22
-from kandinsky22.cli import bench, build, doctor, generate, mix, show, variations, verify
 from kandinsky22.errors import KandinskyError
+from kandinsky22.version import VERSION
 
 INTERRUPTED = 130
 """What a shell expects of a program that Ctrl-C ended: 128 and the signal's number."""
 READER_GONE = 141
 
 
-class Command(Protocol):
-    """What a module of `kandinsky22.cli` offers."""
+COMMANDS = {
+    "generate": "make pictures from prompts",
+    "mix": "blend prompts and pictures",
+    "variations": "make more pictures of what a picture shows",
+    "build": "build TensorRT plans from a bundle's graphs",
+    "verify": "compare what a backend computes with ONNX Runtime on the CPU",
+    "bench": "measure latency and memory of every stage and of whole pictures",
+    "show": "tell how pictures were made",
+    "doctor": "tell what this machine can run, and check a bundle",
+}
+"""The commands, each the module of its name in `kandinsky22.cli`, and what they do."""
 
-    SUMMARY: str
+LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+"""What is told without -v, with it, and with -vv."""
+
+
+class Command(Protocol):
+    """What a command's module offers."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the command's arguments."""
 
     def run(self, options: argparse.Namespace) -> int:
         """Do it; the exit code."""
-
-
-COMMANDS: dict[str, Command] = {
-    "generate": generate,
-    "mix": mix,
-    "variations": variations,
-    "build": build,
-    "verify": verify,
-    "bench": bench,
-    "show": show,
-    "doctor": doctor,
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _one_line_warnings():
             return _run(sys.argv[1:] if argv is None else list(argv))
     except KandinskyError as error:
-        return _fail(str(error))
+        from kandinsky22.cli.flags import message_in_flags
+
+        return _fail(message_in_flags(str(error)))
     except MemoryError:
         return _fail("There is not enough memory; try --low-memory, a smaller --size or a smaller --batch-size.")
     except BrokenPipeError:
@@ -78,30 +83,70 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
+    first = next((place for place, word in enumerate(argv) if word not in ("-v", "-vv", "--verbose")), len(argv))
+    before, argv = argv[:first], argv[first:]
     if not argv or argv[0] not in COMMANDS:
         # Nothing but --help, --version and mistakes is left.
         _parser().parse_args(argv)
         return 0
-    command = COMMANDS[argv[0]]
-    parser = Parser(prog=f"kandinsky22 {argv[0]}", description=command.SUMMARY + ".")
+    command = _command(argv[0])
+    parser = Parser(prog=f"kandinsky22 {argv[0]}", description=COMMANDS[argv[0]].capitalize() + ".")
     command.add_arguments(parser)
+    _add_verbose(parser)
     # Not with subparsers: below them, argparse takes no positional arguments after the first option.
-    code = command.run(parser.parse_intermixed_args(argv[1:]))
+    options = parser.parse_intermixed_args([*before, *argv[1:]])
+    with _told(options.verbose):
+        code = command.run(options)
     sys.stdout.flush()  # here, where it may still fail in one sentence
     return code
 
 
+def _command(name: str) -> Command:
+    """The command's module: only the chosen one is imported."""
+    command: Command = importlib.import_module(f"kandinsky22.cli.{name}")
+    return command
+
+
+def _add_verbose(parser: argparse.ArgumentParser) -> None:
+    text = "tell what is done on stderr: backend, loads, compilations, memory; twice for more"
+    parser.add_argument("-v", "--verbose", action="count", default=0, help=text)
+
+
+@contextlib.contextmanager
+def _told(verbose: int) -> Iterator[None]:
+    """What the program logs, on stderr above a progress bar, as far as it was asked for."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            from tqdm import tqdm
+
+            tqdm.write(self.format(record), file=sys.stderr)
+
+    handler = Handler()
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    log = logging.getLogger("kandinsky22")
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(LEVELS[min(verbose, len(LEVELS) - 1)])
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
 def _parser() -> Parser:
     width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:{width}}  {command.SUMMARY}" for name, command in COMMANDS.items())
+    commands = "\n".join(f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items())
     parser = Parser(
         prog="kandinsky22",
-        usage="%(prog)s COMMAND ...",
+        usage="%(prog)s [-v] COMMAND ...",
         description="Kandinsky 2.2 without torch.",
         epilog=f"commands:\n{commands}\n\nkandinsky22 COMMAND --help tells more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"kandinsky22 {kandinsky22.__version__}")
+    parser.add_argument("--version", action="version", version=f"kandinsky22 {VERSION}")
+    _add_verbose(parser)
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     return parser
 

@@ -1,94 +1,87 @@
-"""What the commands that make pictures share: their arguments, and the way from jobs to files."""
+"""What the commands that make pictures share: their flags, and the way from requests to files."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from kandinsky22 import checks
+from kandinsky22.cli import flags
 from kandinsky22.errors import InputError
+from kandinsky22.request import kinds
+from kandinsky22.request.parameters import PARAMETERS
+from kandinsky22.request.request import Request, as_json
 
 if TYPE_CHECKING:
     import PIL.Image
 
-    from kandinsky22.backends import Availability
     from kandinsky22.cli.output import Places
-    from kandinsky22.options import Options
-    from kandinsky22.pipeline import Output, Pipeline
+    from kandinsky22.pipeline import Pipeline
 
 INTERRUPTED = 130
 AT_ONCE = 64
 """Pictures that one call of a task is for. Their inputs are encoded once, and they are kept until its end."""
-SCHEDULERS = ("ddpm", "ddim", "dpm++", "dpm++-karras")
+OF_A_CALL = ("num_images_per_prompt", "batch_size", "output_type")
+"""Parameters that say nothing of a single picture."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """One picture to make: everything that it depends on but the bundle and the machine.
+class Call:
+    """One call of the pipeline. `request` has a list of seeds, one a picture; `titles` are for the files' names.
 
-    `title` is for its file's name. `settings` are what `Pipeline` takes beside the seed, as JSON can hold it.
+    `made` are parameters that were made of those that the request names, and are run in their place.
     """
 
-    title: str
-    seed: int
-    settings: dict[str, Any]
+    request: Request
+    titles: tuple[str, ...]
+    made: Mapping[str, Any] = field(default_factory=dict)
 
-    def parameters(self, size: tuple[int, int] = (0, 0)) -> dict[str, Any]:
-        """What makes this picture again, which has come out with this width and height."""
+    @property
+    def seeds(self) -> list[int]:
+        """One a picture."""
+        seeds = self.request.given["seed"]
+        assert isinstance(seeds, list)
+        return seeds
+
+    def arguments(self, place: int, size: tuple[int, int] = (0, 0)) -> dict[str, Any]:
+        """What makes the picture at `place` again, which has come out with this width and height, as JSON takes it."""
+        data = {
+            name: value
+            for name, value in as_json(self.request.data()).items()
+            if name not in OF_A_CALL and (value is not None or name in ("negative_prompt", "scheduler"))
+        }
+        for name, parameter in PARAMETERS.items():
+            if parameter.beside and data.get(parameter.beside) is None:
+                data.pop(name, None)
+        for name in ("prompt", "negative_prompt"):
+            if isinstance(data.get(name), list):
+                data[name] = data[name][place]
         width, height = size
-        return {**self.settings, "seed": self.seed, "width": width, "height": height}
+        return {**data, "seed": self.seeds[place], "width": width, "height": height}
 
 
-class Paint(Protocol):
-    """How a command makes the pictures of some jobs, in one call of a task."""
-
-    def __call__(self, pipe: Pipeline, jobs: Sequence[Job], options: Options) -> Output:
-        """The pictures of `jobs`. `options` go on to the task: seeds, batches and callbacks."""
-
-
-def add_decoder_arguments(group: argparse._ArgumentGroup) -> None:
-    """What steers the decoder, and the seeds."""
-    add = group.add_argument
-    steps = whole(1, checks.MAX_STEPS)
-    add("--num-images", metavar="N", type=whole(1, checks.MAX_PICTURES), default=1, help="pictures (%(default)s)")
-    add("--size", metavar="WxH", type=_size, help="width and height in one, such as 768x512")
-    add("--width", metavar="PIXELS", type=int, help="rounded up to a multiple of 64 (the training size)")
-    add("--height", metavar="PIXELS", type=int, help="rounded up to a multiple of 64 (the training size)")
-    add("--steps", metavar="N", type=steps, default=50, help="denoising steps of the decoder (%(default)s)")
-    add("--guidance", metavar="SCALE", type=scale, default=4.0, help="of the decoder; none at 1 or below (%(default)s)")
-    add(
-        "--guidance-interval",
-        metavar=("FROM", "TO"),
-        nargs=2,
-        type=share,
-        default=(0.0, 1.0),
-        help="shares of --steps that guidance begins and ends at; a step without it takes half the time (all: 0 1)",
+def add_arguments(parser: argparse.ArgumentParser, command: str, own: Sequence[str] = ()) -> None:
+    """Declare the flags of a command that makes pictures, but for its `own`, which it declares itself."""
+    known = [name for name in flags.declared(command) if name not in own]
+    inputs = [name for name in known if PARAMETERS[name].part in ("input", "source") and "prompt" not in name]
+    rest = [name for name in known if name not in (*inputs, "batch_size")]
+    group = parser.add_argument_group("pictures")
+    group.add_argument(
+        "--size", metavar="WxH", type=flags.typed(kinds.size), help="width and height in one, such as 768x512"
     )
-    add(
-        "--seed",
-        metavar="N",
-        type=whole(0, checks.MAX_SEED),
-        help="of the first picture; the next ones count on from it (drawn at random)",
-    )
-    add("--scheduler", choices=SCHEDULERS, type=str.lower, help="of the decoder (the checkpoint's own)")
-    add("--eta", metavar="SHARE", type=float, default=0.0, help="fresh noise in DDIM, 0 to 1 (%(default)s)")
+    flags.add(group, command, rest)
+    if inputs:
+        flags.add(parser.add_argument_group("inputs"), command, inputs)
+    _add_output_arguments(parser.add_argument_group("output"))
+    _add_machine_arguments(parser.add_argument_group("machine"), command)
 
 
-def add_prior_arguments(group: argparse._ArgumentGroup) -> None:
-    """What steers the prior."""
-    add = group.add_argument
-    steps = whole(1, checks.MAX_STEPS)
-    add("--prior-steps", metavar="N", type=steps, default=25, help="denoising steps of the prior (%(default)s)")
-    add("--prior-guidance", metavar="SCALE", type=scale, default=4.0, help="of the prior (%(default)s)")
-
-
-def add_output_arguments(group: argparse._ArgumentGroup) -> None:
+def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
     """Where pictures go, and what is told."""
     add = group.add_argument
     add(
@@ -100,7 +93,8 @@ def add_output_arguments(group: argparse._ArgumentGroup) -> None:
         "{seed} and {index} in its name tell several pictures apart",
     )
     add("--format", choices=("png", "jpeg", "webp"), help="of the files in a folder (png)")
-    add("--quality", metavar="N", type=whole(1, 100), default=95, help="of JPEG and WebP, 1 to 100 (%(default)s)")
+    quality = flags.typed(kinds.whole(1, 100).parse or int)
+    add("--quality", metavar="N", type=quality, default=95, help="of JPEG and WebP, 1 to 100 (%(default)s)")
     add(
         "--force",
         action="store_true",
@@ -111,65 +105,64 @@ def add_output_arguments(group: argparse._ArgumentGroup) -> None:
     add("--quiet", action="store_true", help="no progress bar")
 
 
-def add_machine_arguments(group: argparse._ArgumentGroup) -> None:
+def _add_machine_arguments(group: argparse._ArgumentGroup, command: str) -> None:
     """What the pictures are made with."""
     add = group.add_argument
     add("--backend", metavar="NAME", default="auto", help="see `kandinsky22 doctor` (%(default)s: the fastest here)")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="(%(default)s: the backend's best)")
-    add("--threads", metavar="N", type=whole(1, 1024), help="of the processor (the backend's choice)")
+    threads = flags.typed(kinds.whole(1, 1024).parse or int)
+    add("--threads", metavar="N", type=threads, help="of the processor (the backend's choice)")
     add("--low-memory", action="store_true", help="keep one network in memory at a time; slower with several batches")
     add(
         "--memory-limit",
         metavar="GIB",
-        type=_memory,
+        type=flags.typed(_memory),
         default="auto",
         help="refuse what will take more by the estimate; none to try everything (%(default)s: what is free)",
     )
-    add(
-        "--batch-size",
-        metavar="N",
-        type=whole(1, checks.MAX_PICTURES),
-        default=1,
-        help="pictures made at once: more memory, and the last bits of a picture may differ (%(default)s)",
-    )
+    batch = flags.typed(PARAMETERS["batch_size"].kind.parse or int)
+    text = "pictures made at once: more memory, and the last bits of a picture may differ (%(default)s)"
+    add("--batch-size", metavar="N", type=batch, default=1, help=text)
 
 
-def decoder_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `add_decoder_arguments` in the words of `Pipeline`, but for the seed and the number."""
-    width, height = _width_and_height(options)
-    return {
-        "height": height,
-        "width": width,
-        "num_inference_steps": options.steps,
-        "guidance_scale": options.guidance,
-        "guidance_interval": checks.interval("--guidance-interval", options.guidance_interval),
-        "scheduler": options.scheduler and options.scheduler.upper(),
-        "eta": options.eta,
-    }
+def asked(options: argparse.Namespace, command: str) -> dict[str, Any]:
+    """The parameters that the command line gives, in the words of `Request`; without the seed."""
+    given = flags.given(options, [name for name in flags.declared(command) if name not in ("seed", *OF_A_CALL)])
+    given["batch_size"] = options.batch_size
+    if options.size is not None:
+        if {"width", "height"} & set(given):
+            raise InputError("--size gives both the width and the height; leave --width and --height out.")
+        given["width"], given["height"] = options.size
+    return given
 
 
-def prior_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `add_prior_arguments` in the words of `Pipeline`."""
-    return {
-        "prior_num_inference_steps": options.prior_steps,
-        "prior_guidance_scale": options.prior_guidance,
-    }
+def seeds(options: argparse.Namespace, pictures: int) -> list[int]:
+    """One a picture, counted on from the first."""
+    return checks.seeds(getattr(options, "seed", None), pictures)
 
 
-def make(options: argparse.Namespace, task: str, jobs: Sequence[Job], paint: Paint, steps: int) -> int:
-    """Make and write the pictures of `jobs`; the exit code. `steps` is how many a batch takes, for the progress bar.
+def calls_of_one_prompt(options: argparse.Namespace, task: str, title: str, given: Mapping[str, Any]) -> list[Call]:
+    """Calls whose pictures differ in their seeds alone."""
+    every = seeds(options, getattr(options, "num_images_per_prompt", 1))
+    return [
+        Call(Request.of(task, **given, num_images_per_prompt=len(part), seed=part), (title,) * len(part))
+        for part in parts(every)
+    ]
 
-    `task` is stored with each picture: the name of what made it.
-    """
-    from kandinsky22 import backends
-    from kandinsky22.bundle.bundle import Bundle
+
+def parts(values: Sequence[Any]) -> Iterator[list[Any]]:
+    """The values of one call after the other."""
+    for start in range(0, len(values), AT_ONCE):
+        yield list(values[start : start + AT_ONCE])
+
+
+def make(options: argparse.Namespace, calls: Sequence[Call]) -> int:
+    """Make and write the pictures of `calls`; the exit code."""
     from kandinsky22.cli.output import Places
     from kandinsky22.pipeline import Pipeline
 
-    names = [(job.title, job.seed) for job in jobs]
+    names = [(title, seed) for call in calls for title, seed in zip(call.titles, call.seeds, strict=True)]
     places = Places(options.output, options.format, names, quality=options.quality, force=options.force)
-    bundle = Bundle(options.bundle)
-    backend = backends.get(options.backend, bundle).availability(bundle)
     told: dict[str, Any] = {"pictures": [], "timings": {}}
     machine = {
         "precision": options.precision,
@@ -178,9 +171,8 @@ def make(options: argparse.Namespace, task: str, jobs: Sequence[Job], paint: Pai
         "memory_limit": options.memory_limit,
     }
     try:
-        with Pipeline.load(options.bundle, backend.name, **machine) as pipe, places.ready():
-            origin = {"task": task, **_origin(pipe, jobs[0].settings, backend, options.precision)}
-            _make(pipe, jobs, paint, steps, origin, places, options, told)
+        with Pipeline.load(options.bundle, options.backend, **machine) as pipe, places.ready():
+            _make(pipe, calls, _origin(pipe, calls[0].request), places, options, told)
     except KeyboardInterrupt:
         written = len(told["pictures"])
         count = "1 picture was" if written == 1 else f"{written} pictures were"
@@ -194,9 +186,7 @@ def make(options: argparse.Namespace, task: str, jobs: Sequence[Job], paint: Pai
 
 def _make(
     pipe: Pipeline,
-    jobs: Sequence[Job],
-    paint: Paint,
-    steps: int,
+    calls: Sequence[Call],
     origin: Mapping[str, Any],
     places: Places,
     options: argparse.Namespace,
@@ -205,114 +195,58 @@ def _make(
     """Make and write the pictures batch by batch; what --json tells goes to `told`."""
     from tqdm import tqdm
 
-    places.check({"arguments": job.parameters(), **origin} for job in jobs)
-    calls = [jobs[start : start + AT_ONCE] for start in range(0, len(jobs), AT_ONCE)]
-    batches = sum(-(-len(call) // options.batch_size) for call in calls)
+    from kandinsky22.callbacks import Callbacks
+
+    places.check({"arguments": call.arguments(place), **origin} for call in calls for place in range(len(call.titles)))
+    steps = pipe.resolve(calls[0].request).steps
+    batches = sum(-(-len(call.titles) // options.batch_size) for call in calls)
     # `disable=None`: no bar where stderr is no terminal.
     with tqdm(total=batches * steps, unit="step", disable=True if options.quiet else None) as bar:
-
-        def advance(*_: object) -> None:
-            bar.update()
-
-        def write(_: int, pictures: Sequence[PIL.Image.Image]) -> None:
-            for picture in pictures:
-                index = len(told["pictures"])
-                parameters = {"arguments": jobs[index].parameters(picture.size), **origin}
-                path = places.save(index, picture, parameters)
-                told["pictures"].append(_told(path, picture, jobs[index]))
-                if not options.json:
-                    tqdm.write(str(path), file=sys.stdout)
-                    sys.stdout.flush()
-
         for call in calls:
-            shared: Any = {
-                "seed": [job.seed for job in call],
-                "batch_size": options.batch_size,
-                "callback_on_step_end": advance,
-                "prior_callback_on_step_end": advance,
-                "callback_on_batch_end": write,
-            }
-            for stage, seconds in paint(pipe, call, shared).timings.items():
+            first = len(told["pictures"])
+
+            def write(start: int, pictures: Any, call: Call = call, first: int = first) -> None:
+                for place, picture in enumerate(pictures, start):
+                    parameters = {"arguments": call.arguments(place, picture.size), **origin}
+                    path = places.save(first + place, picture, parameters)
+                    told["pictures"].append(_told(path, picture, call.titles[place], call.seeds[place]))
+                    if not options.json:
+                        tqdm.write(str(path), file=sys.stdout)
+                        sys.stdout.flush()
+
+            def advance(*_: object) -> None:
+                bar.update()
+
+            output = pipe.run(call.request.with_(**call.made), Callbacks(pipe, advance, advance, write))
+            for stage, seconds in getattr(output, "timings", {}).items():
                 told["timings"][stage] = told["timings"].get(stage, 0.0) + seconds
 
 
-def _told(path: Path, picture: PIL.Image.Image, job: Job) -> dict[str, Any]:
+def _told(path: Path, picture: PIL.Image.Image, title: str, seed: int) -> dict[str, Any]:
     """What --json tells about a picture."""
-    return {
-        "path": str(path),
-        "prompt": job.title,
-        "seed": job.seed,
-        "width": picture.width,
-        "height": picture.height,
-    }
+    return {"path": str(path), "prompt": title, "seed": seed, "width": picture.width, "height": picture.height}
 
 
-def _origin(pipe: Pipeline, settings: Mapping[str, Any], backend: Availability, precision: str) -> dict[str, Any]:
-    """What a picture depends on beside its arguments, `settings`: the bundle, and what ran it."""
+def _origin(pipe: Pipeline, request: Request) -> dict[str, Any]:
+    """What a picture depends on beside its arguments: the task, the bundle, and what ran it."""
     from kandinsky22.bundle.bundle import MANIFEST
     from kandinsky22.bundle.checksums import sha256
 
-    manifest = pipe.bundle.manifest
-    role = "controlnet" if "hint" in settings else "inpaint" if "mask_image" in settings else "decoder"
+    manifest, backend = pipe.bundle.manifest, pipe.backend
+    job = pipe.resolve(request)
+    assert job.painting is not None
+    decoder = manifest.components[job.painting.segments[0].component]
     return {
+        "task": request.task.name,
         "bundle": {
             "name": manifest.name,
             "precision": manifest.precision,
             "source": manifest.source,
-            "scheduler": manifest.schedulers.get(role, {}).get("_class_name"),
+            "scheduler": manifest.schedulers.get(decoder.scheduler or "", {}).get("_class_name"),
             "manifest_sha256": sha256(pipe.bundle.path / MANIFEST),
         },
-        "backend": {
-            "name": backend.name,
-            "version": backend.version,
-            "precision": backend.precision if precision == "auto" else precision,
-        },
+        "backend": {"name": backend.name, "version": backend.version, "precision": pipe.precision},
     }
-
-
-def _width_and_height(options: argparse.Namespace) -> tuple[int | None, int | None]:
-    """What was asked for; None leaves a side to the bundle."""
-    if options.size is None:
-        return options.width, options.height
-    if options.width is not None or options.height is not None:
-        raise InputError("--size gives both the width and the height; leave --width and --height out.")
-    width, height = options.size
-    return width, height
-
-
-def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)[xX×](\d+)", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected width and height such as 768x512")
-    return int(found[1]), int(found[2])
-
-
-def whole(low: int, high: int) -> Callable[[str], int]:
-    """A type of argument: whole numbers from `low` to `high`."""
-
-    def parse(text: str) -> int:
-        try:
-            return checks.whole("it", int(text), low, high)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low} to {high}") from error
-
-    return parse
-
-
-def scale(text: str) -> float:
-    """A type of argument: guidance scales."""
-    try:
-        return checks.scale("it", float(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no finite number of 0 or more") from error
-
-
-def share(text: str) -> float:
-    """A type of argument: numbers from 0 to 1."""
-    try:
-        return checks.share("it", float(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1") from error
 
 
 def _memory(text: str) -> float | str | None:
@@ -320,5 +254,5 @@ def _memory(text: str) -> float | str | None:
         return None if text == "none" else text
     try:
         return checks.positive("it", float(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither auto, none nor a number of GiB above 0") from error
+    except ValueError:
+        raise ValueError(f"{text!r} is neither auto, none nor a number of GiB above 0") from None

@@ -1,4 +1,4 @@
-"""`kandinsky22 show`: how a picture was made."""
+"""`kandinsky22 show`: how pictures were made."""
 
 from __future__ import annotations
 
@@ -6,35 +6,15 @@ import argparse
 import json
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kandinsky22.cli import flags
+from kandinsky22.cli.flags import message_in_flags
 from kandinsky22.errors import InputError
+from kandinsky22.request.parameters import TASKS, Task
 
-SUMMARY = "tell how a picture was made"
-FLAGS = {
-    "negative_prompt": "--negative-prompt",
-    "width": "--width",
-    "height": "--height",
-    "num_inference_steps": "--steps",
-    "guidance_scale": "--guidance",
-    "guidance_interval": "--guidance-interval",
-    "prior_num_inference_steps": "--prior-steps",
-    "prior_guidance_scale": "--prior-guidance",
-    "seed": "--seed",
-    "scheduler": "--scheduler",
-    "eta": "--eta",
-    "image": "--image",
-    "strength": "--strength",
-    "mask_image": "--mask",
-    "overlay": "--overlay",
-    "hint": "--hint",
-    "depth_model": "--depth-model",
-    "prior_image": "--prior-image",
-    "prior_strength": "--prior-strength",
-    "negative_prior_prompt": "--negative-prior-prompt",
-}
-"""The options of the commands that make pictures, by the argument of `Pipeline` that each sets."""
 SUBJECTS: dict[str, dict[str, type]] = {
     "generate": {"prompt": str},
     "variations": {"image": str},
@@ -45,17 +25,40 @@ SUBJECTS: dict[str, dict[str, type]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("picture", metavar="PICTURE", help="a file that kandinsky22 wrote, PNG, JPEG or WebP")
-    parser.add_argument("--json", action="store_true", help="print everything as it is stored, as JSON")
+    add = parser.add_argument
+    add("pictures", metavar="PICTURE", nargs="+", help="files that kandinsky22 wrote, PNG, JPEG or WebP")
+    add("--json", action="store_true", help="print everything as it is stored, as JSON: a list for several pictures")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print it; the exit code."""
+    """Print it; the exit code, 1 where a picture does not tell. The others are told all the same."""
+    told, problems = [], []
+    for path in options.pictures:
+        try:
+            told.append(_told(path, options))
+        except (InputError, OSError) as error:
+            if len(options.pictures) == 1:
+                raise
+            problems.append(f"{path}: {error.strerror}." if isinstance(error, OSError) else str(error))
+    if options.json:
+        print(json.dumps(told if len(options.pictures) > 1 else told[0], indent=2))
+    else:
+        print("\n\n".join(told))
+    sys.stdout.flush()
+    for problem in problems:
+        print("error:", message_in_flags(problem), file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _told(path: str, options: argparse.Namespace) -> Any:
+    """What a picture tells: text, or what is stored for --json."""
     from kandinsky22.images.writing import read_parameters
 
-    parameters = read_parameters(options.picture)
-    print(json.dumps(parameters, indent=2) if options.json else _text(parameters))
-    return 0
+    parameters = read_parameters(path)
+    if options.json:
+        return {"path": path, **parameters} if len(options.pictures) > 1 else parameters
+    text = _text(parameters)
+    return f"{path}\n{text}" if len(options.pictures) > 1 else text
 
 
 def _text(parameters: Mapping[str, Any]) -> str:
@@ -81,48 +84,39 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _task(parameters: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """The command that made the picture.
+def _task(parameters: Mapping[str, Any], given: Mapping[str, Any]) -> Task:
+    """The task that the picture was made by.
 
-    Raises InputError where there is no such command, or where not all that it needs is `given`.
+    Raises InputError where no command does it, or where not all that it needs is `given`.
     """
-    task = str(parameters.get("task", "generate"))
-    if task not in SUBJECTS:
+    name = parameters.get("task", "text2img")
+    task = TASKS.get(name) if isinstance(name, str) else None
+    if task is None or not task.command:
+        known = ", ".join(each.name for each in TASKS.values() if each.command)
         raise InputError(
-            f"The picture says that {task!r} made it; expected one of {', '.join(SUBJECTS)}: "
-            f"read what it says with --json."
+            f"The picture says that {name!r} made it; expected one of {known}: read what it says with --json."
         )
-    lacking = [name for name, kind in SUBJECTS[task].items() if not isinstance(given.get(name), kind)]
+    needed = SUBJECTS[task.command]
+    lacking = [each for each, kind in needed.items() if not isinstance(given.get(each), kind)]
     if lacking:
         raise InputError(
-            f"The picture says that {task} made it and not from what, for its arguments, which were edited since, "
+            f"The picture says that {task.name} made it and not from what, for its arguments, which were edited since, "
             f"lack {' and '.join(lacking)}; read what is left with --json."
         )
     return task
 
 
-def _command(task: str, given: Mapping[str, Any]) -> str:
+def _command(task: Task, given: Mapping[str, Any]) -> str:
     """The command line that makes the picture again, but for where its bundle lies."""
-    positional = next(iter(SUBJECTS[task]))
-    flags = [
-        word
-        for name, flag in FLAGS.items()
-        if given.get(name) is not None and name != positional
-        for word in _words(flag, given[name])
-    ]
-    if task == "mix":
+    positional = next(iter(SUBJECTS[task.command]))
+    known = flags.declared(task.command)
+    said = {name: given[name] for name in known if given.get(name) is not None and name not in (positional, "weights")}
+    words = [word for name, value in said.items() for word in flags.words(name, value)]
+    if task.command == "mix":
         parts = [f"--{kind}={value}" for part in given["images_and_prompts"] for kind, value in _mapping(part).items()]
-        weights = [str(weight) for weight in given["weights"]]
-        return "kandinsky22 mix BUNDLE " + _quoted([*parts, *flags, "--weights", *weights])
+        return "kandinsky22 mix BUNDLE " + _quoted([*parts, *words, *flags.words("weights", given["weights"])])
     # Behind "--", a prompt may begin with a dash.
-    return f"kandinsky22 {task} BUNDLE " + _quoted([*flags, "--", given[positional]])
-
-
-def _words(flag: str, value: Any) -> list[str]:
-    """An option on the command line."""
-    if isinstance(value, list):
-        return [flag, *map(str, value)]
-    return [flag if value is True else f"{flag}={value}"]
+    return f"kandinsky22 {task.command} BUNDLE " + _quoted([*words, "--", given[positional]])
 
 
 def _quoted(words: Sequence[str]) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 from kandinsky22.errors import BackendError, InputError
 
-SUMMARY = "compare what a backend computes with ONNX Runtime on the CPU"
 PLACES = ("min", "opt", "max")
 
 

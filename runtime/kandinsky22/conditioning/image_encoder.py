@@ -9,13 +9,14 @@ import numpy as np
 import PIL.Image
 
 from kandinsky22.arrays import Floats
-from kandinsky22.components import Components
+from kandinsky22.bundle.manifest import Role
+from kandinsky22.components import Run
 
 
-def encode(components: Components, pictures: Sequence[PIL.Image.Image]) -> Floats:
+def encode(run: Run, pictures: Sequence[PIL.Image.Image]) -> Floats:
     """Image embeddings (n, E) float32 of n RGB pictures, one at a time: they are few, and the encoder is large."""
-    record = components.bundle.manifest.image_processor or {}  # complete where there is an image encoder
-    with components.use("image_encoder") as image_encoder:
+    record = run.bundle.manifest.image_processor or {}  # complete where there is an image encoder
+    with run.use(run.bundle.manifest.name_of(Role.IMAGE_ENCODER)) as image_encoder:
         embeds = [
             image_encoder.run({"pixel_values": pixel_values(picture, record)[None]})["image_embeds"]
             for picture in pictures

@@ -1,15 +1,15 @@
-"""Depth maps from pictures, by any ONNX network that estimates inverse depth: MiDaS, DPT, Depth Anything and their kin.
+"""Depth maps from pictures, by any ONNX network that estimates inverse depth: MiDaS, DPT, Depth Anything and the like.
 
-What is done around the network:
+What happens around the network:
 
-1. The picture is resized, bicubic. Where the network's input has a fixed height and width, to those; where they are
-   free, so that the shorter side is `SHORTER_SIDE` pixels and both are multiples of `MULTIPLE`.
+1. The picture is resized, bicubic, to the height and width of the network's input. When these are free, the shorter
+   side becomes `SHORTER_SIDE` pixels, and both sides multiples of `MULTIPLE`.
 2. Values 0..1 are normalised by ImageNet's mean and standard deviation, as for Depth Anything and MiDaS, and given as
-   float32 (1, 3, H, W). A network that wants another normalisation (DPT: 0.5 and 0.5) needs it put into its graph.
+   float32 (1, 3, H, W). A network with another normalisation (DPT: 0.5 and 0.5) needs it in its graph.
 3. The output, (1, H', W') or (1, 1, H', W'), is larger where things are nearer. It is scaled to 0..1, from its smallest
    to its largest value, resized to the picture's size, bicubic, and repeated to three channels.
 
-It is run by ONNX Runtime, or by OpenVINO where that is missing, in float32 on the CPU.
+The network runs in float32 on the CPU, by ONNX Runtime, or by OpenVINO when ONNX Runtime is not installed.
 """
 
 from __future__ import annotations
@@ -21,26 +21,33 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from kandinsky22 import openvino_core
 from kandinsky22.arrays import Array, Floats
 from kandinsky22.errors import BackendError, InputError, last_line
 from kandinsky22.images import reading
 from kandinsky22.images.reading import Picture
 
 SHORTER_SIDE = 518
+"""Pixels of the shorter side when a network takes any size."""
 MULTIPLE = 14
-"""Of both sides: the patches of Depth Anything (518 = 37 · 14)."""
+"""Divisor of both sides: Depth Anything's patches have 14 pixels a side (518 = 37 · 14)."""
 MEAN = (0.485, 0.456, 0.406)
+"""ImageNet's mean of each channel."""
 DEVIATION = (0.229, 0.224, 0.225)
+"""ImageNet's standard deviation of each channel."""
 
 _Shape = tuple[int | None, ...]
 
 
 def estimate(model: str | Path, picture: Picture) -> Floats:
-    """The depth map (H, W, 3) float32 in 0..1 of a picture of H x W pixels, near is 1, by the network in `model`.
+    """Estimate the depth of a picture.
 
     Args:
-        model: An ONNX file as this module describes it.
-        picture: See `kandinsky22.images.reading`.
+        model: Path of an ONNX network as this module describes it.
+        picture: The picture, of H x W pixels; see `kandinsky22.images.reading`.
+
+    Returns:
+        The depth map (H, W, 3), float32 in 0..1: 1 is near.
 
     Raises:
         InputError: The picture cannot be read, the file is no such network, or its output is flat or not finite.
@@ -67,14 +74,14 @@ def estimate(model: str | Path, picture: Picture) -> Floats:
 
 
 def _size(picture: PIL.Image.Image, shape: _Shape) -> tuple[int, int]:
-    """Height and width that the network is given; a fixed side is kept."""
+    """Height and width of the network's input; a side that it fixes is kept."""
     scale = SHORTER_SIDE / min(picture.size)
     free = [max(1, round(side * scale / MULTIPLE)) * MULTIPLE for side in (picture.height, picture.width)]
     return shape[2] or free[0], shape[3] or free[1]
 
 
 def _loaded(model: Path) -> tuple[Callable[[Array], Array], _Shape]:
-    """The network as a function, and its input's shape, None where a side is free."""
+    """The network as a function, and the shape of its input, with None for a free side."""
     if not model.is_file():
         raise InputError(f"There is no file {model}; expected an ONNX network that estimates depth.")
     for load in (_onnxruntime, _openvino):
@@ -97,8 +104,6 @@ def _onnxruntime(model: Path) -> tuple[Callable[[Array], Array], _Shape]:
 
 
 def _openvino(model: Path) -> tuple[Callable[[Array], Array], _Shape]:
-    from kandinsky22.backends.openvino import component
-
-    compiled: Any = component.core().compile_model(model, component.DEVICE, {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled: Any = openvino_core.core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     shape = tuple(side.get_length() if side.is_static else None for side in compiled.input(0).partial_shape)
     return lambda values: np.asarray(compiled(values)[0]), shape

@@ -1,13 +1,14 @@
-"""Pictures, masks and depth maps that users hand in, in one form: from a path, a PIL picture or a NumPy array.
+"""Pictures, masks and depth maps as users give them, read into one form: from a path, a PIL picture or an array.
 
 - A file is PNG, JPEG, WebP, BMP, GIF, TIFF or AVIF with one picture in it, and of at most `LARGEST` pixels.
 - The orientation that a camera wrote into EXIF is applied.
 - Greyscale, palette and CMYK pictures become RGB. A transparent picture is laid on white, a transparent mask or depth
   map on black: nothing is repainted, and everything is far, where nothing was drawn.
 - Arrays are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4): bool, uint8 of 0..255, uint16 of 0..65535, or floats of 0..1.
+  Anything that NumPy can read as such an array is one: a torch tensor on the CPU, say.
 - 16-bit greyscale and floats are rounded to 8 bits in pictures and masks; depth maps keep what they have.
 
-Sizes are changed as diffusers' Kandinsky 2.2 pipelines change them, with Pillow: pictures bicubic, masks Lanczos.
+Pictures are resized as diffusers' Kandinsky 2.2 pipelines resize them, bicubic with Pillow. Masks: `masks.Mask`.
 """
 
 from __future__ import annotations
@@ -23,16 +24,17 @@ import PIL.Image
 import PIL.ImageOps
 
 from kandinsky22.arrays import Array, Floats
-from kandinsky22.errors import InputError
+from kandinsky22.errors import InputError, first_line
+from kandinsky22.images.masks import Mask
 
 Picture = str | Path | PIL.Image.Image | Array
-"""What a user may give as a picture."""
+"""What a user may give as a picture; an array may be anything that NumPy can read as one."""
 
 LARGEST = 178_956_970
-"""Pixels of a file: Pillow's own limit against pictures that are small on disk and fill the memory."""
+"""Most pixels of a file: Pillow's own limit, against pictures that are small on disk and fill the memory."""
 
 MOST_ELONGATED = 20
-"""How many times longer than the other a side may be, of pictures whose shorter side is scaled to a fixed size."""
+"""Largest ratio of the sides of a picture whose shorter side is scaled to a fixed size."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 _EXPECTED = "expected one picture as PNG, JPEG, WebP, BMP, GIF, TIFF or AVIF"
@@ -45,7 +47,7 @@ _T = TypeVar("_T")
 
 
 def several(name: str, value: Any, read: Callable[[str, Any], _T]) -> list[_T]:
-    """Read one input or a list of them with `read`. Raises InputError, which names the one that is wrong."""
+    """Read one input or a list of them with `read`. Raises InputError that names the one that is wrong."""
     if value is None:
         raise InputError(f"{name} is missing; expected a path, a PIL picture or a NumPy array.")
     if not isinstance(value, list | tuple):
@@ -56,7 +58,7 @@ def several(name: str, value: Any, read: Callable[[str, Any], _T]) -> list[_T]:
 
 
 def picture(name: str, value: Picture) -> PIL.Image.Image:
-    """An RGB picture. Raises InputError where `value` is none; `name` is what its sentence begins with."""
+    """Read an RGB picture. Raises InputError, which begins with `name`, when `value` is none."""
     source = _source(name, value)
     if _is_deep(source):
         source = _to_8_bits(_grey(name, source))
@@ -64,7 +66,7 @@ def picture(name: str, value: Picture) -> PIL.Image.Image:
 
 
 def mask(name: str, value: Picture) -> PIL.Image.Image:
-    """A mask as an L or RGB picture, white where it is to be repainted. Raises InputError as `picture` does."""
+    """Read a mask as an L or RGB picture: white is repainted. Errors are those of `picture`."""
     source = _source(name, value)
     if _is_deep(source):
         return _to_8_bits(_grey(name, source))
@@ -73,16 +75,16 @@ def mask(name: str, value: Picture) -> PIL.Image.Image:
 
 
 def depth(name: str, value: Picture) -> Floats:
-    """A depth map (H, W, 3) float32 in 0..1, near is 1, in the depth that its source has.
+    """Read a depth map (H, W, 3), float32 in 0..1 where 1 is near, with as many bits as its source has.
 
-    One channel becomes three alike; colours stay, as diffusers leaves them. Raises InputError as `picture` does.
+    One channel becomes three alike; colours stay, as diffusers leaves them. Errors are those of `picture`.
     """
-    array = value if isinstance(value, np.ndarray) else None
-    if array is not None and array.dtype != np.uint8:
-        values = _checked(name, array)
+    given = array(name, value)
+    if given is not None and given.dtype != np.uint8:
+        values = _checked(name, given)
         values = values[..., None] if values.ndim == 2 else values
         if values.shape[2] == 4:
-            return values[..., :3] * values[..., 3:]  # before black
+            return values[..., :3] * values[..., 3:]  # on black
         return np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values
     source = _source(name, value)
     if _is_deep(source):
@@ -90,8 +92,13 @@ def depth(name: str, value: Picture) -> Floats:
     return np.asarray(_flat(name, source, "black").convert("RGB"), np.float32) / np.float32(255)
 
 
+def inpainting_mask(name: str, value: Picture) -> Mask:
+    """Read a mask: white is repainted. Errors are those of `picture`."""
+    return Mask(mask(name, value), from_array=array(name, value) is not None)
+
+
 def resized_picture(source: PIL.Image.Image, height: int, width: int) -> Floats:
-    """The pixels (height, width, 3) float32 in 0..1 of an RGB picture, resized as diffusers resizes them."""
+    """Resize an RGB picture as diffusers does: its pixels (height, width, 3), float32 in 0..1."""
     fitted = source.resize((width, height), PIL.Image.Resampling.BICUBIC, reducing_gap=1)
     return np.asarray(fitted, np.float32) / np.float32(255)
 
@@ -103,7 +110,7 @@ def resized_mask(source: PIL.Image.Image, height: int, width: int) -> Floats:
 
 
 def resized_depth(source: Floats, height: int, width: int) -> Floats:
-    """A depth map (height, width, 3) float32 in 0..1 from one of another size, channel by channel, bicubic."""
+    """Resize a depth map (H, W, 3), bicubic, channel by channel: (height, width, 3), float32 in 0..1."""
     if source.shape[:2] == (height, width):
         return source
     channels = [PIL.Image.fromarray(np.ascontiguousarray(source[..., c])) for c in range(3)]
@@ -112,13 +119,48 @@ def resized_depth(source: Floats, height: int, width: int) -> Floats:
 
 
 def floats(name: str, value: object, expected: str, shape: tuple[int, ...] | None = None) -> Floats:
-    """A finite array of floats, of `shape` where it is given; `expected` is for the message."""
-    array = np.asarray(value)
-    if not np.issubdtype(array.dtype, np.floating) or shape not in (None, array.shape):
-        raise InputError(f"{name} has shape {array.shape} and type {array.dtype}; expected floats {expected}.")
-    if not np.isfinite(array).all():
-        raise InputError(f"{name} has values that are not finite.")
-    return array.astype(np.float32)
+    """Read an array of finite floats, from anything that NumPy can read.
+
+    Args:
+        name: What the user calls it, for messages.
+        value: An array, nested lists, or a torch tensor on the CPU.
+        expected: The shape and what it means, for messages.
+        shape: The shape that it must have; None for any.
+
+    Returns:
+        float32, of `shape`.
+
+    Raises:
+        InputError: It is no such array.
+    """
+    given = _as_array(name, value, f"floats {expected}")
+    if not np.issubdtype(given.dtype, np.floating) or shape not in (None, given.shape):
+        raise InputError(f"{name} has shape {given.shape} and type {given.dtype}; expected floats {expected}.")
+    with np.errstate(over="ignore"):
+        values = given.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise InputError(f"{name} has values that are not finite in float32.")
+    return values
+
+
+def array(name: str, value: object) -> Array | None:
+    """The array that a value is, or that NumPy can read it as; None for a path, a PIL picture or a list.
+
+    Raises InputError for what calls itself an array but cannot be read: a torch tensor on a GPU, say.
+    """
+    if isinstance(value, PIL.Image.Image | type) or not hasattr(value, "__array__"):
+        return None
+    return _as_array(name, value, "an array that NumPy can read")
+
+
+def _as_array(name: str, value: Any, expected: str) -> Array:
+    """`value` as NumPy reads it. Raises InputError where it cannot, as of ragged lists or a tensor on a GPU."""
+    try:
+        if hasattr(value, "requires_grad") and hasattr(value, "detach"):
+            value = value.detach()  # a torch tensor, which NumPy may not read while it records gradients
+        return np.asarray(value)
+    except Exception as error:  # any class: it is the value's own code that fails
+        raise InputError(f"{name} cannot be read as an array ({first_line(error)}); expected {expected}.") from error
 
 
 def _source(name: str, value: Picture) -> PIL.Image.Image:
@@ -134,8 +176,9 @@ def _source(name: str, value: Picture) -> PIL.Image.Image:
         except _DAMAGE as error:
             raise InputError(f"{name} cannot be read ({_reason(error)}); {_EXPECTED}.") from error
         return _upright(value)
-    if isinstance(value, np.ndarray):
-        values = _checked(name, value)
+    given = array(name, value)
+    if given is not None:
+        values = _checked(name, given)
         return _to_8_bits(values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values)
     raise InputError(f"{name} is of type {type(value).__name__}; expected a path, a PIL picture or a NumPy array.")
 
@@ -163,20 +206,20 @@ def _opened(name: str, path: str | Path) -> PIL.Image.Image:
 
 
 def _formats() -> list[str]:
-    """Of the formats that are read, those that this Pillow has: AVIF came late, and is left out of some builds."""
+    """The formats that this Pillow can read: AVIF came late, and some builds leave it out."""
     PIL.Image.init()
     return [name for name in _FORMATS if name in PIL.Image.OPEN]
 
 
 def _refuse_several(name: str, file: PIL.Image.Image) -> None:
-    """Refuse animations and pages: nobody can know which one is meant. An MPO's others are previews."""
+    """Refuse animations and pages: nobody can know which one is meant. The further pictures of an MPO are previews."""
     count = getattr(file, "n_frames", 1)
     if count > 1 and file.format != "MPO":
         raise InputError(f"{name} has {count} frames or pages; expected one picture: save the one you mean as PNG.")
 
 
 def _upright(source: PIL.Image.Image) -> PIL.Image.Image:
-    """Turned as EXIF says. Damaged EXIF says nothing: the picture itself was read."""
+    """`source`, turned as its EXIF says; damaged EXIF is ignored."""
     try:
         return PIL.ImageOps.exif_transpose(source)
     except (*_DAMAGE, KeyError, TypeError):
@@ -189,16 +232,16 @@ def _is_deep(source: PIL.Image.Image) -> bool:
 
 def _grey(name: str, source: PIL.Image.Image) -> Floats:
     """The values (H, W) float32 in 0..1 of a picture of more than 8 bits: 16-bit integers, or floats of 0..1."""
-    array = np.asarray(source)
+    values = np.asarray(source)
     if source.mode != "F":  # Pillow opens some 16-bit files as 32-bit integers
-        if array.min() < 0 or array.max() > 65535:
-            raise InputError(f"{name} has values from {array.min()} to {array.max()}; expected 16 bits, 0 to 65535.")
-        array = array.astype(np.uint16)
-    return _checked(name, array)
+        if values.min() < 0 or values.max() > 65535:
+            raise InputError(f"{name} has values from {values.min()} to {values.max()}; expected 16 bits, 0 to 65535.")
+        values = values.astype(np.uint16)
+    return _checked(name, values)
 
 
 def _flat(name: str, source: PIL.Image.Image, ground: str) -> PIL.Image.Image:
-    """Without transparency: laid on a ground of one colour. The mode is L or RGB."""
+    """`source` laid on a ground of one colour, without transparency: an L or RGB picture."""
     try:
         if source.has_transparency_data:
             source = source.convert("RGBA")
@@ -210,16 +253,17 @@ def _flat(name: str, source: PIL.Image.Image, ground: str) -> PIL.Image.Image:
         ) from error
 
 
-def _checked(name: str, array: Array) -> Floats:
-    """The values of an array of a picture as float32 in 0..1, (H, W) or (H, W, 1, 3 or 4)."""
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or not array.size:
-        raise InputError(f"{name} has shape {array.shape}; expected (height, width) or (height, width, 1, 3 or 4).")
-    scale = {"bool": 1, "uint8": 255, "uint16": 65535}.get(array.dtype.name)
-    if scale is None and not np.issubdtype(array.dtype, np.floating):
-        raise InputError(f"{name} is of type {array.dtype}; expected bool, uint8, uint16, or floats of 0 to 1.")
-    values = array.astype(np.float32) / np.float32(scale or 1)
+def _checked(name: str, given: Array) -> Floats:
+    """The values of a picture's array as float32 in 0..1, (H, W) or (H, W, 1, 3 or 4). Raises InputError for others."""
+    if given.ndim not in (2, 3) or (given.ndim == 3 and given.shape[2] not in (1, 3, 4)) or not given.size:
+        raise InputError(f"{name} has shape {given.shape}; expected (height, width) or (height, width, 1, 3 or 4).")
+    scale = {"bool": 1, "uint8": 255, "uint16": 65535}.get(given.dtype.name)
+    if scale is None and not np.issubdtype(given.dtype, np.floating):
+        raise InputError(f"{name} is of type {given.dtype}; expected bool, uint8, uint16, or floats of 0 to 1.")
+    with np.errstate(over="ignore"):
+        values = given.astype(np.float32) / np.float32(scale or 1)
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
-        raise InputError(f"{name} has floats outside 0 to 1 (from {array.min()} to {array.max()}); scale them first.")
+        raise InputError(f"{name} has floats outside 0 to 1 (from {given.min()} to {given.max()}); scale them first.")
     return values
 
 
@@ -234,7 +278,7 @@ def _reason(error: BaseException) -> str:
 
 
 def not_too_long(name: str, source: PIL.Image.Image) -> None:
-    """Raise InputError where one side is so much longer that scaling the shorter one up would take all memory."""
+    """Raise InputError when scaling up the shorter side would make the longer one fill the memory."""
     if max(source.size) > MOST_ELONGATED * min(source.size):
         raise InputError(
             f"{name} is {source.width}x{source.height}; expected the longer side to be {MOST_ELONGATED} times the "
@@ -242,9 +286,16 @@ def not_too_long(name: str, source: PIL.Image.Image) -> None:
         )
 
 
-def same_size(name: str, one: Sequence[int], other_name: str, other: Sequence[int]) -> None:
-    """Raise InputError where two pictures' sizes, as (width, height), differ."""
-    if tuple(one) != tuple(other):
-        raise InputError(
-            f"{name} is {one[0]}x{one[1]} and {other_name} is {other[0]}x{other[1]}; expected the same size."
-        )
+def same_size(
+    name: str, one: Sequence[int], other_name: str, other: Sequence[int], asked: Sequence[int] | None = None
+) -> None:
+    """Raise InputError where two pictures' sizes, as (width, height), differ.
+
+    With `asked`, the size of the picture that is made, the first may have that as well: see `masks.Mask`.
+    """
+    if tuple(one) in (tuple(other), None if asked is None else tuple(asked)):
+        return
+    made = "" if asked is None else f", or {asked[0]}x{asked[1]}, which is asked for"
+    raise InputError(
+        f"{name} is {one[0]}x{one[1]} and {other_name} is {other[0]}x{other[1]}; expected the same size{made}."
+    )

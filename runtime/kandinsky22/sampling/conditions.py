@@ -1,24 +1,35 @@
-"""What a decoder is led by beside embeddings: a picture to begin with, a mask, a depth hint."""
+"""What a decoder is led by beside embeddings: a picture to begin with, a mask, a depth hint, encoded."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from kandinsky22.arrays import Floats
+import numpy as np
+import PIL.Image
+
+from kandinsky22.arrays import Array, Floats
+from kandinsky22.components import Run
+from kandinsky22.images import reading
+from kandinsky22.request.job import Painting
+from kandinsky22.request.tasks import Inputs, latent_masks
+from kandinsky22.sampling import movq
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Conditions:
     """What n pictures are led by beside their embeddings, float32; an array holds one entry a picture.
 
-    `component` is the step's name in the bundle. `noise` (n, C, h, w) replaces what would be drawn at first. `known`
+    `noise` (n, C, h, w) replaces what would be drawn at first. `known`
     (n, C, h, w) are clean latents of a picture: with `start` (2,) the run begins from them, start[0]·known +
     start[1]·noise; with `mask` (n, 1, h, w), 1 for what is kept, and `paste` (steps, 2) they are pasted, noised alike,
     after every step. `hint_latents` (n, C, h, w) are an encoded depth map.
     """
 
-    component: str = "decoder_step"
     noise: Floats | None = None
     known: Floats | None = None
     start: Floats | None = None
@@ -39,7 +50,70 @@ class Conditions:
         return latents
 
     def feeds(self, noise: Floats) -> dict[str, Floats]:
-        """Inputs of the step that it has beyond a plain `decoder_step`; `noise` is what the run began with."""
+        """Inputs of the step that it has beyond that of text to image; `noise` is what the run began with."""
         if self.mask is not None and self.known is not None:
             return {"mask": self.mask, "known": self.known, "known_noise": noise}
         return {} if self.hint_latents is None else {"hint_latents": self.hint_latents}
+
+    def pasted(self, latents: Floats) -> Floats:
+        """The last `latents` with what is known pasted clean, as diffusers pastes it once more after its loop.
+
+        The last step has done so already: this undoes what a callback put there.
+        """
+        if self.mask is None or self.known is None:
+            return latents
+        pasted: Floats = self.mask * self.known + (1 - self.mask) * latents
+        return pasted
+
+
+def encode(run: Run, painting: Painting, pictures: int) -> Conditions:
+    """The inputs of a painting at its size, encoded and repeated to one a picture."""
+    inputs, schedule, downscale = painting.inputs, painting.schedule, run.bundle.manifest.downscale
+    height, width = (side * downscale for side in painting.shape[1:])
+    known = mask = paste = hint_latents = None
+    if isinstance(inputs.images, list):
+        pixels = np.stack([reading.resized_picture(image, height, width) for image in inputs.images])
+        known = _spread(movq.to_latents(run, pixels), pictures)
+    elif inputs.images is not None:
+        known = _spread(inputs.images, pictures)
+    if inputs.masks is not None:
+        mask = _spread(latent_masks(inputs.masks, painting.shape, downscale), pictures)
+        # What is known is noised to the next timestep, and not at all after the last.
+        paste = np.concatenate([schedule.scales[1:], np.array([[1, 0]], np.float32)])
+    if inputs.hints is not None:
+        hints = np.stack([reading.resized_depth(hint, height, width) for hint in inputs.hints])
+        hint_latents = _spread(movq.encode_hints(run, hints), pictures)
+    start = None if inputs.strength is None else schedule.scales[0]
+    return Conditions(painting.noise, known, start, mask, paste, hint_latents)
+
+
+def overlaid(inputs: Inputs, pixels: Floats, of: range, count: int) -> Floats:
+    """Painted `pixels` (n, H, W, 3) in 0..1 with the task's images put back where its masks are black.
+
+    They are the pictures `of` a call for `count`. As diffusers' `VaeImageProcessor.apply_overlay` of masks and images
+    of one size: grey mixes in proportion. It rounds on the way, so that at grey it may differ in the last bits.
+    """
+    if not isinstance(inputs.images, list) or inputs.masks is None:
+        raise TypeError("Only inpainting has images and masks to overlay.")
+    height, width = pixels.shape[1:3]
+    images = np.stack([reading.resized_picture(image, height, width) for image in _of(inputs.images, of, count)])
+    painted = np.stack([_painted_share(mask, height, width) for mask in _of(inputs.masks, of, count)])
+    return pixels * painted + images * (1 - painted)
+
+
+def _painted_share(mask: PIL.Image.Image, height: int, width: int) -> Floats:
+    """How white a mask is, (height, width, 1) in 0..1, resized as `reading.resized_mask` does it."""
+    fitted = mask.resize((width, height), PIL.Image.Resampling.LANCZOS).convert("L")
+    return np.asarray(fitted, np.float32)[..., None] / np.float32(255)
+
+
+def _of(given: Sequence[_T], of: range, count: int) -> list[_T]:
+    """The input of each of the pictures `of` a call for `count`; one alone is for all."""
+    if len(given) == 1:
+        return list(given)
+    return [given[place * len(given) // count] for place in of]
+
+
+def _spread(values: Array, pictures: int) -> Floats:
+    """One entry a picture: those of a prompt follow each other."""
+    return np.repeat(values, pictures // len(values), axis=0)

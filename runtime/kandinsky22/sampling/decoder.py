@@ -2,72 +2,64 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from kandinsky22.arrays import Array, Embeddings, Floats
 from kandinsky22.backends import OnStep
-from kandinsky22.components import Components
+from kandinsky22.callbacks import counted_from
+from kandinsky22.components import Run
 from kandinsky22.noise import Generator
-from kandinsky22.request.resolve import quantile_ranks
+from kandinsky22.request.job import Painting
 from kandinsky22.sampling.conditions import Conditions
-from kandinsky22.sampling.guidance import guidance_weights, guided_parts
-from kandinsky22.schedulers.schedule import Schedule
-
-NO_CONDITIONS = Conditions()
+from kandinsky22.sampling.guidance import guidance_weights
 
 
 def sample(
-    components: Components,
-    table: Schedule,
+    run: Run,
+    painting: Painting,
     embeddings: Embeddings,
     generators: Sequence[Generator],
-    shape: tuple[int, int, int],
-    *,
-    guidance_scale: float,
-    guidance_interval: tuple[float, float] = (0.0, 1.0),
-    conditions: Conditions = NO_CONDITIONS,
+    conditions: Conditions,
     on_step: OnStep | None = None,
 ) -> Floats:
-    """Latents (n, C, h, w) of n pictures, where `shape` is (C, h, w), as diffusers' Kandinsky 2.2 decoders do it.
+    """Latents (n, C, h, w) of n pictures, as diffusers' Kandinsky 2.2 decoders make them.
 
-    Picture i draws its noise from `generators[i]` alone. Guidance is off at a scale of 1 or below, and outside of
-    `guidance_interval`, a share of the steps (arXiv:2404.07724). Raises InputError as `quantile_ranks` does.
+    Picture i draws its noise from `generators[i]` alone. The state passes from one of the painting's segments to the
+    next; neighbours of one component are run without giving its turn away.
     """
-    ranks, rank_weight = quantile_ranks(components.bundle.manifest, table, shape)
+    schedule = painting.schedule
 
     def draw() -> Floats:
-        return np.stack([generator.randn(shape) for generator in generators])
+        return np.stack([generator.randn(painting.shape) for generator in generators])
 
     noise = draw() if conditions.noise is None else conditions.noise
     latents = conditions.latents(noise)
     nothing = np.zeros_like(latents)
-    per_step = table.per_step(draw, nothing)
+    per_step = schedule.per_step(draw, nothing)
     if conditions.paste is not None:
         per_step["known_scales"] = list(conditions.paste)
     state: dict[str, Array] = {"latents": latents, "x0_before": nothing}
-    with components.use(conditions.component) as decoder_step:
-        for part, guided in guided_parts(len(table.coefficients), guidance_scale, guidance_interval):
-            towards, away = embeddings.image_embeds, embeddings.negative_image_embeds
-            state = decoder_step.loop(
-                state,
-                {name: rows[part] for name, rows in per_step.items()},
-                {
-                    **conditions.feeds(noise),
-                    "image_embeds": np.stack([away, towards] if guided else [towards]),
-                    "guidance": guidance_weights(guidance_scale if guided else 1.0),
-                    "thresholding": table.thresholding.array,
-                    "ranks": ranks,
-                    "rank_weight": rank_weight,
-                },
-                counted_from(part.start, on_step),
-            )
-    return state["latents"]
-
-
-def counted_from(start: int, on_step: OnStep | None) -> OnStep | None:
-    """`on_step` for a part of a run: its steps are counted from `start`."""
-    if on_step is None or start == 0:
-        return on_step
-    return lambda step, state: on_step(start + step, state)
+    constants = {
+        **conditions.feeds(noise),
+        "thresholding": schedule.thresholding.array,
+        "ranks": painting.ranks,
+        "rank_weight": painting.rank_weight,
+    }
+    towards, away = embeddings.image_embeds, embeddings.negative_image_embeds
+    for component, segments in itertools.groupby(painting.segments, lambda segment: segment.component):
+        with run.use(component) as decoder_step:
+            for segment in segments:
+                state = decoder_step.loop(
+                    state,
+                    {name: rows[segment.steps] for name, rows in per_step.items()},
+                    {
+                        **constants,
+                        "image_embeds": np.stack([away, towards] if segment.guided else [towards]),
+                        "guidance": guidance_weights(painting.guidance_scale if segment.guided else 1.0),
+                    },
+                    counted_from(segment.steps.start, on_step),
+                )
+    return conditions.pasted(state["latents"])

@@ -6,29 +6,30 @@ import numpy as np
 
 from kandinsky22.arrays import Floats
 from kandinsky22.batching import runs
-from kandinsky22.components import Components
+from kandinsky22.bundle.manifest import Role
+from kandinsky22.components import Run
 
 
-def to_pixels(components: Components, latents: Floats) -> Floats:
+def to_pixels(run: Run, latents: Floats) -> Floats:
     """Pictures (n, H, W, 3) float32 in 0..1 from latents (n, C, h, w), without quantising them to MoVQ's codes."""
-    return _through(components, "movq_decoder", "latents", "image", latents)
+    return _through(run, Role.MOVQ_DECODER, "latents", "image", latents)
 
 
-def to_latents(components: Components, pictures: Floats) -> Floats:
+def to_latents(run: Run, pictures: Floats) -> Floats:
     """Latents (n, C, h, w) of pictures (n, H, W, 3) float32 in 0..1, not quantised."""
-    return _through(components, "movq_encoder", "image", "latents", pictures)
+    return _through(run, Role.MOVQ_ENCODER, "image", "latents", pictures)
 
 
-def encode_hints(components: Components, hints: Floats) -> Floats:
+def encode_hints(run: Run, hints: Floats) -> Floats:
     """What a ControlNet sees of depth maps (n, H, W, 3) float32 in 0..1: (n, C, h, w). It is the same in every step."""
-    return _through(components, "hint_encoder", "hint", "hint_latents", hints)
+    return _through(run, Role.HINT_ENCODER, "hint", "hint_latents", hints)
 
 
-def _through(components: Components, component: str, source: str, result: str, values: Floats) -> Floats:
+def _through(run: Run, role: Role, source: str, result: str, values: Floats) -> Floats:
     """`values` through a component between pixels and latents, as many at once as `PIXELS_AT_ONCE` lets."""
     pixels = values[0].size // 3  # of a picture
     if source == "latents":
-        pixels = values[0, 0].size * components.bundle.manifest.downscale**2
+        pixels = values[0, 0].size * run.bundle.manifest.downscale**2
     parts = np.array_split(values, runs(len(values), pixels))
-    with components.use(component) as loaded:
+    with run.use(run.bundle.manifest.name_of(role)) as loaded:
         return np.concatenate([loaded.run({source: part})[result] for part in parts])

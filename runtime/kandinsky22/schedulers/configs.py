@@ -1,22 +1,26 @@
-"""The configs of diffusers' schedulers (`scheduler_config.json`): checked, and one turned into another."""
+"""The configs of diffusers' schedulers (`scheduler_config.json`): checked, chosen, and one turned into another."""
 
 from __future__ import annotations
 
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, SupportsIndex
 
 import numpy as np
 
-from kandinsky22.errors import InputError
+from kandinsky22.errors import InputError, shown
 
 Config = Mapping[str, Any]
 
 LARGEST = float(np.finfo(np.float32).max)
 """No number of a config is larger, and none bounds more."""
+
+STEPS = "num_inference_steps"
+"""What users call the number of steps."""
 
 
 @dataclass(frozen=True)
@@ -168,22 +172,41 @@ CLASSES: dict[str, dict[str, tuple[Any, _Check]]] = {
 }
 
 # diffusers writes these and other schedulers' options into a config that was converted, and ignores them.
-FOREIGN = {
-    *(
+FOREIGN = frozenset(
+    {
+        "algorithm_type",
         "clip_sample",
         "clip_sample_range",
-        "algorithm_type",
         "disable_corrector",
         "euler_at_final",
         "final_sigmas_type",
         "flow_shift",
         "interpolation_type",
-    ),
-    *("lambda_min_clipped", "lower_order_final", "predict_x0", "rho", "set_alpha_to_one", "shift_terminal"),
-    *("sigma_data", "sigma_max", "sigma_min", "sigma_schedule", "skip_prk_steps", "solver_order", "solver_p"),
-    *("solver_type", "time_shift_type", "timestep_type", "use_beta_sigmas", "use_dynamic_shifting"),
-    *("use_exponential_sigmas", "use_flow_sigmas", "use_karras_sigmas", "use_lu_lambdas", "variance_type"),
-}
+        "lambda_min_clipped",
+        "lower_order_final",
+        "predict_x0",
+        "rho",
+        "set_alpha_to_one",
+        "shift_terminal",
+        "sigma_data",
+        "sigma_max",
+        "sigma_min",
+        "sigma_schedule",
+        "skip_prk_steps",
+        "solver_order",
+        "solver_p",
+        "solver_type",
+        "time_shift_type",
+        "timestep_type",
+        "use_beta_sigmas",
+        "use_dynamic_shifting",
+        "use_exponential_sigmas",
+        "use_flow_sigmas",
+        "use_karras_sigmas",
+        "use_lu_lambdas",
+        "variance_type",
+    }
+)
 
 
 _NAMES: dict[str, tuple[str, Config]] = {
@@ -194,6 +217,91 @@ _NAMES: dict[str, tuple[str, Config]] = {
     "dpmsolvermultistep": ("DPMSolverMultistepScheduler", {}),
 }
 """Classes of schedulers for the decoder, and options, by the names that `switch` knows them by: small letters alone."""
+
+
+_DECODER = tuple(dict.fromkeys(known for known, _ in _NAMES.values()))
+"""Classes of schedulers that can run the decoder."""
+
+
+def from_user(own: Config, scheduler: object) -> Config:
+    """The config of the decoder's scheduler that a user asks for.
+
+    Args:
+        own: The checkpoint's config.
+        scheduler: None (the checkpoint's), a name that `switch` knows, a config with its `_class_name`, or a scheduler
+            object of diffusers, whose `config` is taken. Arrays in a config are taken as lists.
+
+    Returns:
+        A config with its `_class_name`, whose options have been checked.
+
+    Raises:
+        InputError: It is nothing of these, a class that cannot run the decoder, or has an option that is not supported.
+    """
+    if scheduler is None:
+        return own
+    if isinstance(scheduler, str):
+        return switch(own, scheduler)
+    config = given(scheduler)
+    name = config["_class_name"]
+    if name == "UnCLIPScheduler":
+        raise InputError(f"scheduler is a UnCLIPScheduler, which runs the prior alone; expected {_either(_DECODER)}.")
+    if name not in _DECODER:
+        raise InputError(
+            f"scheduler is of the class {shown(name)}, which is not supported; expected {_either(_DECODER)}."
+        )
+    read(name, config)
+    return config
+
+
+def given(scheduler: object) -> dict[str, Any]:
+    """The config that a user gave, alone or in a scheduler object, with its `_class_name`, which may be any."""
+    if isinstance(scheduler, Mapping):
+        config = _plain(scheduler)
+        if "_class_name" not in config:
+            raise InputError(
+                "scheduler is a config without _class_name, so that its class is not known; pass the scheduler object "
+                'itself, or dict(config, _class_name="DDIMScheduler").'
+            )
+        return config
+    if isinstance(scheduler, type):
+        raise InputError(
+            f"scheduler is the class {scheduler.__name__}; pass an object of it, or the name of one of DDPM, DDIM, "
+            "DPM++ and DPM++ Karras."
+        )
+    options = getattr(scheduler, "config", None)
+    if not isinstance(options, Mapping):
+        raise InputError(
+            f"scheduler is {shown(scheduler)}; expected a name (DDPM, DDIM, DPM++ or DPM++ Karras), a config, or a "
+            "scheduler object of diffusers."
+        )
+    return {**_plain(options), "_class_name": _class_of(scheduler)}
+
+
+def _class_of(scheduler: object) -> str:
+    """The class of CLASSES that an object is of or inherits; its own class's name where that is none.
+
+    A class that steps in a way of its own is not what it inherits: its methods are not run here.
+    """
+    for base in type(scheduler).__mro__:
+        if base.__name__ in CLASSES:
+            return base.__name__
+        if vars(base).keys() & {"step", "set_timesteps"}:
+            break
+    return type(scheduler).__name__
+
+
+def _plain(config: Mapping[Any, Any]) -> dict[str, Any]:
+    """A config with NumPy's arrays and numbers as Python's, as they are when diffusers stores it."""
+    strange = [key for key in config if not isinstance(key, str)]
+    if strange:
+        raise InputError(f"scheduler is a config with the key {shown(strange[0])}; expected names of options as keys.")
+    return {
+        key: value.tolist() if isinstance(value, np.ndarray | np.generic) else value for key, value in config.items()
+    }
+
+
+def _either(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def switch(config: Config, name: str) -> dict[str, Any]:
@@ -215,10 +323,10 @@ def switch(config: Config, name: str) -> dict[str, Any]:
     """
     letters = re.sub("[ -]", "", name.lower()).removesuffix("scheduler") if isinstance(name, str) else None
     if letters not in _NAMES:
-        raise InputError(f"The scheduler must be DDPM, DDIM, DPM++ or DPM++ Karras, not {name!r}.")
+        raise InputError(f"The scheduler must be DDPM, DDIM, DPM++ or DPM++ Karras, not {shown(name)}.")
     wanted, chosen = _NAMES[letters]
     current = class_name(config)
-    if current not in (known for known, _ in _NAMES.values()):
+    if current not in _DECODER:
         raise InputError(f"A {current} config cannot be switched to {wanted}: they share no options.")
     read(current, config)
     options = {key: default for key, (default, _) in CLASSES[wanted].items()}
@@ -237,9 +345,9 @@ def read(name: str, config: Config) -> SchedulerOptions:
         if key in options:
             unmet = options[key][1](value)
             if unmet:
-                raise InputError(f"The {name} config has {key} {value!r}, but it must be {unmet}.")
-        elif not key.startswith("_") and key not in ignored:
-            raise InputError(f"The {name} config has an option {key!r} that {name} does not have: remove it.")
+                raise InputError(f"The {name} config has {key} {shown(value)}, but it must be {unmet}.")
+        elif not (isinstance(key, str) and key.startswith("_")) and key not in ignored:
+            raise InputError(f"The {name} config has an option {shown(key)} that {name} does not have: remove it.")
     values = {key: config.get(key, default) for key, (default, _) in options.items()}
     betas = values.get("trained_betas")
     if betas is not None and len(betas) < values["num_train_timesteps"]:
@@ -259,26 +367,27 @@ def class_name(config: Config) -> str:
     name = config.get("_class_name") if isinstance(config, Mapping) else None
     if not isinstance(name, str) or name not in CLASSES:
         raise InputError(
-            f"The scheduler {name!r} is not supported: the config's _class_name must be one of {', '.join(CLASSES)}."
+            f"The scheduler {shown(name)} is not supported: the config's _class_name must be one of "
+            f"{', '.join(CLASSES)}."
         )
     return name
 
 
-def checked_steps(steps: SupportsIndex, options: SchedulerOptions, least: int = 1) -> int:
-    """`steps` as an int. Raises InputError where it is none from `least` to the timesteps of training."""
+def checked_steps(steps: SupportsIndex, options: SchedulerOptions, least: int = 1, *, name: str = STEPS) -> int:
+    """`steps` as an int. Raises InputError, about `name`, where it is not from `least` to the timesteps of training."""
     try:
-        count = -1 if isinstance(steps, bool) else operator.index(steps)
+        count = None if isinstance(steps, bool) else operator.index(steps)
     except TypeError:
-        count = -1
-    if not least <= count <= options.num_train_timesteps:
+        count = None
+    if count is None or not least <= count <= options.num_train_timesteps:
         raise InputError(
-            f"The number of steps must be a whole number from {least} to {options.num_train_timesteps}, not {steps!r}."
+            f"{name} is {shown(steps)}; expected a whole number from {least} to {options.num_train_timesteps}."
         )
     return count
 
 
 def checked_eta(eta: float) -> float:
-    """`eta`, DDIM's share of fresh noise. Raises InputError outside of 0..1."""
-    if not _is_number(eta) or not 0 <= eta <= 1:
-        raise InputError(f"eta must be a number from 0 to 1, not {eta!r}.")
+    """`eta`, DDIM's share of fresh noise, as a float. Raises InputError where it is no number from 0 to 1."""
+    if isinstance(eta, bool) or not isinstance(eta, Real) or not 0 <= eta <= 1:
+        raise InputError(f"eta is {shown(eta)}; expected a number from 0 to 1.")
     return float(eta)

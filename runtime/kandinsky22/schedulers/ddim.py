@@ -1,4 +1,12 @@
-"""Denoising diffusion implicit models: DDIM (arXiv:2010.02502)."""
+"""Denoising diffusion implicit models: DDIM (arXiv:2010.02502).
+
+Two differences from diffusers 0.42.1, whose picture cannot be made there:
+
+- A DDIM config made from a DDPM config with a learned variance keeps its `variance_type` in diffusers, and the
+  Kandinsky pipeline then fails. Here the variance channels are dropped, as with every other DDIM config.
+- Zero-SNR DDIM with an eta of 1 can take the root of a number that rounding has put below 0 (at 10 or 75 steps, say),
+  and diffusers' picture is then NaN. Here it is the root of 0.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +14,14 @@ from typing import SupportsIndex
 
 import numpy as np
 
-from kandinsky22.arrays import Floats
-from kandinsky22.schedulers.configs import (
-    Config,
-    SchedulerOptions,
-    checked_eta,
-    checked_steps,
-    read,
-)
-from kandinsky22.schedulers.noise_schedule import ONE, noise_schedule, roots_of, spaced
-from kandinsky22.schedulers.schedule import Schedule, finished
+from kandinsky22.schedulers.configs import STEPS, Config, checked_eta, checked_steps, read
+from kandinsky22.schedulers.noise_schedule import signal_and_noise, spaced_timesteps, training_noise
+from kandinsky22.schedulers.prediction import noise_weights
+from kandinsky22.schedulers.schedule import Schedule
 
 
-@np.errstate(all="ignore")  # finished refuses what is not finite
-def ddim(config: Config, steps: SupportsIndex, eta: float = 0.0) -> Schedule:
+@np.errstate(all="ignore")  # Schedule.from_columns refuses what is not finite
+def ddim(config: Config, steps: SupportsIndex, eta: float = 0.0, *, name: str = STEPS) -> Schedule:
     """Denoising diffusion implicit models (arXiv:2010.02502, equation 12, with σ of equation 16).
 
     As in diffusers, a step goes to the timestep num_train_timesteps // steps below, whatever the spacing, and the
@@ -30,41 +32,34 @@ def ddim(config: Config, steps: SupportsIndex, eta: float = 0.0) -> Schedule:
         config: Options of diffusers' DDIMScheduler.
         steps: Denoising steps, 1..num_train_timesteps.
         eta: Share of DDPM's noise: 0 none, 1 all.
+        name: What the user calls `steps`, for messages.
 
     Returns:
-        One row a step.
+        The whole run.
 
     Raises:
         InputError: An option, the number of steps or eta is not supported.
     """
     options, eta = read("DDIMScheduler", config), checked_eta(eta)
-    count = checked_steps(steps, options)
-    times = spaced(options, count)
-    _, bars = noise_schedule(options)
+    count = checked_steps(steps, options, name=name)
+    times = spaced_timesteps(options, count)
+    _, alphas_cumprod = training_noise(options)
     below = times - options.num_train_timesteps // count
-    now, before = bars[times], np.where(below >= 0, bars[below], ONE if options.set_alpha_to_one else bars[0])
+    final = np.float32(1) if options.set_alpha_to_one else alphas_cumprod[0]
+    now, before = alphas_cumprod[times], np.where(below >= 0, alphas_cumprod[below], final)
     sigma = eta * np.sqrt((1 - before) / (1 - now) * (1 - now / before))
     direction = np.sqrt(np.maximum(1 - before - np.square(sigma), 0))
-    e_x, e_m = _noise_of(options, now)
+    signal, noise = signal_and_noise(now)
+    noise_x, noise_m = noise_weights(options.prediction_type, signal, noise)
     log = np.where(sigma > 0, 2 * np.log(sigma), 0)
-    return finished(
+    return Schedule.from_columns(
         options,
         times,
-        roots_of(now),
+        (signal, noise),
         b_0=np.sqrt(before),
-        b_x=direction * e_x,
-        b_m=direction * e_m,
+        b_x=direction * noise_x,
+        b_m=direction * noise_m,
         logs=(log, log),
         gate=sigma > 0,
         noisy=np.full(times.shape, eta > 0),
     )
-
-
-def _noise_of(options: SchedulerOptions, now: Floats) -> tuple[Floats, Floats]:
-    """The noise in x as weights (n,) of x and of the network's output, with ᾱ = now."""
-    signal, noise = roots_of(now)
-    if options.prediction_type == "epsilon":
-        return np.zeros_like(now), np.ones_like(now)
-    if options.prediction_type == "sample":
-        return np.reciprocal(noise), -np.divide(signal, noise)
-    return noise, signal

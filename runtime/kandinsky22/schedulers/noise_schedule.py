@@ -1,4 +1,11 @@
-"""The noise of training: betas, their products, and the timesteps that a run visits."""
+"""The noise of training: betas, their products, and the timesteps that a run visits.
+
+Two differences from diffusers 0.42.1:
+
+- With "trailing" spacing and some numbers of steps (61 of 1000, say) a rounding error gives diffusers one more step,
+  at timestep -1, which spoils the picture. It is left out.
+- Zero-SNR schedules agree to 1e-6 in ᾱ, not exactly: torch's root of many numbers depends on the machine.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +16,36 @@ from numpy.typing import NDArray
 
 from kandinsky22.arrays import Floats
 from kandinsky22.errors import InputError
-from kandinsky22.schedulers.configs import (
-    SchedulerOptions,
-)
-
-ONE = np.float32(1)
+from kandinsky22.schedulers.configs import SchedulerOptions
 
 
-def roots_of(bars: Floats) -> tuple[Floats, Floats]:
-    """How much picture and how much noise x holds, in standard deviations."""
-    return np.sqrt(bars), np.sqrt(1 - bars)
+def training_noise(options: SchedulerOptions) -> tuple[Floats, Floats]:
+    """β and ᾱ of every training timestep, (T,) each: the variance that it adds, and what is left of the picture's.
+
+    They are diffusers' `betas` and `alphas_cumprod`. Raises InputError for a β outside of 0..1, or of 0.
+    """
+    betas = _betas(options)
+    if not ((betas > 0) & (betas <= 1)).all():
+        raise InputError("The scheduler config's betas must all be above 0 and at most 1.")
+    if options.rescale_betas_zero_snr:
+        betas = _without_signal_at_the_end(betas)
+    return betas, _product(betas)
 
 
-def spaced(options: SchedulerOptions, steps: int) -> NDArray[np.int64]:
-    """Timesteps (steps,) in falling order (arXiv:2305.08891, Schedule 2)."""
+def signal_and_noise(alphas_cumprod: Floats) -> tuple[Floats, Floats]:
+    """How much picture and how much noise x holds where training has these ᾱ, as standard deviations."""
+    return np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)
+
+
+def spaced_timesteps(options: SchedulerOptions, steps: int) -> NDArray[np.int64]:
+    """Timesteps (steps,) in falling order, as `timestep_spacing` says (arXiv:2305.08891, table 2).
+
+    Raises InputError where `steps_offset` moves the first one past the last of training.
+    """
     last = options.num_train_timesteps
     if options.timestep_spacing == "linspace":
         return np.linspace(0, last - 1, steps).round()[::-1].astype(np.int64)
-    if options.timestep_spacing == "trailing":  # arange may give one more, see the top of this file
+    if options.timestep_spacing == "trailing":  # arange may give one more
         return np.arange(last, 0, -last / steps)[:steps].round().astype(np.int64) - 1
     times = np.arange(steps)[::-1] * (last // steps) + options.steps_offset
     if times[0] >= last:
@@ -35,16 +54,6 @@ def spaced(options: SchedulerOptions, steps: int) -> NDArray[np.int64]:
             f"past the last one, {last - 1}: ask for fewer steps."
         )
     return times.astype(np.int64)
-
-
-def noise_schedule(options: SchedulerOptions) -> tuple[Floats, Floats]:
-    """β and ᾱ of every training timestep, (T,) each: the variance that it adds, and what is left of the picture's."""
-    betas = _betas(options)
-    if not ((betas > 0) & (betas <= 1)).all():
-        raise InputError("The scheduler config's betas must all be above 0 and at most 1.")
-    if options.rescale_betas_zero_snr:
-        betas = _without_signal_at_the_end(betas)
-    return betas, _product(betas)
 
 
 def _betas(options: SchedulerOptions) -> Floats:

@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 
 from kandinsky22.arrays import Array, Floats
 from kandinsky22.errors import InputError
-from kandinsky22.schedulers.configs import (
-    LARGEST,
-    SchedulerOptions,
-)
+from kandinsky22.schedulers.configs import LARGEST, SchedulerOptions
+from kandinsky22.schedulers.prediction import clean_weights
 
 _B_0, _B_H = 2, 5  # columns of the coefficients
 
@@ -90,6 +88,52 @@ class Schedule:
     diffusers' `add_noise` is scales[i, 0] · x0 + scales[i, 1] · noise.
     """
 
+    @classmethod
+    def from_columns(
+        cls,
+        options: SchedulerOptions,
+        timesteps: NDArray[np.int64],
+        scales: tuple[Floats, Floats],
+        *,
+        b_0: Floats,
+        b_x: Floats,
+        b_m: Floats | None = None,
+        b_h: Floats | None = None,
+        logs: tuple[Floats, Floats],
+        gate: NDArray[np.bool_],
+        noisy: NDArray[np.bool_],
+    ) -> Schedule:
+        """Join a sampler's columns, each (n,), with those that its prediction type and its options mean.
+
+        Args:
+            options: The sampler's config: prediction type, variance, bounds of x0.
+            timesteps: In the order they are run.
+            scales: How much picture and how much noise x holds, as standard deviations.
+            b_0, b_x, b_m, b_h: Weights of x0, x, the network's output and the x0 before; 0 where one is not given.
+            logs: The least and the largest logarithm of the variance of the step's noise.
+            gate: Where noise is added at all.
+            noisy: Where diffusers draws noise.
+
+        Raises:
+            InputError: A coefficient is not finite.
+        """
+        nothing = np.zeros_like(b_0)
+        b_m, b_h = nothing if b_m is None else b_m, nothing if b_h is None else b_h
+        a_x, a_m = clean_weights(options.prediction_type, *scales)
+        coefficients = np.stack([a_x, a_m, b_0, b_x, b_m, b_h, *logs, gate.astype(np.float32)], axis=1)
+        bad = np.flatnonzero(~np.isfinite(coefficients).all(axis=1))
+        if bad.size:
+            signal, noise = (float(each[bad[0]]) for each in scales)
+            raise InputError(
+                f"The schedule has no finite coefficients at timestep {timesteps[bad[0]]}: "
+                + _why_not_finite(options, signal, noise)
+            )
+        joined = np.stack(scales, axis=1)
+        for column in (timesteps, coefficients, noisy, joined):
+            column.flags.writeable = False
+        learned = options.variance_type == "learned_range"
+        return cls(timesteps, coefficients, noisy, _thresholding(options), learned, joined)
+
     def per_step(self, draw: Callable[[], Floats], nothing: Floats) -> dict[str, list[Array]]:
         """The step graphs' inputs that change with the step, a list each: `timestep`, `coefficients` and `noise`.
 
@@ -118,11 +162,12 @@ class Schedule:
             scales=self.scales[start:],
         )
 
-    def last_part(self, strength: float) -> Schedule:
+    def last_part(self, strength: float, *, name: str = "strength") -> Schedule:
         """The last int(n · strength) of the n steps: those of image to image (arXiv:2108.01073), as in diffusers.
 
         Args:
             strength: 0..1: how much of the run is left.
+            name: What the user calls `strength`, for messages.
 
         Raises:
             InputError: No step is left.
@@ -131,55 +176,25 @@ class Schedule:
         kept = min(int(steps * strength), steps)
         if kept < 1:
             raise InputError(
-                f"strength {strength:g} leaves none of {steps} steps; ask for more steps or a larger strength."
+                f"{name} {strength:g} leaves none of {steps} steps; ask for more steps or a larger {name}."
             )
         return self.remaining(steps - kept)
 
 
-def finished(
-    options: SchedulerOptions,
-    times: NDArray[np.int64],
-    roots: tuple[Floats, Floats],
-    *,
-    b_0: Floats,
-    b_x: Floats,
-    b_m: Floats | None = None,
-    b_h: Floats | None = None,
-    logs: tuple[Floats, Floats],
-    gate: NDArray[np.bool_],
-    noisy: NDArray[np.bool_],
-) -> Schedule:
-    """Join a sampler's columns, each (n,), with those of its prediction type; refuse what is not finite.
-
-    `roots` are how much picture and how much noise x holds; a column that is not given is 0.
-    """
-    a_x, a_m = _x0_of(options, *roots)
-    nothing = np.zeros_like(b_0)
-    b_m, b_h = nothing if b_m is None else b_m, nothing if b_h is None else b_h
-    rows = np.stack([a_x, a_m, b_0, b_x, b_m, b_h, *logs, gate.astype(np.float32)], axis=1)
-    bad = ~np.isfinite(rows).all(axis=1)
-    if bad.any():
-        raise InputError(
-            f"The schedule has no finite coefficients at timestep {times[bad][0]}: with prediction_type "
-            f"{options.prediction_type!r} it divides by zero there, as when nothing is left of the picture "
-            "(rescale_betas_zero_snr needs v_prediction or sample, or a timestep_spacing that leaves the last out)."
+def _why_not_finite(options: SchedulerOptions, signal: float, noise: float) -> str:
+    """What a config has wrong, with this much picture and noise at the first timestep that is not finite."""
+    if noise == 0:
+        return "there is no noise left there; expected larger betas."
+    if signal == 0:
+        return (
+            "nothing is left of the picture there, and prediction_type "
+            f"{options.prediction_type!r} divides by it; expected v_prediction or sample, or a timestep_spacing that "
+            "leaves the last timestep out."
         )
-    scales = np.stack(roots, axis=1)
-    for column in (times, rows, noisy, scales):
-        column.flags.writeable = False
-    return Schedule(times, rows, noisy, _limits(options), options.variance_type == "learned_range", scales)
+    return "expected betas that add noise at every timestep and leave something of the picture until the last."
 
 
-def _x0_of(options: SchedulerOptions, signal: Floats, noise: Floats) -> tuple[Floats, Floats]:
-    """x0 as weights (n,) of x and of the network's output (v: arXiv:2202.00512, appendix D)."""
-    if options.prediction_type == "epsilon":
-        return np.reciprocal(signal), -np.divide(noise, signal)
-    if options.prediction_type == "sample":
-        return np.zeros_like(signal), np.ones_like(signal)
-    return signal, -noise
-
-
-def _limits(options: SchedulerOptions) -> Thresholding:
+def _thresholding(options: SchedulerOptions) -> Thresholding:
     if options.thresholding:  # wins over clip_sample
         ceiling = LARGEST if options.sample_max_value is None else options.sample_max_value
         return Thresholding(min(1.0, ceiling), ceiling, True, options.dynamic_thresholding_ratio)

@@ -5,7 +5,7 @@ On the CPU it is the reference that the other backends are compared with: `CPU` 
 
 from __future__ import annotations
 
-from kandinsky22.backends import Availability, LoadedComponent, Settings
+from kandinsky22.backends import EXPORTED, Availability, LoadedComponent, Settings, require_exported
 from kandinsky22.backends.cuda import gpu
 from kandinsky22.backends.onnxruntime.cpu import OnnxRuntimeComponent
 from kandinsky22.backends.onnxruntime.cuda import PROVIDER, OnnxRuntimeCudaComponent
@@ -37,8 +37,9 @@ class OnnxRuntimeBackend:
             reason = f"runs on every CPU; on a GPU it would, too, but: {str(error).rstrip('.')}"
             return Availability(NAME, True, reason, ort.__version__, "fp32")
 
-    def load(self, bundle: Bundle, name: str, settings: Settings) -> LoadedComponent:
+    def load(self, bundle: Bundle, name: str, settings: Settings, weights: str = EXPORTED) -> LoadedComponent:
         """See `Backend.load`. Its CPU kernels compute in fp32: "bf16" is refused."""
+        require_exported(name, weights)
         if self.availability().gpu:
             return OnnxRuntimeCudaComponent(bundle, name, settings)
         if settings.precision not in ("auto", "fp32"):

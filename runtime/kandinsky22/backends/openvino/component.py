@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 
 from kandinsky22 import machine
 from kandinsky22.arrays import Array
-from kandinsky22.backends import Availability, LoadedComponent, OnStep, PerStep, Settings
+from kandinsky22.backends import EXPORTED, Availability, LoadedComponent, OnStep, PerStep, Settings, require_exported
 from kandinsky22.backends.loop import plain_loop
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS, Component
 from kandinsky22.errors import BackendError, last_line
+from kandinsky22.openvino_core import core
 
 NAME = "openvino"
 DEVICE = "CPU"
@@ -145,8 +145,9 @@ class OpenVinoBackend:
         reason = f"runs on this processor ({name}), which {why} instructions for bf16"
         return Availability(NAME, True, reason, ov.__version__.split("-")[0], precision)
 
-    def load(self, bundle: Bundle, name: str, settings: Settings) -> LoadedComponent:
+    def load(self, bundle: Bundle, name: str, settings: Settings, weights: str = EXPORTED) -> LoadedComponent:
         """See `Backend.load`."""
+        require_exported(name, weights)
         component, variant = bundle.component(name), _variant()
         in_parts = variant in component.variants
         return OpenVinoComponent(bundle.graph(name, variant), component, settings, in_parts=in_parts)
@@ -165,19 +166,6 @@ def _variant() -> str:
 def _has_amx() -> bool:
     """Whether the processor multiplies matrices of bf16 in hardware (x86 under Linux, which is where it is told)."""
     return "amx_bf16" in machine.processor().flags
-
-
-@functools.cache
-def core() -> Any:
-    """OpenVINO, started once and never stopped.
-
-    Its CPU plugin gives the thread that starts it an alternate stack for signals, and puts the one before back when it
-    stops. Where two of them overlap, the second puts back the memory that the first has freed, and the next signal
-    (Ctrl-C, since Python handles signals on that stack) ends the process with a segmentation fault.
-    """
-    import openvino as ov
-
-    return ov.Core()
 
 
 def _precision(asked: str) -> str:

@@ -1,0 +1,203 @@
+"""The measurements of the latency report: each is made if it is missing, in processes of its own, and kept."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import arithmetic, workers
+from benchmarks.comparisons import Comparison, subject_spec
+from benchmarks.machine import MachineMeasurements
+from benchmarks.progress import Pending, Progress, rate
+from benchmarks.results import ceiling_name
+from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.measure import timing
+from kandinsky22.measure.kinds import (
+    both,
+    by_name,
+    count,
+    either,
+    exactly,
+    flag,
+    number,
+    optional,
+    positive,
+    record,
+    several,
+    text,
+    whole,
+)
+from kandinsky22.measure.suite import MEMORY, SIZE, runs_of_a_picture
+from kandinsky22.measure.timing import Size
+
+PRECISIONS = {"cpu": ("bf16", "fp32"), "cuda": ("fp16", "bf16", "fp32")}
+"""Whose limits are measured on a device."""
+
+ABOUT = {"commit": text, "case": text, "subject": text, "stage": text, "flop": number, **SIZE}
+TIMED = record(
+    version=text,
+    precision=text,
+    device=optional(text),
+    load_seconds=number,
+    seconds=several(positive, at_least=1),
+    **ABOUT,
+    **MEMORY,
+)
+SETTINGS = record(width=count, height=count, steps=count, prior_steps=count, low_memory=flag)
+PAINTED = record(
+    commit=text,
+    settings=SETTINGS,
+    imported=number,
+    opened=number,
+    memory=several(exactly(number, number)),
+    pictures=several(
+        record(ended=number, peak_host_memory=whole, timings=both(record(total=number), by_name(number))), at_least=1
+    ),
+)
+
+
+class LatencyMeasurements(MachineMeasurements):
+    """What the latency report is made of: limits of the machine, components ("stages") and whole pictures."""
+
+    def __init__(self, path: Path, machine: dict[str, Any]) -> None:
+        """Read the file where there is one. Raises InputError where it is of another machine or bundle."""
+        untold = either(
+            record(commit=text, settings=SETTINGS, error=text), record(commit=text, settings=SETTINGS, refused=text)
+        )
+        super().__init__(
+            path,
+            machine,
+            {"ceilings": {}, "stages": [], "pictures": []},
+            ceilings=by_name(by_name(optional(positive))),
+            stages=several(either(record(error=text, **ABOUT), TIMED)),
+            pictures=several(either(untold, PAINTED)),
+        )
+
+    def has(self, comparison: Comparison) -> bool:
+        """Whether a comparison is measured: every subject of it has a result, if only that it failed."""
+        found = {result["subject"] for result in self.data["stages"] if result["case"] == comparison.key}
+        return found >= set(comparison.subjects)
+
+    def has_picture(self, settings: dict[str, Any]) -> bool:
+        """Whether whole pictures with these settings were made, or tried."""
+        return any(done["settings"] == settings for done in self.data["pictures"])
+
+    def add(self, comparison: Comparison, results: Iterable[dict[str, Any]], flop: int) -> None:
+        """Keep a comparison's results, in the place of those of it that are there."""
+        self.data["stages"] = [result for result in self.data["stages"] if result["case"] != comparison.key]
+        self.keep("stages", *({"case": comparison.key, "flop": flop, **result} for result in results))
+
+
+def pending(
+    found: LatencyMeasurements,
+    bundle: Bundle,
+    comparisons: Iterable[Comparison],
+    pictures: Iterable[dict[str, Any]],
+    patience: float,
+) -> dict[Hashable, Pending]:
+    """What is not measured yet, with its arithmetic; a picture by its settings as text."""
+    left: dict[Hashable, Pending] = {}
+    for comparison in comparisons:
+        if not found.has(comparison):
+            turn = len(comparison.subjects) * flop(bundle, comparison.component, comparison.size)
+            left[comparison] = Pending(turn, comparison.repeat, patience)
+    for settings in pictures:
+        if not found.has_picture(settings):
+            left[repr(settings)] = Pending(settings["pictures"] * _flop_of_a_picture(bundle, settings))
+    return left
+
+
+@functools.cache
+def flop(bundle: Bundle, component: str, size: Size) -> int:
+    """FLOP of a run."""
+    return arithmetic.flop(bundle.graph(component), timing.shapes(bundle, component, size))
+
+
+def _flop_of_a_picture(bundle: Bundle, settings: Mapping[str, Any]) -> int:
+    size = Size(settings["height"], settings["width"])
+    runs = runs_of_a_picture(settings["steps"], settings["prior_steps"])
+    return sum(times * flop(bundle, bundle.manifest.name_of(role), size) for role, times in runs.items())
+
+
+def measure_comparison(
+    found: LatencyMeasurements, options: argparse.Namespace, bundle: Bundle, comparison: Comparison, progress: Progress
+) -> None:
+    """Measure it, if it is missing, in processes of its own: none has the memory of a comparison before.
+
+    A subject that cannot be started, or that fails, is kept as such; the others go on.
+    """
+    if found.has(comparison):
+        return
+    progress.begin(f"{comparison.component} {comparison.size}", rate(found.data["stages"]))
+    failed, started = [], []
+    with contextlib.ExitStack() as stack:
+        for name in comparison.subjects:
+            progress.tell(f"loading {name}")
+            spec = subject_spec(options, bundle, comparison.component, name)
+            try:
+                worker = workers.Worker(name, spec, _log(options))
+            except workers.WorkerError as error:
+                failed.append(workers.failure(name, spec, comparison.size, str(error)))
+                continue
+            stack.callback(worker.close)
+            started.append(worker)
+        results = workers.take_turns(
+            started, comparison.size, comparison.repeat, options.patience, lambda s: progress.tell(f"{s:.2f} s a run")
+        )
+    found.add(comparison, [*results, *failed], flop(bundle, comparison.component, comparison.size))
+    progress.done(comparison)
+
+
+def _log(options: argparse.Namespace) -> Path:
+    """What processes print beside their answers."""
+    path: Path = options.reports / f"{options.name}.log"
+    return path
+
+
+def measure_ceilings(
+    found: LatencyMeasurements, options: argparse.Namespace, devices: Iterable[str], when: str, progress: Progress
+) -> None:
+    """The machine's limits, before all else and after: that they agree tells that it was the same machine.
+
+    One that cannot be measured, such as a GPU's where there is none, is kept as None.
+    """
+    if when in found.data["ceilings"]:
+        return
+    progress.begin("the machine's limits", rate(found.data["stages"]))
+    limits: dict[str, float | None] = {}
+    for device in devices:
+        kinds = [(what, precision) for what in ("matmul", "convolution") for precision in PRECISIONS[device]]
+        for what, precision in [*kinds, ("copy", "")]:
+            name = ceiling_name(what, precision, device)
+            spec = {"kind": "ceiling", "what": what, "precision": precision, "device": device}
+            limits[name] = _ceiling(name, spec, _log(options))
+    found.data["ceilings"][when] = limits
+    found.save()
+
+
+def _ceiling(name: str, spec: dict[str, Any], log: Path) -> float | None:
+    """The best of seven runs, in TFLOP/s or GB/s; None where it failed."""
+    try:
+        with contextlib.closing(workers.Worker(name, spec, log)) as worker:
+            worker.run()
+            return 1 / min(float(worker.run()["seconds"]) for _ in range(7))
+    except workers.WorkerError:
+        return None
+
+
+def measure_picture(
+    found: LatencyMeasurements, options: argparse.Namespace, settings: dict[str, Any], progress: Progress
+) -> None:
+    """Make whole pictures, if they are missing; that they failed is kept, too."""
+    if found.has_picture(settings):
+        return
+    size = Size(settings["height"], settings["width"])
+    progress.begin(f"picture {size}, {settings['steps']} steps", rate(found.data["stages"]))
+    result = workers.alone("The picture", "benchmarks.picture", [json.dumps(settings)], _log(options))
+    found.keep("pictures", {"settings": settings, **result})
+    progress.done(repr(settings))

@@ -1,0 +1,34 @@
+"""The classifier and the prompts of checkpoints/shapes.
+
+The packages `recipe` and `scores` there import each other by these names, as its scripts see them. They are loaded by
+their place, so that no folder has to be put on the import path.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import TYPE_CHECKING
+
+from benchmarks.command import ROOT
+
+FOLDER = ROOT / "checkpoints" / "shapes"
+
+
+def _load_package(name: str) -> None:
+    """Make a package of the folder known by its name."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / name / "__init__.py")
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{FOLDER / name} is no package")
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+
+
+if TYPE_CHECKING:
+    from recipe import classifier as classifier
+    from scores import text2img as text2img
+else:
+    for _name in ("recipe", "scores"):
+        _load_package(_name)
+    classifier = importlib.import_module("recipe.classifier")
+    text2img = importlib.import_module("scores.text2img")

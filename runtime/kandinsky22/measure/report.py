@@ -1,0 +1,88 @@
+"""Measurements in a JSON file, from which a run that was stopped goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kandinsky22.errors import InputError
+from kandinsky22.files import write_file
+from kandinsky22.measure.kinds import Kind
+
+OTHERWISE = "name another file, or remove it"
+
+
+class Measurements:
+    """What was measured, in `data`, as JSON takes it: what it belongs to (a bundle, settings, a machine) and results.
+
+    Without a path it is kept in memory alone.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        belongs_to: Mapping[str, Any],
+        empty: Mapping[str, Any],
+        kind: Kind,
+        same: Mapping[str, str],
+    ) -> None:
+        """Read the file where there is one; else begin with `belongs_to` and `empty`, which together are of `kind`.
+
+        `same` names the places, such as "machine.bundle", whose values in the file must be those of `belongs_to`, and
+        says what measurements are with another value ("of another bundle"). Raises InputError where they differ, and
+        for a file that is damaged or something else.
+        """
+        self.path = path
+        self.data: dict[str, Any] = {**belongs_to, **empty}
+        if path is None or not path.exists():
+            return
+        found = _read(path, kind)
+        for place, words in same.items():
+            difference = _difference(_at(found, place), _at(self.data, place), place.rpartition(".")[2])
+            if difference is not None:
+                raise InputError(f"{path} has measurements {words} ({difference}); {OTHERWISE}.")
+        self.data = found
+
+    def save(self) -> None:
+        """Write the file, whole or not at all."""
+        if self.path is not None:
+            write_file(self.path, (json.dumps(self.data, indent=1) + "\n").encode())
+
+
+def _read(path: Path, kind: Kind) -> dict[str, Any]:
+    """The object in a file. Raises InputError where it is not of `kind`."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no report of this command, which is JSON; {OTHERWISE}.") from error
+    misfit = kind(found, "")
+    if misfit is not None:
+        where = f", or damaged: {misfit} is missing or no such value" if misfit else ""
+        raise InputError(f"{path} is no report of this command{where}; {OTHERWISE}.")
+    return found
+
+
+def _at(data: Mapping[str, Any], place: str) -> Any:
+    """The value at a place. Raises KeyError where the kind of the file did not ask for it."""
+    value: Any = data
+    for name in place.split("."):
+        value = value[name]
+    return value
+
+
+def _difference(found: Any, wanted: Any, name: str) -> str | None:
+    """The first difference of two values, in words; None where they are equal."""
+    if found == wanted:
+        return None
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in (*wanted, *found):
+            if found.get(key) != wanted.get(key):
+                return _difference(found.get(key), wanted.get(key), key)
+    return f"{name} {_short(found)}, not {_short(wanted)}"
+
+
+def _short(value: Any) -> str:
+    words = str(value)
+    return words if len(words) <= 40 else words[:37] + "..."
