@@ -17,6 +17,8 @@ from kandinsky22.errors import BackendError
 OnStep = Callable[[int, Mapping[str, Array]], "Mapping[str, Array] | None"]
 """Called once a step, in order, with its index and the state after it; may return arrays that replace parts of it.
 
+Outputs of the step that are no state are beside it, by their own names, and cannot be replaced.
+
 The arrays are the callee's: changing them in place has no defined effect. A GPU calls it while the next step runs, so
 that looking costs it nothing; where the state is replaced, it computes that step again, so the result is as if it had
 waited. What it raises ends the loop and reaches the caller.
@@ -119,6 +121,11 @@ def refuse_other_weights(backend: str, name: str, weights: str) -> None:
             f"The backend {backend} runs {name} with the weights that were exported, not with {weights!r}; export a "
             "bundle from the checkpoint that has them."
         )
+
+
+def closed(name: str) -> BackendError:
+    """What running a component raises that was closed."""
+    return BackendError(f"The component {name} was closed and cannot run; load it again.")
 
 
 def closed(name: str) -> BackendError:
