@@ -19,7 +19,7 @@ from kandinsky22.arrays import Array
 from kandinsky22.backends import EXPORTED, Settings, onnxruntime
 from kandinsky22.backends.openvino import component
 from kandinsky22.bundle.bundle import Bundle
-from kandinsky22.bundle.manifest import Component, TensorSpec
+from kandinsky22.bundle.manifest import Component, Role, TensorSpec
 from kandinsky22.measure import inputs
 from tests.runtime.plan_bundles import SPECS, decoder_step, text_encoder, write_bundle
 

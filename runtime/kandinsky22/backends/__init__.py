@@ -128,11 +128,6 @@ def closed(name: str) -> BackendError:
     return BackendError(f"The component {name} was closed and cannot run; load it again.")
 
 
-def closed(name: str) -> BackendError:
-    """What running a component raises that was closed."""
-    return BackendError(f"The component {name} was closed and cannot run; load it again.")
-
-
 def survey(bundle: Bundle | None = None) -> list[Availability]:
     """The availability of every backend, in the order in which "auto" tries them."""
     found = [_module(name).availability(bundle) for name in PREFERENCE]
