@@ -96,7 +96,10 @@ class Pipeline:
         bundle = Bundle(path)
         chosen = backends.get(backend, bundle)
         settings = Settings(precision, threads)
-        return cls(Components(bundle, chosen, settings, low_memory=low_memory, memory_limit=limit))
+        pipe = cls(Components(bundle, chosen, settings, low_memory=low_memory, memory_limit=limit))
+        found = pipe.backend
+        log.info("backend %s %s in %s: %s", found.name, found.version, pipe.precision, found.reason)
+        return pipe
 
     @classmethod
     def from_pretrained(cls, path: str | Path, backend: str = "auto", **settings: Any) -> Pipeline:
