@@ -6,6 +6,7 @@ A backend loads a component and gives two verbs, `run` and `loop`; the pipeline 
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +14,8 @@ from typing import Protocol
 from kandinsky22.arrays import Array
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.errors import BackendError
+
+log = logging.getLogger(__name__)
 
 OnStep = Callable[[int, Mapping[str, Array]], "Mapping[str, Array] | None"]
 """Called once a step, in order, with its index and the state after it; may return arrays that replace parts of it.
@@ -139,6 +142,7 @@ def _fastest(bundle: Bundle | None) -> Backend:
     for availability in found:
         if availability.usable:
             return _module(availability.name)
+        log.info("backend %s cannot run here: %s", availability.name, availability.reason)
     reasons = "; ".join(f"{availability.name}: {availability.reason}" for availability in found)
     raise BackendError(f"No backend can run here ({reasons}); install one: pip install kandinsky22[cpu].")
 
