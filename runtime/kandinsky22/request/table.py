@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kandinsky22.request.parameters import PARAMETERS, TASKS, Parameter, Part
-from kandinsky22.request.signatures import default_in_words, declared_type
+from kandinsky22.request.signatures import declared_type, default_in_words
 
 TITLES: Mapping[Part, str] = {
     "input": "A task's own inputs",
