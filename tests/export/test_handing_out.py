@@ -50,9 +50,8 @@ def networks_own(name: str, parts: tiny.Parts, feeds: Mapping[str, Tensor]) -> T
     if name == "controlnet":
         conditioning["hint"] = torch.cat([feeds["hint"]] * 2)
     if name == "inpaint":
-        both = torch.cat(
-            [both, torch.cat([feeds["known"] * feeds["mask"], feeds["mask"]], dim=1).repeat(2, 1, 1, 1)], 1
-        )
+        masked = torch.cat([feeds["known"] * feeds["mask"], feeds["mask"]], dim=1)
+        both = torch.cat([both, torch.cat([masked] * 2)], dim=1)
     sample: Tensor = unet(both, feeds["timestep"], None, added_cond_kwargs=conditioning).sample
     return sample
 
@@ -70,9 +69,8 @@ def test_the_output_is_the_networks_own_guided_and_with_all_its_channels(name: s
         feeds["hint_latents"] = HintEncoder(copy.deepcopy(parts.unet_controlnet))(hint.permute(0, 2, 3, 1))
     unconditional, conditional = networks_own(name, parts, seen).chunk(2)
     channels = feeds["latents"].shape[1]
-    expected = torch.cat(
-        [(unconditional - 4 * (unconditional - conditional))[:, :channels], conditional[:, channels:]], 1
-    )
+    guided = unconditional - 4 * (unconditional - conditional)
+    expected = torch.cat([guided[:, :channels], conditional[:, channels:]], dim=1)
     following, x0, model = graph(**feeds)
     torch.testing.assert_close(model, expected, rtol=1e-4, atol=1e-4)
     assert model.shape[1] == (2 * channels if learned and name != "prior" else channels)
@@ -83,7 +81,7 @@ def test_the_output_is_the_networks_own_guided_and_with_all_its_channels(name: s
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["prior", "decoder"])
+@pytest.mark.parametrize("name", ["prior", pytest.param("decoder", marks=pytest.mark.slow)])  # slow to trace
 def test_a_loop_shows_it_and_goes_on_as_without_it(name: str, tmp_path: Path, drawn_parts: tiny.Parts) -> None:
     component = export_graph(lambda: made(name, drawn_parts, hand_out_model=True), tmp_path, "fp32", lambda _: None)
     assert [spec.name for spec in component.outputs] == ["latents_next", "x0", "model"]
