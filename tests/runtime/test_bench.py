@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,6 +102,24 @@ class Eater:
         (array,) = feeds.values()
         self.coefficients.append(len(array))
         return {}
+
+
+@pytest.mark.parametrize("name", ["prior_step", "decoder_step", "decoder_step_inpaint"])
+def test_a_step_graph_is_timed_with_what_changes_in_a_run_changing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A GPU is fed in every step what it is fed in a run."""
+    told: list[Any] = []
+    bundle = Bundle(write_bundle(tmp_path / "all", {**GRAPHS, **MORE_GRAPHS}))
+    monkeypatch.setattr(onnxruntime.CPU, "load", lambda *_: SimpleNamespace(loop=lambda *given: told.append(given)))
+    stage = timing.Stage(bundle, name, onnxruntime.CPU, Settings(), steps=3)
+    stage.prepare(Size(64, 128))
+    stage.run()
+    ((state, per_step, constants),) = told
+    assert state.keys() == {"latents", "x0_before"}
+    assert per_step.keys() == {"timestep", "coefficients", "noise"} | ({"known_scales"} if "inpaint" in name else set())
+    assert {len(rows) for rows in per_step.values()} == {3}
+    assert {*state, *per_step, *constants} == {spec.name for spec in bundle.component(name).inputs}
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def _check_schedulers(
         table = schedulers.solve(config, count)
         for size in wanted:
             latents = resolve.latent_size(size.height, size.width, manifest.downscale)
-            resolve.quantile_ranks(manifest, table, (manifest.geometry["latent_channels"], *latents))
+            resolve.quantile_ranks(manifest, table, (manifest.latent_channels, *latents))
 
 
 def _sizes(bundle: Bundle, name: str, wanted: Sequence[Size]) -> list[Size]:
