@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from kandinsky22 import BackendError
+from kandinsky22 import BackendError, Output, Pipeline
 from kandinsky22.arrays import Array
 from kandinsky22.backends import Settings
 from kandinsky22.backends.cuda.component import DeviceComponent
 from kandinsky22.backends.onnxruntime import CPU
+from kandinsky22.bundle.bundle import Bundle
 
 from .fake_machines import MACHINES, AnyMachine, load
-from .handmade import assert_same, feeds
+from .handmade import GRAPHS, MORE_GRAPHS, assert_same, feeds, write_bundle
+from .test_threads import Call, mixed_calls
 
 SIZES = [(8, 8), (8, 12), (12, 8), (16, 8), (9, 11), (10, 10)]
 """More than a component stays bound to."""
@@ -160,3 +163,51 @@ def test_the_device_has_one_lock_however_often_it_is_made(machine: AnyMachine) -
         locks.append(decoder.gpu.lock)
         decoder.close()
     assert locks[0] is locks[1] is machine.shared_gpu.turn
+
+
+# Whole pipelines.
+
+
+@pytest.fixture(params=MACHINES)
+def whole_machine(
+    request: pytest.FixtureRequest, plain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AnyMachine:
+    """With every graph that a task needs."""
+    return MACHINES[request.param](Bundle(write_bundle(tmp_path / "tasks", GRAPHS | MORE_GRAPHS)), monkeypatch)
+
+
+def in_threads(calls: Sequence[Call], pipes: Sequence[Pipeline]) -> list[Output]:
+    """The outputs of all calls by each of eight threads, which go through them in an order of their own."""
+    found: list[Output] = [None] * 8 * len(calls)  # type: ignore[list-item]
+
+    def work(thread: int) -> None:
+        for place in np.random.default_rng(thread).permutation(len(calls)):
+            found[thread * len(calls) + place] = calls[place](pipes[thread % len(pipes)])
+
+    with ThreadPoolExecutor(8) as pool:
+        for future in [pool.submit(work, thread) for thread in range(8)]:
+            future.result(10 * PATIENCE)
+    return found
+
+
+@pytest.mark.parametrize("low_memory", [False, True], ids=["kept", "low memory"])
+@pytest.mark.parametrize("count", [4, pytest.param(25, marks=pytest.mark.slow)])
+def test_eight_threads_share_a_pipeline(whole_machine: AnyMachine, low_memory: bool, count: int) -> None:
+    calls = mixed_calls(count)
+    with whole_machine.pipeline(low_memory=low_memory) as pipe:
+        alone = [call(pipe) for call in calls]
+        for ours, theirs in zip(in_threads(calls, [pipe]), alone * 8, strict=True):
+            np.testing.assert_array_equal(ours.images, theirs.images)
+            assert set(theirs.timings) - {"load"} <= set(ours.timings)
+            parts = {name: seconds for name, seconds in ours.timings.items() if name != "total"}
+            assert min(parts.values()) > 0
+    assert not any(whole_machine.cuda.alive().values())
+
+
+def test_two_pipelines_share_the_gpu(whole_machine: AnyMachine) -> None:
+    calls = mixed_calls(3)
+    with whole_machine.pipeline() as one, whole_machine.pipeline() as other:
+        alone = [call(one) for call in calls]
+        for ours, theirs in zip(in_threads(calls, [one, other]), alone * 8, strict=True):
+            np.testing.assert_array_equal(ours.images, theirs.images)
+    assert not any(whole_machine.cuda.alive().values())
