@@ -136,13 +136,47 @@ def test_a_closed_component_says_so(machine: AnyMachine) -> None:
         movq.run({"latents": feeds(2)[0]["latents"]})
 
 
-def test_loading_waits_for_the_loop_of_another_thread(machine: AnyMachine, decoder: DeviceComponent) -> None:
+def test_loading_waits_while_another_thread_queues_its_steps(
+    machine: AnyMachine, decoder: DeviceComponent, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It copies weights to the device, in a stream that a step may just be captured from."""
-    loaded: list[DeviceComponent] = []
-    with InLoop(decoder) as loop:
-        loading = loop.waits(lambda: loaded.append(load(machine, "movq_decoder")))
-    loading.result(PATIENCE)
+    queueing, go_on, loaded = threading.Event(), threading.Event(), []
+    record = machine.cuda.cudaEventRecord
+
+    def held(event: int, stream: int) -> Any:
+        queueing.set()
+        assert go_on.wait(PATIENCE)
+        return record(event, stream)
+
+    monkeypatch.setattr(machine.cuda, "cudaEventRecord", held)
+    with ThreadPoolExecutor(2) as pool:
+        looping = pool.submit(decoder.loop, *feeds(3))
+        assert queueing.wait(PATIENCE)
+        loading = pool.submit(lambda: loaded.append(load(machine, "movq_decoder")))
+        with pytest.raises(TimeoutError):
+            loading.result(0.2)
+        go_on.set()
+        looping.result(PATIENCE)
+        loading.result(PATIENCE)
     loaded[0].close()
+
+
+def test_another_component_runs_in_another_thread_during_a_callback(
+    machine: AnyMachine, decoder: DeviceComponent, plain: Any, handmade_bundle: Any
+) -> None:
+    """The callback may wait for that thread: were the GPU not free, both would wait for ever."""
+    movq, latents = load(machine, "movq_decoder"), feeds(2, (16, 16))[0]["latents"]  # a larger arena, which moves
+    expected = CPU.load(handmade_bundle, "movq_decoder", Settings(threads=1)).run({"latents": latents})
+    with ThreadPoolExecutor(1) as pool:
+
+        def wait(step: int, state: Mapping[str, Array]) -> Mapping[str, Array] | None:
+            assert_same(pool.submit(movq.run, {"latents": latents}).result(PATIENCE), expected)
+            return {"latents": -state["latents"]} if step == 1 else None
+
+        ours = decoder.loop(*feeds(4), wait)
+    theirs = plain.loop(*feeds(4), lambda step, state: {"latents": -state["latents"]} if step == 1 else None)
+    assert_same(ours, theirs)
+    movq.close()
 
 
 def test_a_callback_that_runs_the_component_it_is_in_is_told_so(decoder: DeviceComponent, plain: Any) -> None:
@@ -155,14 +189,14 @@ def test_a_callback_that_runs_the_component_it_is_in_is_told_so(decoder: DeviceC
     assert_same(decoder.loop(*feeds(3)), plain.loop(*feeds(3)))
 
 
-def test_the_device_has_one_lock_however_often_it_is_made(machine: AnyMachine) -> None:
+def test_the_device_has_one_turn_however_often_it_is_made(machine: AnyMachine) -> None:
     """Who waits for a device that is closed meanwhile must not run beside who made it anew."""
-    locks = []
+    turns = []
     for _ in range(2):
         decoder = load(machine, "decoder_step")
-        locks.append(decoder.gpu.lock)
+        turns.append(decoder.gpu.turn)
         decoder.close()
-    assert locks[0] is locks[1] is machine.shared_gpu.turn
+    assert turns[0] is turns[1]
 
 
 # Whole pipelines.
@@ -211,3 +245,25 @@ def test_two_pipelines_share_the_gpu(whole_machine: AnyMachine) -> None:
         for ours, theirs in zip(in_threads(calls, [one, other]), alone * 8, strict=True):
             np.testing.assert_array_equal(ours.images, theirs.images)
     assert not any(whole_machine.cuda.alive().values())
+
+
+def test_a_callback_calls_a_pipeline_that_another_thread_is_in(whole_machine: AnyMachine) -> None:
+    """Each has a turn of its own, and both need the one GPU."""
+    quick: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 6, "prior_num_inference_steps": 2}
+    over = threading.Event()
+    with whole_machine.pipeline() as one, whole_machine.pipeline() as other, ThreadPoolExecutor(2) as pool:
+
+        def busy() -> None:
+            while not over.is_set():
+                other("red", seed=2, **quick)
+
+        def call() -> Output:
+            return one("a", seed=0, callback_on_step_end=lambda *_: other("a", seed=1, **quick) and None, **quick)
+
+        expected = one("a", seed=0, **quick)
+        background, called = pool.submit(busy), pool.submit(call)
+        try:
+            np.testing.assert_array_equal(called.result(PATIENCE).images[0], expected.images[0])
+        finally:
+            over.set()
+        background.result(PATIENCE)
