@@ -12,33 +12,55 @@ from kandinsky22.measure.timing import Size
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+SIDES = {"matmul": (1024, 2048, 4096), "convolution": (16, 32, 64)}
+"""Of the matrices, and of the pictures that are convolved: the larger, the nearer to the limit."""
+CHANNELS = 512
+BYTES = 1 << 30
+PATIENCE = 20.0
+"""Seconds that a run may take. Where a precision is emulated, a run of the largest would take minutes."""
+
+
+def flop(what: str, side: int) -> int:
+    """FLOP of a matrix product, or of two pictures' convolution."""
+    return 2 * side**3 if what == "matmul" else 2 * 2 * 9 * CHANNELS**2 * side**2
+
+
+def largest_side(what: str, seconds: float) -> int:
+    """The largest side of which a run takes no more than `PATIENCE`, where the smallest takes `seconds`."""
+    smallest, *larger = SIDES[what]
+    rate = flop(what, smallest) / seconds
+    return max([smallest, *(side for side in larger if flop(what, side) / rate <= PATIENCE)])
+
+
 class Ceiling:
     """What a device can do at best: one large matrix product, convolution or copy within its memory.
 
     `run` gives seconds.
     """
 
-    MATRIX = 4096
-    CHANNELS, SIDE = 512, 64
-    BYTES = 1 << 30
-
     def __init__(self, spec: dict[str, Any]) -> None:
-        self.what, device = spec["what"], spec["device"]
-        self.cuda = device == "cuda"
+        self.what, self.device = spec["what"], spec["device"]
         if self.what == "copy":
             # Read and written beforehand: untouched pages would all be the same one.
-            self.source, self.target = (torch.full((self.BYTES,), i, dtype=torch.uint8, device=device) for i in (1, 0))
+            self.source, self.target = (
+                torch.full((BYTES,), fill, dtype=torch.uint8, device=self.device) for fill in (1, 0)
+            )
             return
         dtype = DTYPES[spec["precision"]]
+        self._make(SIDES[self.what][0], dtype)
+        self.run()
+        self._make(largest_side(self.what, self.run() * flop(self.what, self.side) / 1e12), dtype)
+
+    def _make(self, side: int, dtype: torch.dtype) -> None:
+        """What is multiplied or convolved."""
+        self.side = side
         if self.what == "matmul":
-            self.operands = [torch.randn(self.MATRIX, self.MATRIX).to(dtype).to(device) for _ in range(2)]
-            self.work = 2 * self.MATRIX**3
-        else:
-            layer = torch.nn.Conv2d(self.CHANNELS, self.CHANNELS, 3, padding=1).to(dtype).to(device)
-            self.layer: Any = layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch lacks it
-            picture = torch.randn(2, self.CHANNELS, self.SIDE, self.SIDE).to(dtype).to(device)
-            self.operands = [picture.contiguous(memory_format=torch.channels_last)]
-            self.work = 2 * 2 * 9 * self.CHANNELS**2 * self.SIDE**2
+            self.operands = [torch.randn(side, side).to(dtype).to(self.device) for _ in range(2)]
+            return
+        layer: Any = torch.nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1).to(dtype).to(self.device)
+        self.layer = layer.to(memory_format=torch.channels_last)
+        picture = torch.randn(2, CHANNELS, side, side).to(dtype).to(self.device)
+        self.operands = [picture.contiguous(memory_format=torch.channels_last)]
 
     def prepare(self, size: Size) -> None:
         """It has one size."""
@@ -48,9 +70,9 @@ class Ceiling:
         started = time.perf_counter()
         with torch.inference_mode():
             self._compute()
-            if self.cuda:
+            if self.device == "cuda":
                 torch.cuda.synchronize()
-        work = 2 * self.BYTES / 1e9 if self.what == "copy" else self.work / 1e12
+        work = 2 * BYTES / 1e9 if self.what == "copy" else flop(self.what, self.side) / 1e12
         return (time.perf_counter() - started) / work
 
     def _compute(self) -> None:

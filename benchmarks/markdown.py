@@ -93,7 +93,10 @@ def _ceilings(data: Mapping[str, Any]) -> str:
         unit = "GB/s" if name.startswith("copy") else "TFLOP/s"
         limits = [found.get(name) for found in measured]
         rows.append((name, *("failed" if limit is None else f"{limit:.3g} {unit}" for limit in limits)))
-    lead = "Best of seven runs, with torch (oneDNN): 4096³ products, 3x3 convolutions of 512 channels, 1 GiB copies."
+    lead = (
+        "Best of seven runs, with torch (oneDNN): 4096³ products, 3x3 convolutions of 512 channels, 1 GiB copies; "
+        "smaller ones in a precision that is emulated, where a run would take minutes."
+    )
     return lead + "\n\n" + table(("", *(f"{when} all else" for when in data["ceilings"])), rows)
 
 

@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from kandinsky22 import schedulers
+from kandinsky22.bundle.manifest import ImageProcessor
 from kandinsky22.errors import CheckpointError, InputError, first_line
 from kandinsky22_export.architectures import validate
 
@@ -113,7 +114,7 @@ class Checkpoint:
     schedulers: dict[str, dict[str, Any]]
     tokenizer: Callable[[], transformers.CLIPTokenizer] | None
     zero_image: torch.Tensor | None = None
-    image_processor: dict[str, Any] | None = None
+    image_processor: ImageProcessor | None = None
     movqs: Mapping[str, Network] = field(default_factory=dict)
 
 
@@ -292,7 +293,7 @@ def _scheduler(role: str, repository: Repository) -> dict[str, Any]:
     return config
 
 
-def _image_processor(repository: Repository, encoder: Mapping[str, Any]) -> dict[str, Any]:
+def _image_processor(repository: Repository, encoder: Mapping[str, Any]) -> ImageProcessor:
     """How pictures are made ready for the image encoder: the manifest's record."""
     folder = repository.folder / repository.part("prior", "image_processor")
     found = _read_json(folder / "preprocessor_config.json")

@@ -124,7 +124,7 @@ def _report(manifest: Manifest, destination: Path, seconds: float, as_json: bool
         return
     for name, component in manifest.components.items():
         size = sum(manifest.files[file].bytes for file in component.files)
-        error = max(check["error"] for check in component.checks)
+        error = max(check.error for check in component.checks)
         print(
             f"{name:<23} {component.precision}  {component.parameters / 1e6:8.1f} M parameters"
             f"  {size / 1e6:8.1f} MB  largest difference from torch {error:.1e}"

@@ -20,7 +20,7 @@ import torch
 from tokenizers import Tokenizer
 
 from kandinsky22.bundle import bundle, checksums
-from kandinsky22.bundle.manifest import Component, FileRecord, Manifest
+from kandinsky22.bundle.manifest import Component, FileRecord, Geometry, Limits, Manifest, Text
 from kandinsky22.errors import CheckpointError, ExportError, InputError
 from kandinsky22.schedulers import schedule
 from kandinsky22_export import parallel
@@ -139,7 +139,7 @@ class Work:
     opening: Callable[[], Checkpoint]
     folder: Path
     precision: str
-    limits: dict[str, Any]
+    limits: Limits
 
     def component(self, name: str, note: Callable[[str], None]) -> tuple[Component, Constants]:
         """Export a component; with it come the constants that its network knows."""
@@ -194,9 +194,10 @@ def _exported(
     yield from parallel.run(tasks, jobs, note)
 
 
-def _graph(checkpoint: Checkpoint, component: str, limits: dict[str, Any], constants: Constants) -> Graph:
+def _graph(checkpoint: Checkpoint, component: str, limits: Limits, constants: Constants) -> Graph:
     """The graph of a component. Loading the prior and the image encoder also gives what belongs to `constants`."""
     network: Any = checkpoint.networks[NETWORKS[component]].load()
+    ranks = limits.ranks or 0  # where there is no decoder, nothing asks for them
     match component:
         case "text_encoder":
             return TextEncoder(network)
@@ -208,13 +209,13 @@ def _graph(checkpoint: Checkpoint, component: str, limits: dict[str, Any], const
             constants["clip_std"] = network.clip_std.numpy().copy()
             return PriorStep(network)
         case "decoder_step":
-            return DecoderStep(network, limits["ranks"])
+            return DecoderStep(network, ranks)
         case "hint_encoder":
             return HintEncoder(network)
         case "decoder_step_controlnet":
-            return ControlnetStep(network, limits["ranks"])
+            return ControlnetStep(network, ranks)
         case "decoder_step_inpaint":
-            return InpaintStep(network, limits["ranks"])
+            return InpaintStep(network, ranks)
         case "movq_encoder":
             return MovqEncoder(network)
         case _:
@@ -237,22 +238,18 @@ def _embed_zeros(encoder: Any) -> Constants:
     return {"zero_image_embeds": encoder(torch.zeros(1, 3, size, size)).image_embeds.numpy()}
 
 
-def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> Text | None:
     """Write tokenizer.json without padding and truncation, which the runtime sets; the manifest's `text`.
 
     Raises CheckpointError where the file would give other ids than the checkpoint's tokenizer.
     """
     if checkpoint.tokenizer is None:
-        return {}
+        return None
     tokenizer = checkpoint.tokenizer()
-    text = {
-        "max_length": tokenizer.model_max_length,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    length = checkpoint.networks["prior"].config.get("num_embeddings", 77)
-    if text["max_length"] != length or text["pad_token_id"] is None:
+    length, padding = checkpoint.networks["prior"].config.get("num_embeddings", 77), tokenizer.pad_token_id
+    if tokenizer.model_max_length != length or padding is None:
         raise CheckpointError(
-            f"The tokenizer's model_max_length is {text['max_length']} and its padding {text['pad_token_id']};"
+            f"The tokenizer's model_max_length is {tokenizer.model_max_length} and its padding {padding};"
             f" the prior needs {length} and a padding token."
         )
     plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -260,7 +257,7 @@ def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
     plain.no_truncation()
     plain.save(str(folder / bundle.TOKENIZER))
     plain.enable_truncation(length)
-    plain.enable_padding(length=length, pad_id=text["pad_token_id"])
+    plain.enable_padding(length=length, pad_id=padding)
     for probe in PROBES:
         wanted = tokenizer(probe, padding="max_length", max_length=length, truncation=True)
         found = plain.encode(probe)
@@ -268,13 +265,12 @@ def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"The tokenizer could not be converted: {probe!r} gives other ids than in transformers."
             )
-    return text
+    return Text(length, padding)
 
 
-def _geometry(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the runtime asks about shapes; None where the checkpoint has no such part."""
-    names = ("latent_channels", "downscale", "embedding_dim", "learned_variance", "default_size", "image_size")
-    geometry: dict[str, Any] = dict.fromkeys(names)
+def _geometry(checkpoint: Checkpoint) -> Geometry:
+    """What the runtime asks about shapes."""
+    geometry: dict[str, Any] = {}
     networks = checkpoint.networks
     if "prior" in networks:
         geometry["embedding_dim"] = networks["prior"].config["embedding_dim"]
@@ -289,7 +285,7 @@ def _geometry(checkpoint: Checkpoint) -> dict[str, Any]:
         geometry["embedding_dim"] = unet["encoder_hid_dim"]
         geometry["learned_variance"] = unet["out_channels"] == 2 * geometry["latent_channels"]
         geometry["default_size"] = _trained_size(unet.get("sample_size"), geometry["downscale"])
-    return geometry
+    return Geometry(**geometry)
 
 
 def _trained_size(latents: Any, downscale: int) -> int:
@@ -297,16 +293,16 @@ def _trained_size(latents: Any, downscale: int) -> int:
     return latents * downscale if isinstance(latents, int) else 512
 
 
-def _limits(checkpoint: Checkpoint, max_size: int) -> dict[str, Any]:
+def _limits(checkpoint: Checkpoint, max_size: int) -> Limits:
     """`max_size`, and how many of the largest |x0| its dynamic thresholding needs (None without a decoder)."""
     geometry = _geometry(checkpoint)
-    if geometry["downscale"] is None:
-        return {"max_size": max_size, "ranks": None}
-    side = math.ceil(max_size / geometry["downscale"] ** 2) * geometry["downscale"]
-    values = geometry["latent_channels"] * side**2
+    if geometry.downscale is None or geometry.latent_channels is None:
+        return Limits(max_size)
+    side = math.ceil(max_size / geometry.downscale**2) * geometry.downscale
+    values = geometry.latent_channels * side**2
     samplers = [checkpoint.schedulers[role] for role in validate.UNETS if role in checkpoint.schedulers]
     ratio = min(sampler.get("dynamic_thresholding_ratio", 0.995) for sampler in samplers)
-    return {"max_size": max_size, "ranks": schedule.ranks_needed(ratio, values)}
+    return Limits(max_size, schedule.ranks_needed(ratio, values))
 
 
 def _versions() -> dict[str, str]:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kandinsky22.bundle.manifest import Component, Manifest
+from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.bundle.manifest import Component, GraphCheck, Manifest
 from kandinsky22_export import write_bundle
 from kandinsky22_export.graphs.base import Graph
 from tests import tiny
@@ -40,7 +41,7 @@ def shapes_parts(shapes_checkpoint: Path) -> tiny.Parts:
 
 @pytest.fixture(scope="session")
 def shapes_manifest(shapes_bundle: Path) -> Manifest:
-    return Manifest.from_json((shapes_bundle / "manifest.json").read_text())
+    return Bundle(shapes_bundle).manifest
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def no_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
         files = (f"{graph.name}.onnx", f"{graph.name}.onnx.data")
         for file in files:
             (folder / file).write_bytes(np.random.default_rng(0).bytes(100))
-        check = {"sizes": {"B": 1}, "error": 0.0, "bound": 1.0}
+        check = GraphCheck({"B": 1}, error=0.0, bound=1.0)
         return Component(
             role=graph.role,
             files=tuple(f"onnx/{f}" for f in files),

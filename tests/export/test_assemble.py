@@ -26,7 +26,7 @@ from transformers import CLIPTokenizer
 
 from kandinsky22 import schedulers
 from kandinsky22.bundle.bundle import Bundle
-from kandinsky22.bundle.manifest import Component, Manifest
+from kandinsky22.bundle.manifest import Component, Geometry, ImageProcessor, Limits, Manifest, Text
 from kandinsky22.errors import CheckpointError, ExportError, InputError, KandinskyError
 from kandinsky22.schedulers import schedule
 from kandinsky22_export import export, write_bundle
@@ -189,10 +189,11 @@ def test_text_becomes_what_diffusers_makes_of_it(shapes_bundle: Path, shapes_par
     embeds, hidden, mask = shapes_parts.prior_pipeline()._encode_prompt(PROMPTS, "cpu", 1, False)
     text = Bundle(shapes_bundle).manifest.text
     tokenizer = Tokenizer.from_file(str(shapes_bundle / "tokenizer.json"))
+    assert text is not None
     assert tokenizer.padding is None
     assert tokenizer.truncation is None
-    tokenizer.enable_truncation(text["max_length"])
-    tokenizer.enable_padding(length=text["max_length"], pad_id=text["pad_token_id"])
+    tokenizer.enable_truncation(text.max_length)
+    tokenizer.enable_padding(length=text.max_length, pad_id=text.pad_token_id)
     encoded = tokenizer.encode_batch(PROMPTS)
     result = run(shapes_bundle, "text_encoder", input_ids=torch.tensor([e.ids for e in encoded]))
     assert torch.equal(torch.tensor([e.attention_mask for e in encoded]).bool(), mask)
@@ -217,26 +218,23 @@ def test_the_manifest(shapes_bundle: Path, shapes_manifest: Manifest, shapes_par
     assert shapes_manifest.schedulers.keys() == {"prior", "decoder", "controlnet", "inpaint"}
     assert shapes_manifest.schedulers["decoder"]["_class_name"] == "DDPMScheduler"
     assert shapes_manifest.schedulers["prior"]["_class_name"] == "UnCLIPScheduler"
-    assert shapes_manifest.text == {
-        "max_length": 77,
-        "pad_token_id": shapes_parts.tokenizer.pad_token_id,
-    }
-    assert shapes_manifest.geometry == {
-        "latent_channels": 4,
-        "downscale": 8,
-        "embedding_dim": EMBEDDING,
-        "learned_variance": True,
-        "default_size": 128,
-        "image_size": 64,
-    }
-    assert shapes_manifest.image_processor == {
-        "size": 64,
-        "crop": 64,
-        "mean": [0.48145466, 0.4578275, 0.40821073],
-        "std": [0.26862954, 0.26130258, 0.27577711],
-        "resample": "bicubic",
-    }
-    assert shapes_manifest.limits == {"max_size": 2048, "ranks": 1312}
+    assert shapes_manifest.text == Text(max_length=77, pad_token_id=shapes_parts.tokenizer.pad_token_id)
+    assert shapes_manifest.geometry == Geometry(
+        embedding_dim=EMBEDDING,
+        latent_channels=4,
+        downscale=8,
+        learned_variance=True,
+        default_size=128,
+        image_size=64,
+    )
+    assert shapes_manifest.image_processor == ImageProcessor(
+        size=64,
+        crop=64,
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+        resample="bicubic",
+    )
+    assert shapes_manifest.limits == Limits(max_size=2048, ranks=1312)
     assert shapes_manifest.source["versions"]["torch"] == torch.__version__
     assert shapes_manifest.components["prior_step"].parameters == shapes_parts.prior.num_parameters()
     counts = [shapes_manifest.components[name].parameters for name in ("hint_encoder", "decoder_step_controlnet")]
@@ -245,7 +243,7 @@ def test_the_manifest(shapes_bundle: Path, shapes_manifest: Manifest, shapes_par
     assert sum(counts) == unet.num_parameters()
     for component in shapes_manifest.components.values():
         assert len(component.checks) == 2 * (1 + len(component.variants))
-        assert all(0 < check["error"] <= check["bound"] == 1e-4 for check in component.checks)
+        assert all(0 < check.error <= check.bound == 1e-4 for check in component.checks)
         session = onnxruntime.InferenceSession(shapes_bundle / component.files[0])
         for specs, found in ((component.inputs, session.get_inputs()), (component.outputs, session.get_outputs())):
             assert [(spec.name, list(spec.shape)) for spec in specs] == [(value.name, value.shape) for value in found]
@@ -262,7 +260,7 @@ def test_half_precision(tmp_path: Path, tiny_checkpoint: Path) -> None:
     assert len(manifest.components) == 2
     for component in manifest.components.values():
         assert component.precision == "fp16"
-        assert all(1e-5 < check["error"] <= check["bound"] for check in component.checks)
+        assert all(1e-5 < check.error <= check.bound for check in component.checks)
         weights = manifest.files[component.files[1]].bytes
         # The smallest tensors are in the graph's own file.
         assert 1.9 * component.parameters <= weights < 2.5 * component.parameters
@@ -277,9 +275,9 @@ class TestWhole:
         (tmp_path / "decoder" / "README.md").unlink()
         manifest = export(str(tmp_path / "decoder"), tmp_path / "out")
         assert list(manifest.components) == ["decoder_step", "movq_encoder", "movq_decoder"]
-        assert manifest.text == {}
+        assert manifest.text is None
         assert manifest.image_processor is None
-        assert manifest.geometry["embedding_dim"] == tiny.EMBEDDING
+        assert manifest.geometry.embedding_dim == tiny.EMBEDDING
         assert {"tokenizer.json", "constants.npz"}.isdisjoint(files(tmp_path / "out"))
 
     @pytest.mark.parametrize(
@@ -293,9 +291,9 @@ class TestWhole:
         prior = ["text_encoder", "image_encoder", "prior_step"]
         assert list(manifest.components) == [*prior, *steps, "movq_encoder", "movq_decoder"]
         assert manifest.schedulers.keys() == manifest.source.keys() - {"versions"} == {role, "prior"}
-        assert manifest.geometry["latent_channels"] == 4
-        assert manifest.geometry["learned_variance"] is True
-        assert manifest.limits["ranks"] == 1312
+        assert manifest.geometry.latent_channels == 4
+        assert manifest.geometry.learned_variance is True
+        assert manifest.limits.ranks == 1312
         Bundle(tmp_path / "out")
 
     def test_the_decoder_with_the_lowest_quantile_fixes_the_ranks(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -303,7 +301,7 @@ class TestWhole:
         config = tmp_path / "inpaint" / "scheduler" / "scheduler_config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"dynamic_thresholding_ratio": 0.9}))
         manifest = export(str(tiny_checkpoint / "decoder"), tmp_path / "out", inpaint=str(tmp_path / "inpaint"))
-        assert manifest.limits["ranks"] == schedule.ranks_needed(0.9, 4 * 256**2) > 1312
+        assert manifest.limits.ranks == schedule.ranks_needed(0.9, 4 * 256**2) > 1312
 
     def test_a_decoder_with_another_movq_is_refused(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
         with altered_movq(tiny_checkpoint / "inpaint", tmp_path / "inpaint") as weights:
@@ -321,15 +319,8 @@ class TestWhole:
     def test_a_prior_alone(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
         manifest = export(str(tiny_checkpoint / "prior"), tmp_path / "out")
         assert list(manifest.components) == ["text_encoder", "image_encoder", "prior_step"]
-        assert manifest.geometry == {
-            "latent_channels": None,
-            "downscale": None,
-            "embedding_dim": tiny.EMBEDDING,
-            "learned_variance": None,
-            "default_size": None,
-            "image_size": 32,
-        }
-        assert manifest.limits["ranks"] is None
+        assert manifest.geometry == Geometry(embedding_dim=tiny.EMBEDDING, image_size=32)
+        assert manifest.limits.ranks is None
         assert {"tokenizer.json", "constants.npz"} < set(files(tmp_path / "out"))
 
     def test_hashes_are_those_of_the_files(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -347,7 +338,7 @@ class TestWhole:
         self, tmp_path: Path, tiny_checkpoint: Path, size: int, ranks: int
     ) -> None:
         manifest = export(str(tiny_checkpoint / "decoder"), tmp_path / "out", max_size=size)
-        assert manifest.limits == {"max_size": size, "ranks": ranks}
+        assert manifest.limits == Limits(size, ranks)
 
     def test_old_tokenizer_files_give_the_same_ids(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
         """Published repositories ship vocab.json and merges.txt, and no tokenizer.json."""

@@ -71,7 +71,7 @@ def test_text_to_image_alone_has_the_same_weights_as_with_the_other_tasks() -> N
     assert together.schedulers.keys() == {"decoder", "controlnet", "inpaint", "prior"}
     assert alone.image_processor is None
     assert together.image_processor is not None
-    assert (together.image_processor["size"], together.image_processor["crop"]) == (224, 224)
+    assert (together.image_processor.size, together.image_processor.crop) == (224, 224)
     movqs = [checkpoint.networks["movq"].load().state_dict() for checkpoint in (alone, together)]
     assert all(torch.equal(value, movqs[1][key]) for key, value in movqs[0].items())
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kandinsky22.bundle.manifest import TensorSpec
+from kandinsky22.bundle.manifest import Role, TensorSpec
 from kandinsky22.errors import ExportError
 from kandinsky22_export.graphs.base import Graph
 from kandinsky22_export.tracing import export_graph
@@ -23,6 +23,7 @@ class Small(Graph):
     """x (B, n, 8) -> two linear maps of it."""
 
     name = "small"
+    role = Role.PRIOR
 
     def __init__(self) -> None:
         super().__init__(
@@ -56,10 +57,10 @@ def test_a_graph_passes_and_says_how_far_it_is_from_torch(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.onnx", "small.onnx.data"]
     assert component.files == ("onnx/small.onnx", "onnx/small.onnx.data")
     assert (component.parameters, component.precision) == (8 * 64 + 64 + 64 * 3 + 3, precision)
-    assert [check["sizes"] for check in component.checks] == list(small().checks)
+    assert [check.sizes for check in component.checks] == list(small().checks)
     for check in component.checks:
-        assert low <= check["error"] <= high
-        assert check["bound"] == export_graph.BOUNDS[precision]
+        assert low <= check.error <= high
+        assert check.bound == export_graph.BOUNDS[precision]
     assert notes == ["loading", "computing references", "tracing", "comparing with torch"]
 
 
@@ -81,6 +82,7 @@ class Halved(Graph):
     """x (B, 2n, 3) -> y (B, n, 5) by a convolution: a shape that the tracer cannot know to be n."""
 
     name = "halved"
+    role = Role.PRIOR
 
     def __init__(self, length: str = "n") -> None:
         super().__init__(

@@ -9,6 +9,7 @@ import pytest
 from kandinsky22 import backends
 from kandinsky22.backends.tensorrt.profile import Profile
 from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.cli.verify import table
 from kandinsky22.measure import inputs, verify
 
 PICTURES = ("image_encoder", "hint_encoder", "decoder_step_controlnet", "decoder_step_inpaint", "movq_encoder")
@@ -25,7 +26,7 @@ def test_openvino_computes_what_onnxruntime_does(shapes_bundle: Path) -> None:
         places=("min", "max"),
     )
     assert {check.component for check in checks} == set(PICTURES)
-    assert all(check.good for check in checks), verify.table(checks)
+    assert all(check.good for check in checks), table(checks)
     shapes = {(check.component, check.place): check.shapes for check in checks}
     assert shapes["movq_encoder", "min"] == {"image": (1, 64, 64, 3)}
     assert shapes["hint_encoder", "max"] == {"hint": (2, 128, 128, 3)}

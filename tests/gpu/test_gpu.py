@@ -17,6 +17,7 @@ from kandinsky22.backends.cuda.runtime import Cuda
 from kandinsky22.backends.tensorrt import choice, library
 from kandinsky22.backends.tensorrt.profile import Profile
 from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.cli.verify import table
 from kandinsky22.components import Key
 from kandinsky22.measure import verify
 
@@ -60,7 +61,7 @@ def test_the_same_picture_as_on_the_cpu(gpu_pipe: Pipeline, cpu_pipe: Pipeline, 
 def test_verification_passes(gpu_backend: tuple[str, Bundle]) -> None:
     name, bundle = gpu_backend
     checks = verify.verify(bundle, backends.get(name, bundle), profile=Profile(64, 128, 256, 2))
-    assert all(check.good for check in checks), verify.table(checks)
+    assert all(check.good for check in checks), table(checks)
 
 
 def test_shapes_that_come_back_give_the_same_picture(gpu_pipe: Pipeline) -> None:

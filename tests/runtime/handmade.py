@@ -14,7 +14,17 @@ from onnx import TensorProto
 from kandinsky22.arrays import Array
 from kandinsky22.bundle.bundle import CONSTANTS, MANIFEST, TOKENIZER
 from kandinsky22.bundle.checksums import sha256
-from kandinsky22.bundle.manifest import Component, FileRecord, Manifest, Role, TensorSpec
+from kandinsky22.bundle.manifest import (
+    Component,
+    FileRecord,
+    Geometry,
+    ImageProcessor,
+    Limits,
+    Manifest,
+    Role,
+    TensorSpec,
+    Text,
+)
 
 TYPES = {TensorProto.FLOAT: "float32", TensorProto.INT64: "int64", TensorProto.BOOL: "bool"}
 STATE = {"latents": "latents_next", "x0_before": "x0"}
@@ -248,17 +258,17 @@ def write_bundle(folder: Path, graphs: Mapping[str, str] = GRAPHS) -> Path:
         components=components,
         files={file: FileRecord((folder / file).stat().st_size, sha256(folder / file)) for file in files},
         schedulers=SCHEDULERS | dict.fromkeys(("controlnet", "inpaint"), SCHEDULERS["decoder"]),
-        text={"max_length": 8, "pad_token_id": 0},
-        geometry={
-            "latent_channels": 4,
-            "downscale": 8,
-            "embedding_dim": 6,
-            "learned_variance": False,
-            "default_size": 128,
-            "image_size": 32,
-        },
-        image_processor={"size": 32, "crop": 32, "mean": [0.5] * 3, "std": [0.25] * 3, "resample": "bicubic"},
-        limits={"max_size": 512, "ranks": 200},
+        text=Text(max_length=8, pad_token_id=0),
+        geometry=Geometry(
+            embedding_dim=6,
+            latent_channels=4,
+            downscale=8,
+            learned_variance=False,
+            default_size=128,
+            image_size=32,
+        ),
+        image_processor=ImageProcessor(32, 32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), resample="bicubic"),
+        limits=Limits(max_size=512, ranks=200),
     )
     (folder / MANIFEST).write_text(manifest.to_json())
     return folder

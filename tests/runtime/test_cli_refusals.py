@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 
 from kandinsky22 import Pipeline
+from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.cli import doctor
 from kandinsky22.components import Run
 from kandinsky22.images import writing
@@ -56,7 +57,9 @@ def refused(cli: Cli, folder: Path, *arguments: object) -> str:
         (("a", "--size", "0x64"), "width is 0; expected a whole number from 1 to"),
         (("a", "--size", "64x100000"), "height is 100000; expected a whole number from 1 to"),
         (("a", "--size", "big"), "--size: 'big' is no size; expected width and height"),
-        (("a", "--height", "0"), "height is 0"),
+        (("a", "--size", "9" * 5000 + "x64"), "--size: '9999"),
+        (("a", "--size", "64x64x64"), "--size: '64x64x64' is no size"),
+        (("a", "--height", "0"), "--height is 0"),
         (("a", "--width", "-64"), "width is -64"),
         (("a", "--width", "wide"), "--width: invalid int value: 'wide'"),
         (("a", "--size", "64x64", "--width", "64"), "leave --width and --height out"),
@@ -81,7 +84,7 @@ def refused(cli: Cli, folder: Path, *arguments: object) -> str:
         (("a", "b", "-o", "a.png"), "one file for several of the 2 pictures"),
         (("a", "a", "-o", "{prompt}.png"), "one file for several of the 2 pictures"),
         (("a", "-o", "{number}.png"), "expected {prompt}, {seed} or {index}"),
-        (("a", "--verbose"), "unrecognized arguments: --verbose"),
+        (("a", "--loud"), "unrecognized arguments: --loud"),
         (("a" * 70_000, "--format", "jpeg"), "too long to be stored"),
     ],
 )
@@ -116,11 +119,12 @@ def test_what_is_no_bundle_is_refused(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_bundle_without_a_component_says_which_before_the_work(
-    cli: Cli, bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, shapes_bundle: Path, bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(Run, "use")
     whole = json.loads((bundle_copy / "manifest.json").read_text())
-    for component in doctor.TASKS["text to image"]:
+    for role in doctor.TASKS["text to image"]:
+        component = Bundle(shapes_bundle).manifest.name_of(role)
         manifest = whole | {"components": whole["components"] | {}}
         del manifest["components"][component]
         if component == "decoder_step":  # as a checkpoint without a decoder is exported
@@ -128,7 +132,7 @@ def test_a_bundle_without_a_component_says_which_before_the_work(
         (bundle_copy / "manifest.json").unlink()
         (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
         reason = refused(cli, tmp_path, bundle_copy, "a", *QUICK, "-o", tmp_path / "out")
-        assert f"has no component '{component}'" in reason
+        assert f"has no component for the role '{role}'" in reason
 
 
 def test_altered_or_truncated_weights_are_refused(cli: Cli, bundle_copy: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 from transformers import CLIPImageProcessor
 
+from kandinsky22.bundle.manifest import ImageProcessor
 from kandinsky22.conditioning import image_encoder
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -16,7 +17,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 @pytest.mark.parametrize(("shortest", "crop"), [(64, 64), (72, 64), (37, 37)])
 def test_pixel_values_are_those_of_transformers(size: tuple[int, int], shortest: int, crop: int) -> None:
     picture = PIL.Image.fromarray(np.random.default_rng(size[0]).integers(0, 256, (*size, 3), dtype=np.uint8))
-    record = {"size": shortest, "crop": crop, "mean": MEAN, "std": STD, "resample": "bicubic"}
+    record = ImageProcessor(shortest, crop, MEAN, STD, "bicubic")
     processor = CLIPImageProcessor(size={"shortest_edge": shortest}, crop_size=crop)
     (expected,) = processor(picture, return_tensors="np").pixel_values
     ours = image_encoder.pixel_values(picture, record)

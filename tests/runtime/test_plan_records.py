@@ -117,8 +117,8 @@ def test_the_default_profile_takes_pictures_of_the_default_size(
     manifest = bundle.manifest
     bundle.manifest = dataclasses.replace(
         manifest,
-        geometry={**manifest.geometry, "default_size": trained},
-        limits={**manifest.limits, "max_size": largest},
+        geometry=dataclasses.replace(manifest.geometry, default_size=trained),
+        limits=dataclasses.replace(manifest.limits, max_size=largest),
     )
     assert default_profile(bundle) == profile
 

@@ -5,6 +5,7 @@ TensorRT has no part here: `build_plan` is replaced, and the plans are a few byt
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import signal
@@ -27,6 +28,7 @@ from kandinsky22.backends.tensorrt.builder import Options
 from kandinsky22.backends.tensorrt.profile import Profile, default_profile
 from kandinsky22.backends.tensorrt.records import PlanRecord, Report
 from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.bundle.manifest import Geometry
 from tests.runtime.plan_bundles import (
     GPU,
     all_models,
@@ -480,7 +482,7 @@ def test_importing_plans_imports_nothing_heavy() -> None:
 
 def test_a_bundle_without_a_decoder_has_plans_too(tmp_path: Path, compiled: list[str]) -> None:
     bundle = write_bundle(tmp_path, {"text_encoder": text_encoder()})
-    bundle.manifest.geometry.update(dict.fromkeys(("latent_channels", "downscale", "default_size")))
+    bundle.manifest = dataclasses.replace(bundle.manifest, geometry=Geometry(embedding_dim=6))
     plans.build(bundle, RTX, default_profile(bundle), progress=False)
     assert choice.choose_plan(bundle, "text_encoder", RTX, GPU, {"input_ids": (2, 7)}).rows == 2
 

@@ -19,8 +19,9 @@ from kandinsky22.backends.onnxruntime import CPU
 from kandinsky22.backends.tensorrt.profile import Profile
 from kandinsky22.bundle.bundle import MANIFEST, Bundle
 from kandinsky22.bundle.checksums import sha256
-from kandinsky22.bundle.manifest import FileRecord, Manifest
+from kandinsky22.bundle.manifest import FileRecord
 from kandinsky22.cli import main
+from kandinsky22.cli.verify import table
 from kandinsky22.measure import inputs, verify
 
 SMALL = Profile(64, 128, 256, 2)
@@ -33,7 +34,7 @@ def altered(bundle: Bundle, folder: Path, name: str, alter: Callable[[Any], None
     model = onnx.load(folder / file)
     alter(model.graph)
     onnx.save(model, folder / file)
-    manifest = Manifest.from_json((folder / MANIFEST).read_text())
+    manifest = bundle.manifest
     record = FileRecord((folder / file).stat().st_size, sha256(folder / file))
     manifest = dataclasses.replace(manifest, files={**manifest.files, file: record})
     (folder / MANIFEST).write_text(manifest.to_json())
@@ -66,8 +67,8 @@ def test_openvino_computes_what_onnxruntime_does(handmade_bundle: Bundle) -> Non
     assert {check.precision for check in checks} == {"fp32"}
     shapes = {check.place: check.shapes["latents"] for check in checks if check.component == "decoder_step"}
     assert shapes == {"min": (1, 4, 8, 8), "opt": (1, 4, 16, 16), "max": (2, 4, 32, 32)}
-    assert "decoder_step" in verify.table(checks)
-    assert "WRONG" not in verify.table(checks)
+    assert "decoder_step" in table(checks)
+    assert "WRONG" not in table(checks)
 
 
 def scale(graph: Any) -> None:
@@ -92,7 +93,7 @@ def test_a_graph_that_is_a_little_wrong_is_caught(
     assert {check.component for check in checks} == set(handmade_bundle.manifest.components)
     assert {check.component for check in checks if not check.good} == {name}
     assert all(check.good for check in checks if check.component != name)
-    assert "WRONG" in verify.table(checks)
+    assert "WRONG" in table(checks)
 
 
 def test_errors_are_relative_and_of_the_worst_picture() -> None:

@@ -11,6 +11,7 @@ import diffusers
 import torch
 from torch import nn
 
+from kandinsky22.bundle.manifest import ImageProcessor
 from kandinsky22.errors import CheckpointError
 from kandinsky22_export.graphs.encoders import HINT_DOWNSCALE
 
@@ -142,7 +143,7 @@ def require_same_weights(found: nn.Module, other: str, others: nn.Module) -> Non
             )
 
 
-def image_processor(name: str, found: Config, side: int) -> dict[str, Any]:
+def image_processor(name: str, found: Config, side: int) -> ImageProcessor:
     """The manifest's record of a CLIPImageProcessor's config, for an image encoder that sees `side` pixels squared.
 
     Raises CheckpointError where it asks for something else than resizing, cropping and normalising as CLIP does.
@@ -162,5 +163,16 @@ def image_processor(name: str, found: Config, side: int) -> dict[str, Any]:
             raise CheckpointError(
                 f"The image processor of {name} has {key} {config[key]}; {CLIP_PROCESSOR[key]} is needed."
             )
-    mean, std = list(config["image_mean"]), list(config["image_std"])
-    return {"size": size, "crop": side, "mean": mean, "std": std, "resample": "bicubic"}
+    mean, std = (_channels(name, key, config[key]) for key in ("image_mean", "image_std"))
+    if min(std) <= 0:
+        raise CheckpointError(f"The image processor of {name} has image_std {list(std)}; numbers above 0 are needed.")
+    return ImageProcessor(size, side, mean, std, "bicubic")
+
+
+def _channels(name: str, key: str, found: Any) -> tuple[float, float, float]:
+    """One number a channel of an image processor's config."""
+    numbers = isinstance(found, list | tuple) and all(isinstance(each, int | float) for each in found)
+    if not numbers or len(found) != 3 or not all(map(math.isfinite, found)):
+        raise CheckpointError(f"The image processor of {name} has {key} {found}; three numbers are needed.")
+    red, green, blue = map(float, found)
+    return red, green, blue

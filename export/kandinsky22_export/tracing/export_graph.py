@@ -18,7 +18,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from kandinsky22.bundle.manifest import Component, TensorSpec
+from kandinsky22.bundle.manifest import Component, GraphCheck, TensorSpec
 from kandinsky22.errors import ExportError
 from kandinsky22_export.graphs.base import Feeds, Graph, Sizes
 from kandinsky22_export.tracing import translations
@@ -171,7 +171,7 @@ def _rename_dimensions(graph: Any, inputs: tuple[TensorSpec, ...], outputs: tupl
 
 def _check(
     name: str, path: Path, outputs: tuple[TensorSpec, ...], cases: list[Case], bound: float
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[GraphCheck]:
     """Run `cases` through the file and yield the manifest's record of each. Raises ExportError on an excess."""
     session = _session(path)
     for case in cases:
@@ -186,7 +186,7 @@ def _check(
                     f"The graph of {name} differs from torch: {output} at {_sizes(case.sizes)} is off by {error:.1e}"
                     f" of its largest value, where {bound:.0e} is allowed; nothing was kept."
                 )
-        yield {"sizes": dict(case.sizes), "error": max(errors.values()), "bound": bound}
+        yield GraphCheck(dict(case.sizes), max(errors.values()), bound)
 
 
 def relative_error(result: NDArray[Any], expected: NDArray[Any]) -> float:

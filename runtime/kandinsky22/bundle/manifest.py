@@ -1,29 +1,23 @@
 """The manifest: what a bundle says about itself. docs/bundle.md describes the format.
 
-The exporter writes manifests with the same classes that read them here.
+The exporter writes manifests with the same classes that `kandinsky22.bundle.reading` reads them into. The annotations
+here are the schema (`kandinsky22.schema`).
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import enum
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from kandinsky22.errors import BundleError
+from kandinsky22.schema import NOT_EMPTY, Rule, between, matching, one_of
 
 FORMAT_VERSION = 2
-STEP_SCHEDULERS = {
-    "prior_step": "prior",
-    "decoder_step": "decoder",
-    "decoder_step_controlnet": "controlnet",
-    "decoder_step_inpaint": "inpaint",
-}
-"""Whose scheduler of the manifest's `schedulers` each step component is run by."""
 
 
 class Role(enum.StrEnum):
@@ -42,6 +36,26 @@ class Role(enum.StrEnum):
 
 DECODERS = frozenset({Role.DECODER, Role.CONTROLNET_DECODER, Role.INPAINT_DECODER})
 """The roles of components that turn image embeddings into latents, a step at a time."""
+STEP_ROLES = DECODERS | {Role.PRIOR}
+"""The roles of step graphs: those that are repeated, with a scheduler."""
+LATENT_ROLES = frozenset({Role.HINT_ENCODER, Role.MOVQ_ENCODER, Role.MOVQ_DECODER})
+"""The roles of components between pixels and latents."""
+
+Name = Annotated[str, NOT_EMPTY, Rule("a text that can be printed", str.isprintable)]
+Count = Annotated[int, between(1, 2**31 - 1)]
+"""Sizes, channels, and what else there is one of or more."""
+ComponentName = Annotated[str, matching("[A-Za-z0-9_]+", "the name of a component: letters, digits and underscores")]
+FileName = Annotated[
+    str,
+    matching(
+        r"(?!(.*/)?\.+(/|$))[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*",
+        'the name of a file in the bundle, such as "onnx/movq_decoder.onnx"',
+    ),
+]
+"""A path with slashes from the bundle's folder, which does not lead out of it on any system."""
+PositiveFloat = Annotated[float, Rule("a number above 0", lambda value: value > 0)]
+Precision = Annotated[str, one_of("fp32", "fp16")]
+Dimension = Count | Annotated[str, matching(r"\w+( ?\* ?\w+)*", 'a dimension such as "h" or "8*h"')]
 
 ATTENTION_IN_PARTS = "attention_in_parts"
 """The variant of a graph for backends without a kernel that attends with wide heads and writes no scores out."""
@@ -54,9 +68,9 @@ class TensorSpec:
     A symbolic dimension is a name, or a product such as "8*h".
     """
 
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
+    name: Name
+    dtype: Annotated[str, one_of("float32", "int64", "bool")]
+    shape: tuple[Dimension, ...]
 
     def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape in numbers, where `sizes` has those of the names. Raises BundleError for a name that it lacks."""
@@ -70,6 +84,15 @@ class TensorSpec:
                 f"export the bundle again with this version."
             )
         return math.prod(int(factor) if factor.isdecimal() else sizes[factor] for factor in factors)
+
+
+@dataclass(frozen=True)
+class GraphCheck:
+    """One comparison of a graph with torch at its export: the largest relative error, and what was allowed."""
+
+    sizes: dict[str, Count]
+    error: Annotated[float, between(0)]
+    bound: Annotated[float, between(0)]
 
 
 @dataclass(frozen=True)
@@ -88,61 +111,107 @@ class Component:
     """
 
     role: Role = field(kw_only=True)
-    files: tuple[str, ...]
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    precision: str
-    parameters: int
+    files: Annotated[tuple[FileName, ...], NOT_EMPTY]
+    inputs: Annotated[tuple[TensorSpec, ...], NOT_EMPTY]
+    outputs: Annotated[tuple[TensorSpec, ...], NOT_EMPTY]
+    precision: Precision
+    parameters: Annotated[int, between(0)]
     scheduler: str | None = None
     state: dict[str, str] = field(default_factory=dict)
     per_step: tuple[str, ...] = ()
     shares_weights_with: str | None = None
-    checks: tuple[dict[str, Any], ...] = ()
-    variants: dict[str, str] = field(default_factory=dict)
+    checks: tuple[GraphCheck, ...] = ()
+    variants: dict[Name, FileName] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class FileRecord:
     """Size in bytes and SHA-256 (hexadecimal) of a file of the bundle."""
 
-    bytes: int
-    sha256: str
+    bytes: Annotated[int, between(0)]
+    sha256: Annotated[str, matching("[0-9a-f]{64}", "a SHA-256 in hexadecimal")]
+
+
+class _Mapped:
+    """Fields read by key."""
+
+    def __getitem__(self, key: str) -> Any:
+        return getattr(self, key)
+
+
+@dataclass(frozen=True)
+class Text(_Mapped):
+    """How a prompt becomes ids: how many there are, and the one that fills them up."""
+
+    max_length: Count
+    pad_token_id: Annotated[int, between(0, 2**31 - 1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry(_Mapped):
+    """Sizes that the runtime asks about. None where the checkpoint has no such part.
+
+    `latent_channels` and `downscale` (pixels a latent, a side) are MoVQ's; `learned_variance` and `default_size`
+    (pixels a side that it was trained at) the decoder's; `image_size` is pixels a side that the image encoder sees.
+    """
+
+    latent_channels: Count | None = None
+    downscale: Count | None = None
+    embedding_dim: Count
+    learned_variance: bool | None = None
+    default_size: Count | None = None
+    image_size: Count | None = None
+
+
+@dataclass(frozen=True)
+class Limits(_Mapped):
+    """What the graphs were exported for: pixels a side, and among how many of the largest |x0| quantiles are found."""
+
+    max_size: Count
+    ranks: Count | None = None
+
+
+@dataclass(frozen=True)
+class ImageProcessor(_Mapped):
+    """How pictures are made ready for the image encoder, see docs/bundle.md."""
+
+    size: Count
+    crop: Count
+    mean: tuple[float, float, float]
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    resample: Annotated[str, one_of("bicubic")]
 
 
 @dataclass(frozen=True)
 class Manifest:
     """Everything that a bundle says about itself.
 
-    `source` names checkpoints, revisions and versions. `schedulers` holds diffusers' configs (with `_class_name`) of
-    `prior`, `decoder`, `controlnet` and `inpaint`, as far as they are there. `text` has `max_length` and
-    `pad_token_id`. `geometry` has `latent_channels`, `downscale`, `embedding_dim`, `learned_variance`, `default_size`
-    (pixels a side that the UNet was trained at) and, in bundles that know of it, `image_size` (pixels a side that the
-    image encoder sees). `limits` has `max_size` (pixels a side) and `ranks`. `image_processor` says how pictures are
-    made ready for the image encoder, see docs/bundle.md; None without one.
+    `source` names checkpoints, revisions and versions. `schedulers` holds diffusers' configs (with `_class_name`), by
+    the names that components give. `text` is None without a prior, `image_processor` without an image encoder.
     """
 
-    name: str
-    precision: str
-    opset: int
+    name: Name
+    precision: Precision
+    opset: Count
     source: dict[str, Any]
-    components: dict[str, Component]
-    files: dict[str, FileRecord]
-    schedulers: dict[str, dict[str, Any]]
-    text: dict[str, Any]
-    geometry: dict[str, Any]
-    limits: dict[str, Any]
-    image_processor: dict[str, Any] | None = None
+    components: Annotated[dict[ComponentName, Component], NOT_EMPTY]
+    files: dict[FileName, FileRecord]
+    schedulers: dict[Name, dict[str, Any]]
+    text: Text | None
+    geometry: Geometry
+    limits: Limits
+    image_processor: ImageProcessor | None
     format_version: int = FORMAT_VERSION
 
     @property
     def downscale(self) -> int:
         """Pixels a latent, a side. A bundle without a decoder has none, and nothing that depends on them: then 8."""
-        return int(self.geometry["downscale"] or 8)
+        return self.geometry.downscale or 8
 
     @property
     def default_size(self) -> int:
         """Pixels a side that the decoder was trained at; the published 512 for a bundle without one."""
-        return int(self.geometry["default_size"] or 512)
+        return self.geometry.default_size or 512
 
     def roles(self) -> frozenset[Role]:
         """What the components of this bundle are for."""
@@ -162,30 +231,3 @@ class Manifest:
     def to_json(self) -> str:
         """The manifest as indented JSON, ended by a newline."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
-
-    @staticmethod
-    def from_json(text: str) -> Manifest:
-        """Read what `to_json` wrote. Raises ValueError, KeyError or TypeError where it is something else."""
-        data = json.loads(text)
-        components = {name: _component(value) for name, value in data.pop("components").items()}
-        files = {name: FileRecord(**value) for name, value in data.pop("files").items()}
-        roles = collections.Counter(component.role for component in components.values())
-        if twice := [role for role, count in roles.items() if count > 1]:
-            raise ValueError(f"more than one component for the role {str(twice[0])!r}")
-        return Manifest(components=components, files=files, **data)
-
-
-def _component(data: dict[str, Any]) -> Component:
-    return Component(
-        role=Role(data.pop("role")),
-        inputs=_specs(data.pop("inputs")),
-        outputs=_specs(data.pop("outputs")),
-        files=tuple(data.pop("files")),
-        per_step=tuple(data.pop("per_step")),
-        checks=tuple(data.pop("checks")),
-        **data,
-    )
-
-
-def _specs(data: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(spec["name"], spec["dtype"], tuple(spec["shape"])) for spec in data)

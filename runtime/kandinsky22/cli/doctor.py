@@ -13,23 +13,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kandinsky22 import machine
+from kandinsky22.bundle.manifest import Role
 from kandinsky22.errors import BundleError
 from kandinsky22.version import VERSION
 
 if TYPE_CHECKING:
     from kandinsky22.bundle.bundle import Bundle
 
+_TO_EMBEDDING = (Role.TEXT_ENCODER, Role.PRIOR)
+_TO_PICTURE = (Role.DECODER, Role.MOVQ_DECODER)
 TASKS = {
-    "text to image": ("text_encoder", "prior_step", "decoder_step", "movq_decoder"),
-    "image to image": ("text_encoder", "prior_step", "decoder_step", "movq_encoder", "movq_decoder"),
-    "inpainting": ("text_encoder", "prior_step", "decoder_step_inpaint", "movq_encoder", "movq_decoder"),
-    "depth to image": ("text_encoder", "prior_step", "hint_encoder", "decoder_step_controlnet", "movq_decoder"),
-    "mixing": ("text_encoder", "image_encoder", "prior_step", "decoder_step", "movq_decoder"),
-    "variations": ("image_encoder", "decoder_step", "movq_decoder"),
-    "text to embedding": ("text_encoder", "prior_step"),
-    "embedding to image": ("decoder_step", "movq_decoder"),
+    "text to image": (*_TO_EMBEDDING, *_TO_PICTURE),
+    "image to image": (*_TO_EMBEDDING, Role.MOVQ_ENCODER, *_TO_PICTURE),
+    "inpainting": (*_TO_EMBEDDING, Role.MOVQ_ENCODER, Role.INPAINT_DECODER, Role.MOVQ_DECODER),
+    "depth to image": (*_TO_EMBEDDING, Role.HINT_ENCODER, Role.CONTROLNET_DECODER, Role.MOVQ_DECODER),
+    "mixing": (*_TO_EMBEDDING, Role.IMAGE_ENCODER, *_TO_PICTURE),
+    "variations": (Role.IMAGE_ENCODER, *_TO_PICTURE),
+    "text to embedding": _TO_EMBEDDING,
+    "embedding to image": _TO_PICTURE,
 }
-"""Components that each task needs."""
+"""What components are needed for, by task."""
 PROCESSOR_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "sve", "bf16")
 """Instructions that decide how fast a processor is here, as Linux calls them: x86 first, then ARM."""
 
@@ -87,7 +90,8 @@ def _bundle(path: Path) -> dict[str, Any]:
     except BundleError as error:
         return {"path": str(path), "problems": [str(error)]}
     manifest = bundle.manifest
-    tasks = {task: [name for name in needed if name not in manifest.components] for task, needed in TASKS.items()}
+    roles = manifest.roles()
+    tasks = {task: [role for role in needed if role not in roles] for task, needed in TASKS.items()}
     problems = _verify(bundle)
     if all(tasks.values()):
         problems.append(f"The bundle {path} can do nothing: no task has all of its components.")
@@ -96,13 +100,14 @@ def _bundle(path: Path) -> dict[str, Any]:
         "name": manifest.name,
         "source": manifest.source,
         "precision": manifest.precision,
-        "max_size": manifest.limits["max_size"],
+        "max_size": manifest.limits.max_size,
         "bytes": sum(record.bytes for record in manifest.files.values()),
         "components": {
             name: {
+                "role": component.role,
                 "precision": component.precision,
                 "parameters": component.parameters,
-                "bytes": sum(manifest.files[file].bytes for file in component.files if file in manifest.files),
+                "bytes": sum(manifest.files[file].bytes for file in component.files),
             }
             for name, component in manifest.components.items()
         },
@@ -120,13 +125,12 @@ def _verify(bundle: Bundle) -> list[str]:
     with tqdm(
         total=sum(record.bytes for record in files.values()), unit="B", unit_scale=True, desc="checking", disable=None
     ) as bar:
-        wanted = [*files, *(file for each in bundle.manifest.components.values() for file in each.files)]
-        for name in dict.fromkeys(wanted):
+        for name, record in files.items():
             try:
                 bundle.verified(name, afresh=True)
             except BundleError as error:
                 problems.append(str(error))
-            bar.update(files[name].bytes if name in files else 0)
+            bar.update(record.bytes)
     return problems
 
 

@@ -6,9 +6,14 @@ import argparse
 import dataclasses
 import json
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+from kandinsky22.cli.tables import columns
 from kandinsky22.errors import BackendError, InputError
+
+if TYPE_CHECKING:
+    from kandinsky22.measure.verify import Check
 
 PLACES = ("min", "opt", "max")
 
@@ -64,12 +69,32 @@ def run(options: argparse.Namespace) -> int:
         found = [_as_json(check) for check in checks]
         print(json.dumps({"backend": dataclasses.asdict(backend.availability(bundle)), "checks": found}, indent=2))
     else:
-        print(verify.table(checks))
+        print(table(checks))
     sys.stdout.flush()
     if wrong:
         raise BackendError(f"{', '.join(wrong)}: the numbers are wrong; do not make pictures with this backend.")
     return 0
 
 
-def _as_json(check: Any) -> dict[str, Any]:
+def table(checks: Sequence[Check]) -> str:
+    """Checks as text, a line each."""
+    rows = [("component", "at", "output", "precision", "error", "allowed", "largest", "allowed", "")]
+    rows += [
+        (
+            check.component,
+            check.place,
+            check.output,
+            check.precision,
+            f"{check.typical:.1e}",
+            f"{check.bounds.typical:.0e}",
+            f"{check.largest:.1e}",
+            f"{check.bounds.largest:.0e}",
+            "ok" if check.good else "WRONG",
+        )
+        for check in checks
+    ]
+    return columns(rows)
+
+
+def _as_json(check: Check) -> dict[str, Any]:
     return {**dataclasses.asdict(check), "bounds": dataclasses.asdict(check.bounds), "good": check.good}

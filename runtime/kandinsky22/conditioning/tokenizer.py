@@ -18,15 +18,16 @@ class Tokenizer:
 
     def __init__(self, bundle: Bundle) -> None:
         """Load tokenizer.json of `bundle`. Raises BundleError where it is missing, altered or unreadable."""
-        path = bundle.tokenizer()
+        path, text = bundle.tokenizer(), bundle.manifest.text
+        assert text is not None  # as the manifest says where it has a tokenizer
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise BundleError(f"{path} is not a tokenizer ({error}); export the bundle again.") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self.max_length = int(bundle.manifest.text["max_length"])
-        self.pad_token_id = int(bundle.manifest.text["pad_token_id"])
+        self.max_length = text.max_length
+        self.pad_token_id = text.pad_token_id
 
     def __call__(self, prompts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Token ids (n, T) and the mask (n, T) that is True on tokens and False on padding.

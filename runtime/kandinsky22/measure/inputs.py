@@ -10,11 +10,11 @@ import tokenizers
 from kandinsky22 import schedulers
 from kandinsky22.arrays import Array
 from kandinsky22.bundle.bundle import Bundle
-from kandinsky22.bundle.manifest import STEP_SCHEDULERS, TensorSpec
+from kandinsky22.bundle.manifest import Component, Role, TensorSpec
 from kandinsky22.sampling.guidance import guidance_weights
 
-STEPS = {"prior": 25, "decoder": 50, "controlnet": 50, "inpaint": 50}
-"""The steps of the run whose middle one is made, by the scheduler's name in the manifest."""
+PRIOR_STEPS, DECODER_STEPS = 25, 50
+"""The steps of the run whose middle one is made."""
 
 PICTURES = ("image", "hint")
 """Inputs that are pictures: numbers from 0 to 1."""
@@ -25,23 +25,25 @@ GUIDANCE = 4.0
 def feeds(bundle: Bundle, name: str, shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Array]:
     """Inputs of a component like those of a real run, the same for the same seed."""
     draw = np.random.default_rng(seed)
-    given = _step_feeds(bundle, name, shapes) if name in STEP_SCHEDULERS else {}
+    component = bundle.component(name)
+    given = {} if component.scheduler is None else _step_feeds(bundle, component, component.scheduler, shapes)
     return {
-        spec.name: given.get(spec.name, _random(bundle, spec, shapes[spec.name], draw))
-        for spec in bundle.component(name).inputs
+        spec.name: given.get(spec.name, _random(bundle, spec, shapes[spec.name], draw)) for spec in component.inputs
     }
 
 
-def _step_feeds(bundle: Bundle, name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+def _step_feeds(
+    bundle: Bundle, component: Component, scheduler: str, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Array]:
     """What a scheduler and guidance give, in the middle of a run."""
-    scheduler = STEP_SCHEDULERS[name]
-    table = schedulers.solve(bundle.manifest.schedulers[scheduler], STEPS[scheduler])
-    middle = STEPS[scheduler] // 2
-    ranks, rank_weight = table.thresholding.ranks(int(np.prod(shapes["latents"][1:])))
+    steps = PRIOR_STEPS if component.role is Role.PRIOR else DECODER_STEPS
+    schedule = schedulers.solve(bundle.manifest.schedulers[scheduler], steps)
+    middle = steps // 2
+    ranks, rank_weight = schedule.thresholding.ranks(int(np.prod(shapes["latents"][1:])))
     return {
-        "timestep": table.timesteps[middle : middle + 1].astype(np.float32),
-        "coefficients": table.coefficients[middle],
-        "thresholding": table.thresholding.array,
+        "timestep": schedule.timesteps[middle : middle + 1].astype(np.float32),
+        "coefficients": schedule.coefficients[middle],
+        "thresholding": schedule.thresholding.array,
         "ranks": ranks,
         "rank_weight": rank_weight,
         "guidance": guidance_weights(GUIDANCE if shapes["guidance"] == (2,) else 1.0),

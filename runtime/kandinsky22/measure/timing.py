@@ -18,20 +18,17 @@ from typing import Any
 
 import numpy as np
 
+from kandinsky22 import batching
 from kandinsky22.arrays import Array
 from kandinsky22.backends import Backend, Settings
 from kandinsky22.backends.cuda.gpu import device_memory
-from kandinsky22.batching import runs
 from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.bundle.manifest import LATENT_ROLES, Role
 from kandinsky22.errors import InputError
 from kandinsky22.machine import highest_resident_memory
 from kandinsky22.measure import inputs
 from kandinsky22.pipeline import Pipeline
 
-PER_STEP = ("timestep", "coefficients", "noise", "known_scales")
-"""Inputs of a step graph that change with the step."""
-PIXELS_AND_LATENTS = ("movq_decoder", "movq_encoder", "hint_encoder")
-"""Components between the two, which the pipeline gives at most `PIXELS_AT_ONCE`, or one picture, in one run."""
 PROMPT = "a red circle in the middle of a blue background"
 
 
@@ -87,7 +84,7 @@ class Stage:
     def __init__(self, bundle: Bundle, name: str, backend: Backend, settings: Settings, steps: int = 1) -> None:
         """Load it. `steps` of a step graph are one run, of which a step is timed: more than one on a GPU."""
         self._bundle, self.name, self._steps = bundle, name, steps
-        self._state = bundle.component(name).state
+        self._component = bundle.component(name)
         self._feeds: dict[str, Array] = {}
         self._parts: list[dict[str, Array]] = []
         started = time.perf_counter()
@@ -97,19 +94,21 @@ class Stage:
     def prepare(self, size: Size) -> None:
         """Make inputs of a size."""
         self._feeds = inputs.feeds(self._bundle, self.name, shapes(self._bundle, self.name, size), seed=0)
-        if not self._state:
-            parts = {name: np.array_split(array, _runs(self.name, size)) for name, array in self._feeds.items()}
+        if not self._component.state:
+            runs = _runs(self._component.role, size)
+            parts = {name: np.array_split(array, runs) for name, array in self._feeds.items()}
             self._parts = [dict(zip(parts, each, strict=True)) for each in zip(*parts.values(), strict=True)]
 
     def run(self) -> float:
         """Run all that was prepared once; the seconds that it took, of one step for a step graph."""
         started = time.perf_counter()
-        if not self._state:
+        component = self._component
+        if not component.state:
             for part in self._parts:
                 self._loaded.run(part)
             return time.perf_counter() - started
-        state = {name: self._feeds[name] for name in self._state}
-        per_step = {name: [self._feeds[name]] * self._steps for name in PER_STEP if name in self._feeds}
+        state = {name: self._feeds[name] for name in component.state}
+        per_step = {name: [self._feeds[name]] * self._steps for name in component.per_step}
         constants = {name: array for name, array in self._feeds.items() if name not in {*state, *per_step}}
         self._loaded.loop(state, per_step, constants)
         return (time.perf_counter() - started) / self._steps
@@ -121,21 +120,25 @@ class Stage:
 
 def shapes(bundle: Bundle, name: str, size: Size) -> dict[str, tuple[int, ...]]:
     """Shapes of a component's inputs at a size, by name. The text encoder has a text for each branch."""
-    downscale, branches = bundle.manifest.downscale, 2 if size.guided else 1
+    component, downscale, branches = bundle.component(name), bundle.manifest.downscale, 2 if size.guided else 1
     values = {
-        "B": size.batch * (branches if name == "text_encoder" else 1),
+        "B": size.batch * (branches if component.role is Role.TEXT_ENCODER else 1),
         "G": branches,
         "h": size.height // downscale,
         "w": size.width // downscale,
     }
-    return {spec.name: spec.resolve(values) for spec in bundle.component(name).inputs}
+    return {spec.name: spec.resolve(values) for spec in component.inputs}
 
 
-def _runs(name: str, size: Size) -> int:
-    """In how many runs of a component the pipeline gives it all pictures (`decoder`, `clip_image`)."""
-    if name == "image_encoder":
+def _runs(role: Role, size: Size) -> int:
+    """In how many runs the pipeline gives a component all pictures.
+
+    The image encoder takes one at a time (`conditioning.image_encoder`); between pixels and latents are at most
+    `PIXELS_AT_ONCE`, or one picture (`sampling.movq`).
+    """
+    if role is Role.IMAGE_ENCODER:
         return size.batch
-    return runs(size.batch, size.height * size.width) if name in PIXELS_AND_LATENTS else 1
+    return batching.runs(size.batch, size.height * size.width) if role in LATENT_ROLES else 1
 
 
 def depends_on_size(bundle: Bundle, name: str) -> bool:
@@ -215,7 +218,7 @@ def sizes(bundle: Bundle, sides: Sequence[tuple[int, int]], batches: Sequence[in
     Raises InputError where a side is no multiple of the latents' unit (64), which the step graphs would refuse.
     """
     unit = bundle.manifest.downscale**2
-    largest = bundle.manifest.limits["max_size"]
+    largest = bundle.manifest.limits.max_size
     for side in {side for pair in sides for side in pair}:
         if side % unit or not unit <= side <= largest:
             raise InputError(f"The size {side} cannot be timed; expected multiples of {unit} up to {largest}.")

@@ -19,7 +19,6 @@ from kandinsky22.backends.onnxruntime import CPU
 from kandinsky22.backends.tensorrt.profile import Profile, Range, default_profile
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.manifest import Component
-from kandinsky22.cli.tables import columns
 from kandinsky22.errors import BackendError, InputError
 from kandinsky22.measure import inputs
 
@@ -122,26 +121,6 @@ def relative_errors(ours: Array, theirs: Array) -> tuple[float, float]:
     tiny = np.finfo(np.float64).tiny
     norms = np.linalg.norm(difference, axis=1) / np.maximum(np.linalg.norm(rows[1], axis=1), tiny)
     return float(norms.max()), float(np.abs(difference).max() / max(np.abs(rows[1]).max(), tiny))
-
-
-def table(checks: Sequence[Check]) -> str:
-    """Checks as text, a line each."""
-    rows = [("component", "at", "output", "precision", "error", "allowed", "largest", "allowed", "")]
-    rows += [
-        (
-            check.component,
-            check.place,
-            check.output,
-            check.precision,
-            f"{check.typical:.1e}",
-            f"{check.bounds.typical:.0e}",
-            f"{check.largest:.1e}",
-            f"{check.bounds.largest:.0e}",
-            "ok" if check.good else "WRONG",
-        )
-        for check in checks
-    ]
-    return columns(rows)
 
 
 def _results(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kandinsky22.arrays import Array
-from kandinsky22.backends import EXPORTED, Availability, LoadedComponent, Settings, require_exported
+from kandinsky22.backends import EXPORTED, Availability, LoadedComponent, Settings, refuse_other_weights
 from kandinsky22.backends.cuda import gpu
 from kandinsky22.backends.cuda.bound import BoundGraph, Layout
 from kandinsky22.backends.cuda.component import DeviceComponent, Shapes, shapes_of
@@ -273,7 +273,7 @@ class TensorRtBackend:
 
     def load(self, bundle: Bundle, name: str, settings: Settings, weights: str = EXPORTED) -> LoadedComponent:
         """See `Backend.load`. A plan's precision and weights were decided by the export: others are refused."""
-        require_exported(name, weights)
+        refuse_other_weights(NAME, name, weights)
         precision = bundle.component(name).precision
         if settings.precision not in ("auto", precision):
             raise BackendError(
