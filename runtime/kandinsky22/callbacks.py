@@ -51,6 +51,10 @@ class Callbacks:
         return _dressed(self.on_prior_step, self.pipeline, timesteps)
 
 
+NO_CALLBACKS = Callbacks()
+"""Nobody is told."""
+
+
 def counted_from(start: int, on_step: OnStep | None) -> OnStep | None:
     """`on_step` for a part of a run: its steps are counted from `start`."""
     if on_step is None or start == 0:

@@ -1,8 +1,8 @@
-"""What can go wrong by a user's doing: every message says what was wrong, what was expected and what to do."""
+"""Errors that a user can cause: every message says what was wrong, what was expected and what to do."""
 
 
 class KandinskyError(Exception):
-    """A mistake that the user can mend. The command line prints its one sentence and exits with 1."""
+    """An error that the user can mend. The command line prints its one sentence and exits with 1."""
 
 
 class InputError(KandinskyError, ValueError):
@@ -10,7 +10,7 @@ class InputError(KandinskyError, ValueError):
 
 
 class MemoryLimitError(InputError):
-    """What is asked for would take more memory than the limit, by the estimate."""
+    """By the estimate, a call would take more memory than the limit."""
 
 
 class BundleError(KandinskyError):
@@ -34,12 +34,12 @@ class Cancelled(KandinskyError):  # noqa: N818 - not an error of anybody's
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says first, as far as it fits into our one sentence."""
+    """The first line of a library's error, to be part of our one sentence."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].strip().rstrip(".")
 
 
 def last_line(error: BaseException) -> str:
-    """What a library's error says last, where it first tells where in its sources it happened."""
+    """The last line of a library's error, for libraries that first name the place in their sources."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1].strip().rstrip(".")
 
 

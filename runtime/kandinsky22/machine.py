@@ -1,4 +1,4 @@
-"""What this machine is and has to spare, as Linux tells it; elsewhere little is known, which each function says."""
+"""Processor and memory of this machine, as Linux reports them. Each function says what it returns elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ROOT = Path("/")
 
 @dataclass(frozen=True)
 class Processor:
-    """Its name, and the flags of its instructions as Linux calls them: none where it does not tell."""
+    """A processor's name, and its instruction flags as Linux names them; none on other systems."""
 
     name: str
     flags: frozenset[str]
@@ -40,15 +40,16 @@ def cores() -> int:
 
 
 def total_memory() -> int | None:
-    """Bytes that are built in, or None."""
+    """Bytes of memory that the machine has; None when unknown."""
     return _meminfo(_ROOT).get("MemTotal")
 
 
 def available_memory(root: Path = _ROOT) -> int | None:
-    """Bytes that can be allocated without swapping, or None: the smaller of two.
+    """Bytes that can be allocated without swapping; None when unknown.
 
-    They are the kernel's MemAvailable, and what is left of the limits of this process' control group (version 2) and
-    of those around it, where files that were read and not used again count as free. `root` is where /proc and /sys are.
+    This is the kernel's MemAvailable, or less when the limit of this process' control group (version 2), or of one
+    around it, leaves less. Files that were read and not used again count as free. `root` is the folder of /proc and
+    /sys.
     """
     found = _meminfo(root).get("MemAvailable")
     limits = [] if found is None else [found]
@@ -65,7 +66,7 @@ def available_memory(root: Path = _ROOT) -> int | None:
 
 
 def resident_memory() -> int:
-    """Bytes of this process that are in memory now; 0 where it is not told."""
+    """Bytes of this process that are in memory now; 0 when unknown."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, AttributeError):
@@ -73,7 +74,7 @@ def resident_memory() -> int:
 
 
 def highest_resident_memory() -> int:
-    """The most that `resident_memory` was, since the process began or /proc/self/clear_refs was written to."""
+    """Highest `resident_memory` since the process began, or since a write to /proc/self/clear_refs; 0 when unknown."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

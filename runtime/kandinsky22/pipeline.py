@@ -18,7 +18,7 @@ from kandinsky22 import backends, checks, memory
 from kandinsky22.arrays import Embeddings, Floats
 from kandinsky22.backends import Availability, Settings
 from kandinsky22.bundle.bundle import Bundle
-from kandinsky22.callbacks import Callbacks
+from kandinsky22.callbacks import NO_CALLBACKS, Callbacks
 from kandinsky22.components import Components, Run
 from kandinsky22.conditioning.sources import EmbeddingSource
 from kandinsky22.conditioning.tokenizer import Tokenizer
@@ -96,7 +96,10 @@ class Pipeline:
         bundle = Bundle(path)
         chosen = backends.get(backend, bundle)
         settings = Settings(precision, threads)
-        return cls(Components(bundle, chosen, settings, low_memory=low_memory, memory_limit=limit))
+        pipe = cls(Components(bundle, chosen, settings, low_memory=low_memory, memory_limit=limit))
+        found = pipe.backend
+        log.info("backend %s %s in %s: %s", found.name, found.version, pipe.precision, found.reason)
+        return pipe
 
     @classmethod
     def from_pretrained(cls, path: str | Path, backend: str = "auto", **settings: Any) -> Pipeline:
@@ -184,19 +187,44 @@ class Pipeline:
         zero = self.bundle.constants().get("zero_image_embeds") if "image_embeds" in request.given else None
         return resolve(request, self.bundle.manifest, zero)
 
-    def run(self, request: Request, callbacks: Callbacks = Callbacks()) -> Output | Embeddings:  # noqa: B008 - frozen
-        """Do what a request asks for: `Output` of a task that paints, `Embeddings` of one that does not."""
-        started = time.perf_counter()
+    def run(self, request: Request, callbacks: Callbacks = NO_CALLBACKS) -> Output | Embeddings:
+        """Do what a request asks for: `Output` of a task that paints, `Embeddings` of one that does not.
+
+        Raises as `resolve`, `paint` and `embeddings` do.
+        """
         job = self.resolve(request)
-        run = self._components.run()
-        run.require_memory(job.demand)
-        log.info("%s: %d picture(s), components %s", request.task.name, len(job.seeds), ", ".join(job.components))
+        return self.paint(job, callbacks) if job.painting is not None else self.embeddings(job, callbacks)
+
+    def paint(self, job: Job, callbacks: Callbacks = NO_CALLBACKS) -> Output:
+        """The pictures of a job that this pipeline resolved.
+
+        Raises MemoryLimitError where they would take too much memory, BackendError where the backend fails, and what a
+        callback raises.
+        """
+        started = time.perf_counter()
+        if job.painting is None:
+            raise TypeError(f"{job.request.task.name} gives embeddings: ask for them with `embeddings`.")
+        run = self._begin(job)
         generators = [Generator(seed) for seed in job.seeds]
         source = EmbeddingSource(run, job, lambda: self._tokenizer, generators, callbacks)
-        if job.painting is None:
-            return source.embed(slice(0, len(generators)))
         images = _paint(run, job, job.painting, source, generators, callbacks)
         return Output(images, list(job.seeds), {**run.timings, "total": time.perf_counter() - started})
+
+    def embeddings(self, job: Job, callbacks: Callbacks = NO_CALLBACKS) -> Embeddings:
+        """The embeddings (n, E) of a job that this pipeline resolved: those that its pictures would be made from.
+
+        Raises as `paint` does.
+        """
+        generators = [Generator(seed) for seed in job.seeds]
+        source = EmbeddingSource(self._begin(job), job, lambda: self._tokenizer, generators, callbacks)
+        return source.embed(slice(0, len(generators)))
+
+    def _begin(self, job: Job) -> Run:
+        """What a job uses the components through, once it is known to fit into memory."""
+        log.info("%s: %d picture(s) by %s", job.request.task.name, len(job.seeds), ", ".join(job.components))
+        run = self._components.run()
+        run.require_memory(job.demand)
+        return run
 
     def close(self) -> None:
         """Free every component, once no other thread runs one. The pipeline loads them again when it is used again.
@@ -214,26 +242,16 @@ class Pipeline:
         self.close()
 
     def _painted(self, task: str, inputs: tuple[Any, ...], parameters: Mapping[str, Any]) -> Output:
-        output = self._called(task, inputs, parameters)
-        assert isinstance(output, Output)
-        return output
+        request = Request.of(task, **bind(task, inputs, parameters))
+        return self.paint(self.resolve(request), self._callbacks(request))
 
     def _embedded(self, task: str, inputs: tuple[Any, ...], parameters: Mapping[str, Any]) -> Embeddings:
-        output = self._called(task, inputs, parameters)
-        assert isinstance(output, Embeddings)
-        return output
-
-    def _called(self, task: str, inputs: tuple[Any, ...], parameters: Mapping[str, Any]) -> Output | Embeddings:
-        """A call of a method as a request, and its callbacks."""
         request = Request.of(task, **bind(task, inputs, parameters))
-        asked = request.parameters
-        callbacks = Callbacks(
-            self,
-            asked.get("callback_on_step_end"),
-            asked.get("prior_callback_on_step_end"),
-            asked.get("callback_on_batch_end"),
-        )
-        return self.run(request, callbacks)
+        return self.embeddings(self.resolve(request), self._callbacks(request))
+
+    def _callbacks(self, request: Request) -> Callbacks:
+        names = ("callback_on_step_end", "prior_callback_on_step_end", "callback_on_batch_end")
+        return Callbacks(self, *(request.given.get(name) for name in names))
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:

@@ -113,14 +113,15 @@ class TaskReference:
             if isinstance(each, diffusers.DiffusionPipeline):
                 each.set_progress_bar_config(disable=True)
 
-    def picture(self, case: TaskCase) -> Floats:
-        """The picture (H, W, 3) of a case, values 0..1."""
+    def picture(self, case: TaskCase, **more: Any) -> Floats:
+        """The picture (H, W, 3) of a case, values 0..1. `more` are further arguments of the pipeline."""
         generator = torch.Generator("cpu").manual_seed(case.seed)
         common = {
             "num_inference_steps": case.steps,
             "guidance_scale": case.guidance,
             "generator": generator,
             "output_type": "np",
+            **more,
         }
         (pictures,) = getattr(self, f"_{case.task}")(case, generator, common)
         return np.asarray(pictures[0], np.float32)
@@ -144,7 +145,7 @@ class TaskReference:
     def _run(self, pipeline: Any, case: TaskCase, common: dict[str, Any], swap: bool = False, **inputs: Any) -> Any:
         pipeline.scheduler = self.scheduler(case)
         height, width = reversed(case.size) if swap else case.size
-        return pipeline(height=height, width=width, **inputs, **common, return_dict=False)
+        return pipeline(height=height, width=width, **{**inputs, **common}, return_dict=False)
 
     def _img2img(self, case: TaskCase, generator: torch.Generator, common: dict[str, Any]) -> Any:
         embeds = self._embeds(case, generator)
@@ -227,7 +228,8 @@ def ours(pipe: Pipeline, reference: TaskReference, case: TaskCase, **more: Any) 
     if case.task == "img2img":
         return pipe.img2img(PROMPT, image, negative, strength=case.strength, **options)
     if case.task == "inpaint":
-        return pipe.inpaint(PROMPT, image, mask_of(case.mask, case.size), negative, **options)
+        mask = options.pop("mask_image", mask_of(case.mask, case.size))
+        return pipe.inpaint(PROMPT, image, mask, negative, **options)
     if case.task == "controlnet":
         return pipe.controlnet(PROMPT, depth_of(case.size), None, negative, **options)
     if case.task == "controlnet_img2img":

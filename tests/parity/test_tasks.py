@@ -120,6 +120,40 @@ def test_overlay_knows_its_picture_in_every_batch(shapes_pipe: Pipeline) -> None
         np.testing.assert_allclose(batches[i][0], whole[i], rtol=0, atol=1e-5)
 
 
+def test_what_a_mask_keeps_survives_a_callback_that_replaces_the_last_latents(
+    shapes_pipe: Pipeline, task_reference: TaskReference
+) -> None:
+    """diffusers pastes the known part once more after its loop."""
+    case = TaskCase("inpaint", steps=4)
+
+    def erased(step: int, latents: Any) -> dict[str, Any]:
+        return {"latents": latents * 0} if step == case.steps - 1 else {}
+
+    theirs = task_reference.picture(
+        case, callback_on_step_end=lambda _, step, timestep, tensors: erased(step, tensors["latents"])
+    )
+    mine = ours(
+        shapes_pipe,
+        task_reference,
+        case,
+        callback_on_step_end=lambda _, step, timestep, tensors: erased(step, tensors["latents"]),
+    ).images[0]
+    assert steps_of_255(np.asarray(mine), theirs) <= LARGEST
+    plain = ours(shapes_pipe, task_reference, case).images[0]
+    assert steps_of_255(np.asarray(mine), np.asarray(plain)) > LARGEST, "the callback changed nothing"
+
+
+def test_a_mask_that_is_an_array_is_of_the_size_that_is_painted(
+    shapes_pipe: Pipeline, task_reference: TaskReference
+) -> None:
+    """As in the example of diffusers' own pipeline: a picture of any size, a float array as the mask."""
+    case = TaskCase("inpaint", steps=4)
+    mask = np.zeros(case.size, np.float32)
+    mask[8:40, 16:48] = 1
+    mine = ours(shapes_pipe, task_reference, case, mask_image=mask).images[0]
+    assert steps_of_255(np.asarray(mine), task_reference.picture(case, mask_image=mask)) <= LARGEST
+
+
 def test_a_mix_of_one_prompt_is_that_prompt(shapes_pipe: Pipeline) -> None:
     """The prior runs for the prompt with the same noise; a weight of 0 changes nothing but the noise after it."""
     options = {"prior_num_inference_steps": 3, "seed": 1}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
+from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.cli.main import main
 
 QUICK = ("--size", "64x64", "--steps", "2", "--prior-steps", "2", "--backend", "onnxruntime", "--threads", "1")
@@ -45,3 +46,9 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 def bundle_copy(shapes_bundle: Path, tmp_path: Path) -> Path:
     """A bundle of the test's own. Its files are links: replace them, do not write into them."""
     return Path(shutil.copytree(shapes_bundle, tmp_path / "copy", copy_function=os.link))
+
+
+@pytest.fixture
+def handmade_copy(handmade_bundle: Bundle, tmp_path: Path) -> Bundle:
+    """The handmade bundle as the test's own, to lay plans in."""
+    return Bundle(shutil.copytree(handmade_bundle.path, tmp_path / "handmade"))

@@ -286,6 +286,8 @@ class FakeCuda:
         return Status.cudaSuccess, self.devices
 
     def cudaGetDeviceProperties(self, device: int) -> Any:
+        if not self.devices:
+            return Status.cudaErrorInsufficientDriver, None
         return Status.cudaSuccess, SimpleNamespace(name=b"Imagined GPU", major=9, minor=0)
 
     def cudaGetErrorString(self, status: Status) -> Any:

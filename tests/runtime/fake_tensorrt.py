@@ -51,6 +51,7 @@ class FakeTensorRt:
         self.capturable = True
         self.runs = 0
         self.contexts = 0
+        self.engines = self.most_engines = 0
 
     def nptype(self, dtype: Any) -> Any:
         return dtype
@@ -78,6 +79,11 @@ class FakeEngine:
         self.outputs = {value.name: value for value in self.session.get_outputs()}
         self.names = [*self.inputs, *self.outputs]
         self.num_io_tensors = len(self.names)
+        trt.engines += 1
+        trt.most_engines = max(trt.most_engines, trt.engines)
+
+    def __del__(self) -> None:
+        self.trt.engines -= 1
 
     def get_tensor_name(self, index: int) -> str:
         return self.names[index]
@@ -93,7 +99,7 @@ class FakeEngine:
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         shape = self.inputs[name].shape
-        return [tuple(RANGES[d][i] if isinstance(d, str) else d for d in shape) for i in range(3)]
+        return [tuple(_size(d, {name: sizes[i] for name, sizes in RANGES.items()}) for d in shape) for i in range(3)]
 
     def create_execution_context(self, strategy: Any) -> FakeContext:
         assert strategy == "user managed"
@@ -125,12 +131,12 @@ class FakeContext:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         if name in self.shapes:
             return self.shapes[name]
-        sizes = {
-            dim: size
-            for given, shape in self.shapes.items()
-            for dim, size in zip(self.engine.inputs[given].shape, shape, strict=True)
-            if isinstance(dim, str)
-        }
+        sizes = {}
+        for given, shape in self.shapes.items():
+            for dim, size in zip(self.engine.inputs[given].shape, shape, strict=True):
+                if isinstance(dim, str):
+                    factor, _, symbol = dim.rpartition("*")
+                    sizes[symbol] = size // int(factor or 1)
         return tuple(_size(dim, sizes) for dim in self.engine.outputs[name].shape)
 
     def update_device_memory_size_for_shapes(self) -> int:

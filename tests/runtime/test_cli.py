@@ -109,8 +109,11 @@ def test_show_of_a_picture_that_does_not_tell_is_one_sentence(cli: Cli, tmp_path
         ({"task": "mix", "arguments": {"images_and_prompts": [], "weights": 1}}, "lack weights;"),
         ({"task": "variations", "arguments": {"prompt": "a"}}, "lack image;"),
         ({"arguments": [1, 2]}, "lack prompt;"),
-        ({"task": "knit", "arguments": {"prompt": "a"}}, "'knit' made it; expected one of generate, variations, mix"),
-        ({"task": ["mix"]}, "expected one of generate"),
+        (
+            {"task": "knit", "arguments": {"prompt": "a"}},
+            "'knit' made it; expected one of text2img, img2img, inpaint, controlnet, mix, variations",
+        ),
+        ({"task": ["mix"]}, "expected one of text2img"),
     ],
 )
 def test_show_of_what_was_edited_is_one_sentence(stored: dict[str, Any], reason: str, cli: Cli, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from kandinsky22 import BackendError
+from kandinsky22.backends.cuda import gpu
 from kandinsky22.backends.cuda.runtime import Cuda, Owner, Staging, aligned
 
 from .fake_cuda import FakeCuda, Status
@@ -126,6 +127,26 @@ def test_a_machine_without_a_gpu_says_so(fake: FakeCuda) -> None:
     fake.devices = 0
     with pytest.raises(BackendError, match=r"cudaErrorInsufficientDriver.*needs an NVIDIA GPU and its driver"):
         Cuda(fake).check_device()
+
+
+def test_what_is_known_of_the_gpu_comes_from_cuda(cuda: Cuda, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cuda, "load", lambda: cuda)
+    assert gpu.gpu() == gpu.Device("Imagined GPU", (9, 0))
+    assert gpu.device_memory() == 0
+    with cuda.memory(1000):
+        assert gpu.device_memory() == 1000
+    fake.devices = 0
+    with pytest.raises(
+        BackendError, match=r"no NVIDIA GPU here \(CUDA's cudaGetDeviceProperties failed: cudaErrorInsufficientDriver"
+    ):
+        gpu.gpu()
+
+
+def test_without_cuda_s_bindings_no_gpu_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    assert gpu.device_memory() == 0
+    with pytest.raises(BackendError, match="install CUDA's bindings: pip install cuda-bindings"):
+        gpu.gpu()
 
 
 def test_seconds_are_measured_between_timed_events(cuda: Cuda) -> None:

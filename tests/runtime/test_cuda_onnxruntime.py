@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import onnxruntime as real
 import pytest
 
 from kandinsky22 import BackendError
@@ -14,32 +16,16 @@ from kandinsky22.arrays import Array
 from kandinsky22.backends import Settings, onnxruntime, survey
 from kandinsky22.backends.cuda import gpu
 from kandinsky22.backends.cuda.component import SHAPES_KEPT
-from kandinsky22.backends.cuda.gpu import SharedGpu
-from kandinsky22.backends.cuda.runtime import Cuda
-from kandinsky22.backends.onnxruntime.cuda import OnnxRuntimeCudaComponent
 from kandinsky22.bundle.bundle import Bundle
 
-from .fake_cuda import WAITING, FakeCuda
-from .fake_onnxruntime import FakeOnnxRuntime
+from .fake_cuda import WAITING
+from .fake_machines import SCHEDULES
+from .fake_machines import OnnxRuntimeMachine as Machine
+from .fake_onnxruntime import FakeBinding, FakeOnnxRuntime, FakeSession
 from .handmade import assert_same, feeds
 
 
-class Machine:
-    """A stand-in for a machine with a GPU and onnxruntime-gpu."""
-
-    def __init__(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, eager: tuple[int, ...] = ()) -> None:
-        self.bundle = bundle
-        self.cuda = FakeCuda(eager)
-        self.ort = FakeOnnxRuntime(self.cuda)
-        self.shared_gpu = SharedGpu(lambda: Cuda(self.cuda))
-        monkeypatch.setitem(sys.modules, "onnxruntime", self.ort)  # type: ignore[arg-type]
-        monkeypatch.setattr(gpu, "gpu", lambda: gpu.Device("Imagined GPU", (9, 0)))
-
-    def load(self, name: str, precision: str = "auto") -> OnnxRuntimeCudaComponent:
-        return OnnxRuntimeCudaComponent(self.bundle, name, Settings(precision), self.shared_gpu)
-
-
-@pytest.fixture(params=[(), (0,), (1,), (0, 1)], ids=["late", "work early", "copies early", "early"])
+@pytest.fixture(params=SCHEDULES.values(), ids=SCHEDULES)
 def machine(
     request: pytest.FixtureRequest, plain: Any, handmade_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> Machine:
@@ -137,3 +123,22 @@ def test_the_gpu_is_taken_where_there_is_one(machine: Machine, monkeypatch: pyte
     monkeypatch.setattr(gpu, "gpu", missing)
     assert not onnxruntime.BACKEND.availability().gpu
     assert np.all([not found.gpu or not found.usable for found in survey()])
+
+
+# The stand-in
+
+
+def test_the_stand_in_has_onnxruntime_s_names_and_takes_as_many_arguments() -> None:
+    for mine, theirs in ((FakeSession, real.InferenceSession), (FakeBinding, real.IOBinding)):
+        for name, function in vars(mine).items():
+            if not name.startswith("_") and inspect.isfunction(function):
+                same = inspect.signature(getattr(theirs, name)).parameters
+                assert len(inspect.signature(function).parameters) == len(same), name
+    made = inspect.signature(real.InferenceSession).parameters
+    assert list(made)[:2] == ["path_or_bytes", "sess_options"]
+    assert "providers" in made
+    for name, value in vars(FakeOnnxRuntime.RunOptions).items():
+        if not name.startswith("_") and inspect.isfunction(value):
+            (signature,) = re.findall(rf"{name}\((self: .*)\) ->", getattr(real.RunOptions, name).__doc__)
+            assert len(inspect.signature(value).parameters) == len(signature.split(",")), name
+    assert callable(real.get_available_providers)

@@ -23,7 +23,7 @@ ORDER = (
     ("bundle",),
     ("schedulers",),
     ("noise",),
-    ("checks", "machine", "files", "arrays", "batching", "schema"),
+    ("checks", "machine", "files", "arrays", "batching", "openvino_core", "schema"),
     ("errors", "version"),
 )
 """Rooms and modules of the runtime from the top floor down: each may import what stands beside or below it."""

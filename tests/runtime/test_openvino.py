@@ -1,24 +1,31 @@
-"""What OpenVINO does to the process that it runs in."""
+"""OpenVINO: what it does to the process that it runs in, what is compiled and kept, and threads."""
 
 from __future__ import annotations
 
-import dataclasses
+import concurrent.futures
 import os
+import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from kandinsky22 import Pipeline
-from kandinsky22.backends import Settings, onnxruntime
+from kandinsky22 import BackendError, Pipeline
+from kandinsky22.arrays import Array
+from kandinsky22.backends import EXPORTED, Settings, onnxruntime
+from kandinsky22.backends.openvino import component
 from kandinsky22.bundle.bundle import Bundle
-from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS, Component, Role, TensorSpec
+from kandinsky22.bundle.manifest import Component, Role, TensorSpec
 from kandinsky22.measure import inputs
 from tests.runtime.plan_bundles import SPECS, decoder_step, text_encoder, write_bundle
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
+
+from kandinsky22.backends.openvino import compiled as compiled_graphs
 
 CTRL_C_AFTER_CLOSING = """
 import faulthandler, gc, os, signal, sys
@@ -96,13 +103,11 @@ def test_half_precision_weights_are_packed_without_a_copy_of_all(tmp_path: Path)
 
 def test_compiling_counts_as_loading(handmade_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """It happens in the first run, and a minute of it there would look like a slow network."""
-    from kandinsky22.backends.openvino import component
-
     compile_one = component.OpenVinoComponent._compile
 
-    def slowly(self: component.OpenVinoComponent, shapes: dict[str, tuple[int, ...]] | None) -> None:
-        compile_one(self, shapes)
+    def slowly(self: component.OpenVinoComponent, shapes: Any) -> Any:
         self.compile_seconds += 60  # as if the clock had stood still for the others
+        return compile_one(self, shapes)
 
     monkeypatch.setattr(component.OpenVinoComponent, "_compile", slowly)
     quick = {"height": 64, "width": 64, "num_inference_steps": 2, "prior_num_inference_steps": 2, "seed": 0}
@@ -112,30 +117,182 @@ def test_compiling_counts_as_loading(handmade_bundle: Bundle, monkeypatch: pytes
         assert "load" not in pipe("a", **quick).timings
 
 
-@pytest.mark.parametrize(("name", "for_all"), [("decoder_step", [False, True]), ("movq_decoder", [False] * 4)])
-def test_a_graph_is_compiled_for_its_shapes(
-    handmade_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, name: str, for_all: list[bool]
+SIZES = ((64, 64), (128, 64), (64, 192))
+
+
+@pytest.mark.parametrize("name", ["decoder_step", "movq_decoder"])
+def test_a_graph_is_compiled_once_for_each_of_its_shapes_and_is_right_for_them(
+    handmade_bundle: Bundle, compiled: list[str], name: str
 ) -> None:
-    """MoVQ for all that come; another graph, without Winograd's convolutions, for the first, and then for any."""
-    from kandinsky22.backends.openvino import component
-
-    compiled = []
-    compile_one = component.OpenVinoComponent._compile
-
-    def count(self: component.OpenVinoComponent, shapes: dict[str, tuple[int, ...]] | None) -> None:
-        compiled.append(shapes is None)
-        compile_one(self, shapes)
-
-    monkeypatch.setattr(component.OpenVinoComponent, "_compile", count)
-    variants = {ATTENTION_IN_PARTS: handmade_bundle.component(name).files[0]} if name == "movq_decoder" else {}
-    described = dataclasses.replace(handmade_bundle.component(name), variants=variants)
-    component = component.OpenVinoComponent(handmade_bundle.graph(name), described, Settings("fp32", 1))
+    loaded = component.BACKEND.load(handmade_bundle, name, Settings("fp32", 1))
     reference = onnxruntime.CPU.load(handmade_bundle, name, Settings(threads=1))
-    for height, width in ((64, 64), (64, 64), (128, 64), (64, 192), (64, 64)):
-        shapes = {"B": 1, "G": 2, "h": height // 8, "w": width // 8}
-        resolved = {spec.name: spec.resolve(shapes) for spec in described.inputs}
-        feeds = inputs.feeds(handmade_bundle, name, resolved, seed=0)
-        results, expected = component.run(feeds), reference.run(feeds)
+    for size in SIZES * 2:
+        feeds = feeds_of(handmade_bundle, name, size)
+        results, expected = loaded.run(feeds), reference.run(feeds)
         for output, array in expected.items():
             np.testing.assert_allclose(results[output], array, atol=1e-5, rtol=1e-5)
-    assert compiled == for_all
+    assert len(compiled) == len(set(compiled)) == len(SIZES)
+
+
+def test_what_has_no_room_is_dropped_and_compiled_anew_to_the_same_numbers(
+    handmade_bundle: Bundle, compiled: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Room is for two shapes: the one that ran last stays with the new one."""
+    monkeypatch.setattr("kandinsky22.backends.openvino.compiled.MOST", 2)
+    loaded = component.BACKEND.load(handmade_bundle, "decoder_step", Settings("fp32", 1))
+    one, two, three = (feeds_of(handmade_bundle, "decoder_step", size) for size in SIZES)
+    first = loaded.run(one)
+    loaded.run(two)
+    loaded.run(one)
+    with caplog.at_level("DEBUG", "kandinsky22.backends.openvino"):
+        loaded.run(three)
+        again = loaded.run(one)
+        assert len(compiled) == 3
+        loaded.run(two)
+    assert len(compiled) == 4
+    assert [record.message for record in caplog.records if "dropped" in record.message] == [
+        f"decoder_step for {compiled[1]} dropped, 1 kept",
+        f"decoder_step for {compiled[2]} dropped, 1 kept",
+    ]
+    loaded.run(three)
+    anew = loaded.run(one)
+    assert len(compiled) == 6
+    for output, array in first.items():
+        np.testing.assert_array_equal(again[output], array)
+        np.testing.assert_array_equal(anew[output], array)
+
+
+@pytest.mark.parametrize(
+    ("spare_gib", "parameters", "most"),
+    [(None, 5e6, 16), (16, 1.28e9, 1), (64, 1.28e9, 3), (1024, 1.28e9, 16), (16, 43e6, 16), (2, 43e6, 3)],
+)
+def test_how_many_shapes_are_kept_depends_on_their_weights_and_the_machine(
+    monkeypatch: pytest.MonkeyPatch, spare_gib: int | None, parameters: float, most: int
+) -> None:
+    """In float32, of the published UNet (1.28e9 parameters), MoVQ (43e6) and a tiny network."""
+    spare = None if spare_gib is None else spare_gib << 30
+    monkeypatch.setattr("kandinsky22.machine.available_memory", lambda: spare)
+    kept, made = compiled_graphs.Kept("a", int(parameters) * 4), []
+
+    class Graph:
+        def rest(self) -> None:
+            pass
+
+    def make() -> Any:
+        made.append(Graph())
+        return made[-1]
+
+    shapes = [(("x", (number,)),) for number in range(20)]
+    for each in shapes:
+        kept.get(each, make)
+    for each in reversed(shapes[-most:]):
+        kept.get(each, make)
+    assert len(made) == 20
+    kept.get(shapes[-most - 1], make)
+    assert len(made) == 21
+
+
+def test_threads_share_a_component(handmade_bundle: Bundle) -> None:
+    """Of several shapes at once, through compiling and running."""
+    loaded = component.BACKEND.load(handmade_bundle, "decoder_step", Settings("fp32", 1))
+    feeds = [feeds_of(handmade_bundle, "decoder_step", size, seed) for seed in range(4) for size in SIZES]
+    alone = [component.BACKEND.load(handmade_bundle, "decoder_step", Settings("fp32", 1)).run(each) for each in feeds]
+    with concurrent.futures.ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(loaded.run, feeds * 5))
+    for result, expected in zip(together, alone * 5, strict=True):
+        for output, array in expected.items():
+            np.testing.assert_array_equal(result[output], array)
+
+
+@pytest.mark.parametrize("backend", [component.BACKEND, onnxruntime.CPU])
+def test_a_step_callback_can_run_the_component_that_is_in_the_loop(handmade_bundle: Bundle, backend: Any) -> None:
+    """At other shapes, too."""
+    loaded = backend.load(handmade_bundle, "decoder_step", Settings("fp32", 1))
+    feeds, other = (feeds_of(handmade_bundle, "decoder_step", size) for size in SIZES[:2])
+    state = {name: feeds.pop(name) for name in ("latents", "x0_before")}
+    per_step = {name: np.stack([feeds.pop(name)] * 3) for name in ("timestep", "coefficients", "noise")}
+    plain, expected = loaded.loop(state, per_step, feeds), loaded.run(other)
+    seen = []
+    disturbed = loaded.loop(state, per_step, feeds, lambda step, now: seen.append(loaded.run(other)))
+    for name, array in plain.items():
+        np.testing.assert_array_equal(disturbed[name], array)
+    assert len(seen) == 3
+    for result in seen:
+        np.testing.assert_array_equal(result["x0"], expected["x0"])
+
+
+@pytest.mark.parametrize("backend", [component.BACKEND, onnxruntime.CPU])
+def test_a_closed_component_says_so(handmade_bundle: Bundle, backend: Any) -> None:
+    loaded = backend.load(handmade_bundle, "decoder_step", Settings("fp32", 1))
+    feeds = feeds_of(handmade_bundle, "decoder_step", SIZES[0])
+    loaded.run(feeds)
+    loaded.close()
+    loaded.close()
+    with pytest.raises(BackendError, match=r"^The component decoder_step was closed and cannot run; load it again\.$"):
+        loaded.run(feeds)
+
+
+def test_closing_waits_for_what_runs(handmade_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = component.BACKEND.load(handmade_bundle, "decoder_step", Settings("fp32", 1))
+    feeds, order = feeds_of(handmade_bundle, "decoder_step", SIZES[0]), []
+    running, may_end = threading.Event(), threading.Event()
+    run_graph = compiled_graphs.CompiledGraph.run
+
+    def slowly(self: Any, given: Any) -> Any:
+        running.set()
+        assert may_end.wait(60)
+        result = run_graph(self, given)
+        order.append("ran")
+        return result
+
+    monkeypatch.setattr(compiled_graphs.CompiledGraph, "run", slowly)
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        run = threads.submit(loaded.run, feeds)
+        assert running.wait(60)
+        close = threads.submit(lambda: (loaded.close(), order.append("closed")))
+        with pytest.raises(TimeoutError):
+            close.result(0.2)
+        may_end.set()
+        run.result(60)
+        close.result(60)
+    assert order == ["ran", "closed"]
+
+
+@pytest.mark.parametrize("backend", [component.BACKEND, onnxruntime.BACKEND, onnxruntime.CPU])
+def test_weights_that_were_not_exported_are_refused(handmade_bundle: Bundle, backend: Any) -> None:
+    backend.load(handmade_bundle, "decoder_step", Settings("fp32", 1), EXPORTED).close()
+    with pytest.raises(BackendError, match=r"decoder_step with the weights that were exported, not with 'lora'; .*\.$"):
+        backend.load(handmade_bundle, "decoder_step", Settings("fp32", 1), "lora")
+
+
+def test_loading_and_compiling_are_logged(handmade_bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "kandinsky22.backends"):
+        loaded = component.BACKEND.load(handmade_bundle, "text_encoder", Settings("fp32", 1))
+        for _ in range(2):
+            loaded.run({"input_ids": np.zeros((1, 7), np.int64)})
+    told = [(record.levelname, record.message) for record in caplog.records]
+    assert len(told) == 2
+    assert re.fullmatch(r"text_encoder loaded by OpenVINO for fp32 in \d+\.\d s", told[0][1])
+    assert re.fullmatch(r"text_encoder compiled by OpenVINO in \d+\.\d s for input_ids 1x7", told[1][1])
+    assert {level for level, _ in told} == {"INFO"}
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The shapes that something is compiled for, in order."""
+    shapes_seen: list[str] = []
+    compile_one = component.OpenVinoComponent._compile
+
+    def count(self: component.OpenVinoComponent, shapes: Any) -> Any:
+        shapes_seen.append(compiled_graphs.described(shapes))
+        return compile_one(self, shapes)
+
+    monkeypatch.setattr(component.OpenVinoComponent, "_compile", count)
+    return shapes_seen
+
+
+def feeds_of(bundle: Bundle, name: str, size: tuple[int, int], seed: int = 0, batch: int = 1) -> dict[str, Array]:
+    """Inputs of a component for a size in pixels."""
+    shapes = {"B": batch, "G": 2, "h": size[0] // 8, "w": size[1] // 8}
+    resolved = {spec.name: spec.resolve(shapes) for spec in bundle.component(name).inputs}
+    return inputs.feeds(bundle, name, resolved, seed=seed)

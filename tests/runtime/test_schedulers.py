@@ -503,6 +503,10 @@ def test_why_a_switch_drops_the_variance():
             "no finite coefficients at timestep 900: nothing is left",
         ),
         ({"trained_betas": [1e-9] * 1000}, "no finite coefficients at timestep 900: there is no noise left there"),
+        (
+            {"trained_betas": [0.5] + [1e-9] * 999, "variance_type": "fixed_large"},
+            "expected betas that add noise at every",
+        ),
         ({"beta_end": 10**5000}, "has beta_end a value of type int, but it must be a number between 0 and 1"),
         ({3: 1}, "has an option 3 that DDPMScheduler does not have"),
         ({"num_train_timesteps": 0}, "num_train_timesteps 0, but it must be a whole number from 1"),

@@ -39,16 +39,16 @@ def diffusers_scheduler(config: dict[str, Any], steps: int) -> Any:
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("steps", [10, 25])
 def test_scales_are_those_of_add_noise(name: str, steps: int) -> None:
-    table = schedulers.solve(CONFIGS[name], steps)
+    schedule = schedulers.solve(CONFIGS[name], steps)
     theirs = diffusers_scheduler(CONFIGS[name], steps)
     rng = np.random.default_rng(0)
-    picture, noise = rng.standard_normal((2, len(table.timesteps), 5)).astype(np.float32)
-    ours = table.scales[:, :1] * picture + table.scales[:, 1:] * noise
+    picture, noise = rng.standard_normal((2, len(schedule.timesteps), 5)).astype(np.float32)
+    ours = schedule.scales[:, :1] * picture + schedule.scales[:, 1:] * noise
     expected = theirs.add_noise(
-        torch.from_numpy(picture), torch.from_numpy(noise), torch.from_numpy(table.timesteps.copy())
+        torch.from_numpy(picture), torch.from_numpy(noise), torch.from_numpy(schedule.timesteps.copy())
     )
     np.testing.assert_allclose(ours, expected.numpy(), rtol=0, atol=2e-6)
-    assert table.scales.dtype == np.float32
+    assert schedule.scales.dtype == np.float32
 
 
 @pytest.mark.parametrize("steps", [1, 7, 10, 50, 100])
@@ -56,17 +56,17 @@ def test_scales_are_those_of_add_noise(name: str, steps: int) -> None:
 def test_the_steps_that_are_left_are_those_of_diffusers(steps: int, strength: float) -> None:
     theirs = SimpleNamespace(scheduler=diffusers_scheduler(CONFIGS["DDPM"], steps))
     expected, _ = KandinskyV22Img2ImgPipeline.get_timesteps(theirs, steps, strength, "cpu")
-    table = schedulers.solve(CONFIGS["DDPM"], steps)
+    schedule = schedulers.solve(CONFIGS["DDPM"], steps)
     if not len(expected):  # diffusers fails later, over a tensor without elements
         with pytest.raises(InputError, match=f"strength {strength:g} leaves none of {steps} steps"):
-            table.last_part(strength)
+            schedule.last_part(strength)
         return
-    part = table.last_part(strength)
+    part = schedule.last_part(strength)
     np.testing.assert_array_equal(part.timesteps, expected)
     count = len(part.timesteps)
-    np.testing.assert_array_equal(part.coefficients, table.coefficients[-count:])
-    np.testing.assert_array_equal(part.scales, table.scales[-count:])
-    np.testing.assert_array_equal(part.noisy, table.noisy[-count:])
+    np.testing.assert_array_equal(part.coefficients, schedule.coefficients[-count:])
+    np.testing.assert_array_equal(part.scales, schedule.scales[-count:])
+    np.testing.assert_array_equal(part.noisy, schedule.noisy[-count:])
 
 
 def test_a_refusal_of_strength_names_the_argument_that_the_user_gave() -> None:

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+import torch
+from diffusers import DDIMScheduler
 
 from kandinsky22 import BundleError, InputError, KandinskyError, Pipeline
 from kandinsky22.components import Run
 
-from .handmade import GRAPHS, MORE_GRAPHS, ROLES, write_bundle
+from .handmade import GRAPHS, MORE_GRAPHS, ROLES, SCHEDULERS, write_bundle
 
 QUICK: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 4, "prior_num_inference_steps": 2}
 IMAGE = np.full((48, 40, 3), 90, np.uint8)
@@ -159,6 +161,18 @@ REFUSED: list[tuple[str, Callable[[Pipeline], Any]]] = [
         img2img(negative_prompt="b", prior_latents=np.zeros((1, 6), "f4")),
     ),
     ("height is 0; expected a whole number", inpaint(height=0)),
+    ("seed is 1000", inpaint(seed=10**400)),
+    ("guidance_scale is 1000", inpaint(guidance_scale=10**400)),
+    ("strength is 1000", img2img(strength=10**400)),
+    ("seed is a value of type int; expected a whole number", inpaint(seed=10**5000)),
+    ("weights has 1000", mix(["a"], [10**400])),
+    ("scheduler is 3; expected a name", inpaint(scheduler=3)),
+    ("scheduler is ['DDIM']; expected a name", inpaint(scheduler=["DDIM"])),
+    ("scheduler is the class DDIMScheduler; pass an object of it", inpaint(scheduler=DDIMScheduler)),
+    ("scheduler is a UnCLIPScheduler, which runs the prior", inpaint(scheduler={"_class_name": "UnCLIPScheduler"})),
+    ("callback_on_step_end is 3; expected something that can be called", inpaint(callback_on_step_end=3)),
+    ("prior_num_inference_steps is 1; expected a whole number from 2 to 1000", inpaint(prior_num_inference_steps=1)),
+    ("image_embeds ", lambda pipe: pipe(image_embeds=[[1.0], [1.0, 2.0]])),
     ("prompt is None; expected a string", controlnet(prompt=None)),
 ]  # fmt: skip
 
@@ -286,3 +300,34 @@ def _refused(message: str, call: Callable[[], Any], kind: type[KandinskyError]) 
     assert message in told
     assert "\n" not in told
     assert told.endswith(".")
+
+
+def test_a_scheduler_of_diffusers_is_taken_as_it_is(pipe: Pipeline) -> None:
+    own = {key: value for key, value in SCHEDULERS["decoder"].items() if not key.startswith(("_", "variance"))}
+    scheduler = DDIMScheduler(**own, steps_offset=1)
+    options: dict[str, Any] = {**QUICK, "seed": 1, "output_type": "np"}
+    one = pipe("a", scheduler=scheduler, **options).images
+    stored = {**scheduler.config, "_class_name": "DDIMScheduler"}
+    np.testing.assert_array_equal(one, pipe("a", scheduler=stored, **options).images)
+    with pytest.raises(InputError, match=r"config without _class_name.*pass the scheduler object itself"):
+        pipe("a", scheduler=scheduler.config, **options)
+
+
+def test_a_tensor_that_requires_a_gradient_is_read(pipe: Pipeline) -> None:
+    options: dict[str, Any] = {**QUICK, "seed": 1, "output_type": "np"}
+    noise = np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32)
+    tensor = torch.from_numpy(noise).requires_grad_()
+    np.testing.assert_array_equal(
+        pipe("a", latents=tensor, **options).images, pipe("a", latents=noise, **options).images
+    )
+    embeds = torch.ones(1, 6, requires_grad=True)
+    options.pop("prior_num_inference_steps")
+    np.testing.assert_array_equal(
+        pipe(image_embeds=embeds, **options).images, pipe(image_embeds=np.ones((1, 6), "f4"), **options).images
+    )
+
+
+@pytest.mark.parametrize("latents", ["x", None, [[1], [1, 2]], {"a": 1}, object()])
+def test_a_callback_that_returns_no_numbers_is_refused(pipe: Pipeline, latents: Any) -> None:
+    with pytest.raises(InputError, match=r"The callback returned latents .*; expected "):
+        pipe("a", **QUICK, callback_on_step_end=lambda *_: {"latents": latents})

@@ -3,10 +3,9 @@ that equal the plain loop's bit for bit, whether the device runs its work as ear
 
 from __future__ import annotations
 
-import hashlib
-import shutil
+import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,105 +13,31 @@ import pytest
 
 from kandinsky22 import BackendError, BundleError, Cancelled, Pipeline
 from kandinsky22.arrays import Array
-from kandinsky22.backends import Settings
+from kandinsky22.backends import EXPORTED, Settings
 from kandinsky22.backends.cuda import gpu
 from kandinsky22.backends.cuda.component import SHAPES_KEPT
-from kandinsky22.backends.cuda.gpu import SharedGpu
-from kandinsky22.backends.cuda.runtime import Cuda
 from kandinsky22.backends.onnxruntime import CPU
-from kandinsky22.backends.tensorrt import choice, library
-from kandinsky22.backends.tensorrt.component import TensorRtBackend, TensorRtComponent
-from kandinsky22.backends.tensorrt.profile import Profile
-from kandinsky22.backends.tensorrt.records import PlanRecord, Report
+from kandinsky22.backends.tensorrt.component import TensorRtComponent
 from kandinsky22.bundle.bundle import Bundle
-from kandinsky22.components import Components
 
-from .fake_cuda import WAITING, FakeCuda, Status
-from .fake_tensorrt import RANGES, FakeContext, FakeEngine, FakeTensorRt
+from .fake_cuda import WAITING, Status
+from .fake_machines import SCHEDULES
+from .fake_machines import TensorRtMachine as Machine
+from .fake_tensorrt import FakeContext, FakeEngine
 from .handmade import assert_same, feeds
 
-H100 = gpu.Device("Imagined GPU", (9, 0))
 QUICK: dict[str, Any] = {"height": 64, "width": 128, "num_inference_steps": 5, "prior_num_inference_steps": 3}
-SCHEDULES = {"late": (), "work early": (0,), "copies early": (1,), "early": (0, 1)}
-
-
-WIDE = Profile(64, 64, 512, 8)
-Ranges = Mapping[str, tuple[int, int, int]]
-
-
-def write_plan(bundle: Bundle, name: str, plan: bytes, profile: Profile = WIDE, ranges: Ranges = RANGES) -> None:
-    """Write a plan and its record for `ranges` of the symbolic dimensions: by default, what the stand-in takes."""
-    shapes = {
-        spec.name: tuple(tuple(ranges.get(d, (d,) * 3)[i] for d in spec.shape) for i in range(3))  # type: ignore[arg-type, call-overload]
-        for spec in bundle.component(name).inputs
-    }
-    record = PlanRecord(
-        component=name,
-        flavour="tensorrt",
-        version=FakeTensorRt.__version__,
-        device=H100,
-        targets=(),
-        profile=profile,
-        shapes=shapes,  # type: ignore[arg-type]
-        onnx=choice.onnx_hashes(bundle, name),
-        settings={},
-        plan=f"{name}.plan",
-        bytes=len(plan),
-        sha256=hashlib.sha256(plan).hexdigest(),
-        weight_bytes=0,
-        seconds=0,
-        peak_memory=0,
-        report=Report({}, {}, 0, 0, 0),
-    )
-    folder = bundle.path / choice.FOLDER / str(profile)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / record.plan).write_bytes(plan)
-    (folder / f"{name}.json").write_text(record.to_json())
-
-
-class Machine:
-    """A stand-in for a machine with a GPU: the CUDA runtime, TensorRT on it, and a bundle whose plans fit."""
-
-    def __init__(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, eager: tuple[int, ...] = ()) -> None:
-        self.bundle = bundle
-        self.cuda = FakeCuda(eager)
-        self.tensorrt = FakeTensorRt(self.cuda)
-        self.flavour = library.Flavour("tensorrt", self.tensorrt, self.tensorrt.__version__)  # type: ignore[arg-type]
-        self.shared_gpu = SharedGpu(lambda: Cuda(self.cuda))
-        self.backend = TensorRtBackend(self.shared_gpu)
-        for name in bundle.manifest.components:
-            self.write_plan(name, str(bundle.graph(name)).encode())
-        monkeypatch.setattr(gpu, "gpu", lambda: H100)
-        monkeypatch.setattr(library, "flavours", lambda: [self.flavour])
-        monkeypatch.setattr(library, "flavour", lambda name: self.flavour)
-
-    def write_plan(self, name: str, plan: bytes, profile: Profile = WIDE, ranges: Ranges = RANGES) -> None:
-        write_plan(self.bundle, name, plan, profile, ranges)
-
-    def load(self, name: str) -> TensorRtComponent:
-        component = self.backend.load(self.bundle, name, Settings())
-        assert isinstance(component, TensorRtComponent)
-        return component
-
-    def pipeline(self, **options: Any) -> Pipeline:
-        return Pipeline(Components(self.bundle, self.backend, Settings(), low_memory=False, **options))
-
-
-@pytest.fixture
-def bundle(handmade_bundle: Bundle, tmp_path: Path) -> Bundle:
-    """A bundle of the test's own, to lay plans in."""
-    return Bundle(shutil.copytree(handmade_bundle.path, tmp_path / "handmade"))
 
 
 @pytest.fixture(params=SCHEDULES.values(), ids=SCHEDULES)
-def any_machine(request: pytest.FixtureRequest, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Machine:
+def any_machine(request: pytest.FixtureRequest, handmade_copy: Bundle, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Every way in which a device may time its work."""
-    return Machine(bundle, monkeypatch, request.param)
+    return Machine(handmade_copy, monkeypatch, request.param)
 
 
 @pytest.fixture
-def machine(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    return Machine(bundle, monkeypatch)
+def machine(handmade_copy: Bundle, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(handmade_copy, monkeypatch)
 
 
 @pytest.fixture
@@ -394,6 +319,24 @@ def test_a_precision_that_the_plan_has_not_is_refused(machine: Machine, handmade
         machine.backend.load(handmade_bundle, "decoder_step", Settings("bf16"))
 
 
+def test_weights_that_the_plan_has_not_are_refused(machine: Machine, handmade_bundle: Bundle) -> None:
+    with pytest.raises(BackendError, match="There are no weights 'mine' of decoder_step"):
+        machine.backend.load(machine.bundle, "decoder_step", Settings(), "mine")
+    machine.backend.load(machine.bundle, "decoder_step", Settings(), EXPORTED).close()
+
+
+def test_what_is_loaded_and_refused_is_logged(
+    machine: Machine, handmade_bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "kandinsky22"):
+        machine.load("decoder_step").close()
+        machine.backend.availability(handmade_bundle)
+    loaded, refused = (record.getMessage() for record in caplog.records)
+    assert re.fullmatch(r"decoder_step loaded by tensorrt in \d+\.\d s, plan 64-512-b8", loaded)
+    assert refused.startswith("No plans of tensorrt 11.4.0 are used: ")
+    assert "has no plan of text_encoder for tensorrt" in refused
+
+
 def test_availability_says_why_not(machine: Machine, handmade_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     found = machine.backend.availability(machine.bundle)
     assert (found.usable, found.gpu, found.version) == (True, True, "tensorrt 11.4.0")
@@ -455,11 +398,14 @@ def test_the_steps_are_timed_on_the_device(loaded: TensorRtComponent) -> None:
 # The stand-in
 
 
-def test_the_stand_in_has_tensorrt_s_names() -> None:
+def test_the_stand_in_has_tensorrt_s_names_and_takes_as_many_arguments() -> None:
     real = pytest.importorskip("tensorrt_rtx")
     for mine, theirs in ((FakeContext, real.IExecutionContext), (FakeEngine, real.ICudaEngine)):
-        names = {name for name, value in vars(mine).items() if not name.startswith("_") and callable(value)}
-        assert names <= set(dir(theirs))
+        for name, function in vars(mine).items():
+            if not name.startswith("_") and inspect.isfunction(function):
+                signatures = re.findall(rf"{name}\((self: .*)\) ->", getattr(theirs, name).__doc__)  # one an overload
+                counts = {len(re.findall(r"(?:^|, )\w+: ", each)) for each in signatures}
+                assert len(inspect.signature(function).parameters) in counts, name
     assert {"num_io_tensors", "create_runtime_config"} <= set(dir(real.ICudaEngine))
     config = {"set_execution_context_allocation_strategy", "dynamic_shapes_kernel_specialization_strategy"}
     assert config <= set(dir(real.IRuntimeConfig))

@@ -119,8 +119,7 @@ def test_threads_wait_for_each_other_and_say_so(bundle: Path) -> None:
             second = threads.submit(lambda: pipe("a", seed=0, **options))
             assert not second.done()
             threading.Timer(0.3, go_on.set).start()
-            assert "wait" not in first.result(60).timings
-            assert second.result(60).timings["wait"] > 0.1
+            assert second.result(60).timings["wait"] > 0.1 > first.result(60).timings.get("wait", 0)
         np.testing.assert_array_equal(first.result().images[0], second.result().images[0])
 
 

@@ -6,6 +6,7 @@ A backend loads a component and gives two verbs, `run` and `loop`; the pipeline 
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,8 +15,12 @@ from kandinsky22.arrays import Array
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.errors import BackendError
 
+log = logging.getLogger(__name__)
+
 OnStep = Callable[[int, Mapping[str, Array]], "Mapping[str, Array] | None"]
 """Called once a step, in order, with its index and the state after it; may return arrays that replace parts of it.
+
+Outputs of the step that are no state are beside it, by their own names, and cannot be replaced.
 
 The arrays are the callee's: changing them in place has no defined effect. A GPU calls it while the next step runs, so
 that looking costs it nothing; where the state is replaced, it computes that step again, so the result is as if it had
@@ -29,10 +34,14 @@ PerStep = Mapping[str, "Sequence[Array] | Array"]
 """Inputs that change with the step: each has one array, or one row of an array, a step."""
 
 
-class LoadedComponent(Protocol):
-    """A graph that is ready to run.
+EXPORTED = ""
+"""The set of weights that a component was exported with."""
 
-    One that compiles when it first runs has the seconds that went into that as `compile_seconds`.
+
+class LoadedComponent(Protocol):
+    """A graph that is ready to run. Several threads may run one; they may have to wait for each other.
+
+    One that compiles when it runs has the seconds that went into that so far as `compile_seconds`.
     """
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -48,7 +57,7 @@ class LoadedComponent(Protocol):
         """Run a step graph once for each row of `per_step`, feeding its state back; the last state."""
 
     def close(self) -> None:
-        """Free what it holds. It cannot run afterwards."""
+        """Free what it holds, once what runs has ended. It cannot run afterwards: that raises BackendError."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +90,10 @@ class Backend(Protocol):
         """Whether it is installed and can run on this machine, and has what it needs of `bundle`. Never raises."""
 
     def load(self, bundle: Bundle, name: str, settings: Settings, weights: str = EXPORTED) -> LoadedComponent:
-        """Load a component of a bundle over one of its sets of weights, from files that were verified.
+        """Load a component of a bundle, from files that were verified, with a set of weights.
 
         Raises BundleError where the bundle has no such component or its file was altered, BackendError where the
-        library refuses it.
+        library refuses it, or the backend has no such weights.
         """
 
 
@@ -108,10 +117,18 @@ def get(name: str, bundle: Bundle | None = None) -> Backend:
     return backend
 
 
-def require_exported(name: str, weights: str) -> None:
-    """Raise BackendError where a component is asked for over other weights than those it was exported with."""
+def refuse_other_weights(backend: str, name: str, weights: str) -> None:
+    """For a backend that runs a component with its exported weights alone: raise BackendError for any others."""
     if weights != EXPORTED:
-        raise BackendError(f"There are no weights {weights!r} of {name}; a bundle has those that were exported alone.")
+        raise BackendError(
+            f"The backend {backend} runs {name} with the weights that were exported, not with {weights!r}; export a "
+            "bundle from the checkpoint that has them."
+        )
+
+
+def closed(name: str) -> BackendError:
+    """What running a component raises that was closed."""
+    return BackendError(f"The component {name} was closed and cannot run; load it again.")
 
 
 def survey(bundle: Bundle | None = None) -> list[Availability]:
@@ -125,6 +142,7 @@ def _fastest(bundle: Bundle | None) -> Backend:
     for availability in found:
         if availability.usable:
             return _module(availability.name)
+        log.info("backend %s cannot run here: %s", availability.name, availability.reason)
     reasons = "; ".join(f"{availability.name}: {availability.reason}" for availability in found)
     raise BackendError(f"No backend can run here ({reasons}); install one: pip install kandinsky22[cpu].")
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from kandinsky22.cli.output import Places
     from kandinsky22.pipeline import Pipeline
+    from kandinsky22.request.job import Job
 
 INTERRUPTED = 130
 AT_ONCE = 64
@@ -40,6 +41,11 @@ class Call:
     request: Request
     titles: tuple[str, ...]
     made: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def as_run(self) -> Request:
+        """The request with what was made in its place."""
+        return self.request.with_(**self.made)
 
     @property
     def seeds(self) -> list[int]:
@@ -171,8 +177,10 @@ def make(options: argparse.Namespace, calls: Sequence[Call]) -> int:
         "memory_limit": options.memory_limit,
     }
     try:
-        with Pipeline.load(options.bundle, options.backend, **machine) as pipe, places.ready():
-            _make(pipe, calls, _origin(pipe, calls[0].request), places, options, told)
+        with Pipeline.load(options.bundle, options.backend, **machine) as pipe:
+            first = pipe.resolve(calls[0].as_run)  # what it refuses should leave no folder behind
+            with places.ready():
+                _make(pipe, calls, first, places, options, told)
     except KeyboardInterrupt:
         written = len(told["pictures"])
         count = "1 picture was" if written == 1 else f"{written} pictures were"
@@ -187,28 +195,28 @@ def make(options: argparse.Namespace, calls: Sequence[Call]) -> int:
 def _make(
     pipe: Pipeline,
     calls: Sequence[Call],
-    origin: Mapping[str, Any],
+    first: Job,
     places: Places,
     options: argparse.Namespace,
     told: dict[str, Any],
 ) -> None:
-    """Make and write the pictures batch by batch; what --json tells goes to `told`."""
+    """Make and write the pictures batch by batch; `first` is the first call's job. What --json tells goes to `told`."""
     from tqdm import tqdm
 
     from kandinsky22.callbacks import Callbacks
 
+    origin = _origin(pipe, first)
     places.check({"arguments": call.arguments(place), **origin} for call in calls for place in range(len(call.titles)))
-    steps = pipe.resolve(calls[0].request).steps
     batches = sum(-(-len(call.titles) // options.batch_size) for call in calls)
     # `disable=None`: no bar where stderr is no terminal.
-    with tqdm(total=batches * steps, unit="step", disable=True if options.quiet else None) as bar:
+    with tqdm(total=batches * first.steps, unit="step", disable=True if options.quiet else None) as bar:
         for call in calls:
-            first = len(told["pictures"])
+            made = len(told["pictures"])
 
-            def write(start: int, pictures: Any, call: Call = call, first: int = first) -> None:
+            def write(start: int, pictures: Any, call: Call = call, made: int = made) -> None:
                 for place, picture in enumerate(pictures, start):
                     parameters = {"arguments": call.arguments(place, picture.size), **origin}
-                    path = places.save(first + place, picture, parameters)
+                    path = places.save(made + place, picture, parameters)
                     told["pictures"].append(_told(path, picture, call.titles[place], call.seeds[place]))
                     if not options.json:
                         tqdm.write(str(path), file=sys.stdout)
@@ -217,8 +225,8 @@ def _make(
             def advance(*_: object) -> None:
                 bar.update()
 
-            output = pipe.run(call.request.with_(**call.made), Callbacks(pipe, advance, advance, write))
-            for stage, seconds in getattr(output, "timings", {}).items():
+            job = first if call is calls[0] else pipe.resolve(call.as_run)
+            for stage, seconds in pipe.paint(job, Callbacks(pipe, advance, advance, write)).timings.items():
                 told["timings"][stage] = told["timings"].get(stage, 0.0) + seconds
 
 
@@ -227,17 +235,16 @@ def _told(path: Path, picture: PIL.Image.Image, title: str, seed: int) -> dict[s
     return {"path": str(path), "prompt": title, "seed": seed, "width": picture.width, "height": picture.height}
 
 
-def _origin(pipe: Pipeline, request: Request) -> dict[str, Any]:
+def _origin(pipe: Pipeline, job: Job) -> dict[str, Any]:
     """What a picture depends on beside its arguments: the task, the bundle, and what ran it."""
     from kandinsky22.bundle.bundle import MANIFEST
     from kandinsky22.bundle.checksums import sha256
 
     manifest, backend = pipe.bundle.manifest, pipe.backend
-    job = pipe.resolve(request)
     assert job.painting is not None
     decoder = manifest.components[job.painting.segments[0].component]
     return {
-        "task": request.task.name,
+        "task": job.request.task.name,
         "bundle": {
             "name": manifest.name,
             "precision": manifest.precision,

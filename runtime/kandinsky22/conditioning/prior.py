@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,9 +15,11 @@ from kandinsky22.bundle.manifest import Role
 from kandinsky22.components import Run
 from kandinsky22.conditioning.tokenizer import Tokenizer
 from kandinsky22.noise import Generator
-from kandinsky22.request.job import PriorRun
 from kandinsky22.sampling.guidance import guidance_weights
 from kandinsky22.schedulers.schedule import Schedule
+
+if TYPE_CHECKING:
+    from kandinsky22.request.job import PriorRun
 
 
 def encode_text(

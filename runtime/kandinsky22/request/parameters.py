@@ -30,7 +30,9 @@ decoder, or what comes out."""
 
 @dataclass(frozen=True)
 class Parameter:
-    """What is to be known of a parameter beside its type. `help` is one sentence or a few, for every reader.
+    """What is to be known of a parameter beside its type.
+
+    `help` is one sentence or a few, for every reader; `more` is for those who write Python.
 
     `flag` is its name on the command line, None where it has none. `stored` is False for what is no data: callbacks.
     `hint` is the default in words, where the value does not say it. `beside` names the parameter without which this one
@@ -45,6 +47,7 @@ class Parameter:
     stored: bool = True
     hint: str = ""
     beside: str = ""
+    more: str = ""
 
 
 class Parameters(TypedDict, total=False):
@@ -56,7 +59,8 @@ class Parameters(TypedDict, total=False):
             kinds.texts(),
             None,
             "input",
-            "One prompt or several; each gives `num_images_per_prompt` pictures. None where `image_embeds` is given.",
+            "What to paint: one prompt or several, each of which gives `num_images_per_prompt` pictures.",
+            more="None where `image_embeds` is given.",
         ),
     ]
     negative_prompt: Annotated[
@@ -65,10 +69,11 @@ class Parameters(TypedDict, total=False):
             kinds.texts(),
             None,
             "input",
-            'What to lead away from: one for all prompts, or one a prompt. None and "" differ: any string, also the '
-            "empty one, is run through the prior, and leads both the prior and the decoder away.",
+            'What to lead away from. "" is not the same as none: any text, also the empty one, is run through the '
+            "prior and leads both the prior and the decoder away.",
             "--negative-prompt",
             hint="nothing",
+            more="One for all prompts, or a list of one a prompt.",
         ),
     ]
     images_and_prompts: Annotated[
@@ -77,8 +82,9 @@ class Parameters(TypedDict, total=False):
             kinds.parts(),
             None,
             "input",
-            "What is mixed: strings are prompts, which go through the prior; anything else is a picture (a path must "
-            "be a `pathlib.Path`), which goes through CLIP's image encoder.",
+            "What is mixed: prompts, which go through the prior, and pictures, which go through CLIP's image encoder.",
+            more="Strings are prompts; anything else is a picture, of which a path must be a `pathlib.Path`. "
+            '{"text": …} and {"image": …} say it outright.',
         ),
     ]
     weights: Annotated[
@@ -109,10 +115,10 @@ class Parameters(TypedDict, total=False):
             kinds.pictures(embeddings=True),
             None,
             "input",
-            "A picture to begin from, to repaint in part, or to vary: one for all prompts, or a list of one a prompt. "
-            "It is resized to `height` x `width`. An array (n, C, h, w) of floats is taken for clean latents, and in "
-            "`emb2emb` one of (n, E) for embeddings.",
+            "A picture to begin from, to repaint in part, or to vary; it is resized to `height` x `width`.",
             "--image",
+            more="One for all prompts, or a list of one a prompt; see `kandinsky22.images.reading` for what is read. "
+            "Floats (n, C, h, w) are clean latents, in `emb2emb` floats (n, E) are embeddings.",
         ),
     ]
     mask_image: Annotated[
@@ -121,9 +127,9 @@ class Parameters(TypedDict, total=False):
             kinds.pictures(),
             None,
             "input",
-            "Masks, white where the picture is repainted and black where it is kept; of the size of their pictures, "
-            "or arrays of the size that is painted.",
+            "A mask of the size of `image`, white where it is repainted and black where it is kept.",
             "--mask",
+            more="One for all pictures, or a list. An array may have the size that is painted instead.",
         ),
     ]
     hint: Annotated[
@@ -132,8 +138,9 @@ class Parameters(TypedDict, total=False):
             kinds.pictures(),
             None,
             "input",
-            "Depth maps to follow, near is bright: one for all prompts, or a list of one a prompt.",
+            "A depth map to follow, near is bright.",
             "--hint",
+            more="One for all prompts, or a list of one a prompt.",
         ),
     ]
     depth_model: Annotated[
@@ -143,7 +150,7 @@ class Parameters(TypedDict, total=False):
             None,
             "input",
             "An ONNX network of inverse depth (MiDaS, DPT, Depth Anything; input (1, 3, H, W) normalised as ImageNet) "
-            "that makes the depth maps: `hint` are then ordinary pictures.",
+            "that makes the depth map: `hint` is then an ordinary picture.",
             "--depth-model",
             beside="hint",
         ),
@@ -198,8 +205,9 @@ class Parameters(TypedDict, total=False):
             None,
             "source",
             "A picture whose content, not its pixels, is changed towards the prompt: the prior begins with its "
-            "embedding, as `emb2emb` does. One for all prompts or a list of one a prompt; or embeddings (n, E).",
+            "embedding.",
             "--prior-image",
+            more="One for all prompts, or a list of one a prompt; or embeddings (n, E).",
         ),
     ]
     prior_strength: Annotated[
@@ -245,7 +253,7 @@ class Parameters(TypedDict, total=False):
             kinds.count_or_all(),
             None,
             "run",
-            "Pictures that are denoised at once; None: all. More take more memory.",
+            "Pictures that are denoised at once; more take more memory.",
             "--batch-size",
             hint="all",
         ),
@@ -256,9 +264,10 @@ class Parameters(TypedDict, total=False):
             kinds.seed(),
             None,
             "run",
-            "Picture i depends on seed + i alone; a list gives each picture its own.",
+            "Seed of the first picture; the next ones count on from it.",
             "--seed",
             hint="drawn at random",
+            more="A list gives each picture its own.",
         ),
     ]
     height: Annotated[
@@ -311,10 +320,11 @@ class Parameters(TypedDict, total=False):
             kinds.scheduler(),
             None,
             "decoder",
-            'Scheduler of the decoder: "DDPM", "DDIM", "DPM++" (DPM-Solver++ 2M), "DPM++ Karras" (with Karras\' noise '
-            "levels, for 15 to 20 steps), a diffusers config, or a diffusers scheduler.",
+            "Scheduler of the decoder: DDPM, DDIM, DPM++ (DPM-Solver++ 2M), or DPM++ Karras (with Karras' noise "
+            "levels, for 15 to 20 steps).",
             "--scheduler",
             hint="the checkpoint's own",
+            more="Also a diffusers config, or a diffusers scheduler.",
         ),
     ]
     eta: Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -36,7 +36,7 @@ def resolve(request: Request, manifest: Manifest, zero: Floats | None = None) ->
 
     Raises InputError where a value cannot be for this bundle, BundleError where it lacks a component.
     """
-    source, roles, pictures, prompts = _Sources(request, manifest, zero).source()
+    source, roles, pictures, prompts = _Sources(request, manifest, zero).find()
     painting = None
     if request.task.painted:
         inputs = tasks.read(request)
@@ -136,6 +136,15 @@ def guided_parts(steps: int, scale: float, interval: tuple[float, float]) -> lis
     return [(slice(a, b), guided[a]) for a, b in zip(starts, [*starts[1:], steps], strict=True)]
 
 
+class _Found(NamedTuple):
+    """Where embeddings come from, what that runs, and how many pictures and prompts there are."""
+
+    source: Source
+    roles: tuple[Role, ...]
+    pictures: int
+    prompts: int
+
+
 class _Sources:
     """Where the embeddings of one request come from."""
 
@@ -144,8 +153,8 @@ class _Sources:
         self._asked = request.parameters
         self._times = self._asked["num_images_per_prompt"]
 
-    def source(self) -> tuple[Source, tuple[Role, ...], int, int]:
-        """The source, what it runs, and how many pictures and prompts there are."""
+    def find(self) -> _Found:
+        """The source of the request's task."""
         name, asked = self._request.task.name, self._asked
         if name in ("mix", "interpolate"):
             return self._blend(asked["images_and_prompts"], asked["weights"], asked["negative_prior_prompt"])
@@ -157,7 +166,7 @@ class _Sources:
             return self._prior_run()
         return self._of_decoder_task()
 
-    def _of_decoder_task(self) -> tuple[Source, tuple[Role, ...], int, int]:
+    def _of_decoder_task(self) -> _Found:
         """Prompts, prompts and a picture for the prior, or the caller's embeddings."""
         asked = self._asked
         if asked["image_embeds"] is not None:
@@ -166,7 +175,7 @@ class _Sources:
             return self._prior_run()
         return self._prior_run("prior_image", asked["prior_image"], asked["prior_strength"])
 
-    def _given(self) -> tuple[Source, tuple[Role, ...], int, int]:
+    def _given(self) -> _Found:
         """Embeddings that the caller has, checked."""
         asked = self._asked
         if asked["prompt"] is not None or asked["negative_prompt"] is not None:
@@ -187,11 +196,9 @@ class _Sources:
         if len(away) != count:
             raise InputError(f"There are {count} image_embeds and {len(away)} negative_image_embeds.")
         spread = [np.repeat(each, self._times, axis=0) for each in (embeds, away)]
-        return GivenEmbeddings(Embeddings(*spread)), (), count * self._times, count
+        return _Found(GivenEmbeddings(Embeddings(*spread)), (), count * self._times, count)
 
-    def _prior_run(
-        self, name: str = "", pictures: Any = None, strength: float = 1.0
-    ) -> tuple[Source, tuple[Role, ...], int, int]:
+    def _prior_run(self, name: str = "", pictures: Any = None, strength: float = 1.0) -> _Found:
         """Prompts through the prior; from pictures where there are some, which the caller calls `name`."""
         prompts = self._prompts()
         given = self._embeds_or_pictures(name, pictures) if name else None
@@ -205,13 +212,13 @@ class _Sources:
             self._manifest.name_of(role)  # before its schedule is asked for
         schedule = self._schedule()
         if given is not None:
-            schedule = schedule.last_part(strength)
+            schedule = schedule.last_part(strength, name="prior_strength" if name == "prior_image" else "strength")
         run = self._run(prompts, negatives, schedule, given)
-        return run, roles, len(run.prompts), len(prompts)
+        return _Found(run, roles, len(run.prompts), len(prompts))
 
     def _blend(
         self, things: Sequence[Any], weights: Sequence[float] | None, negative_prior_prompt: str | None
-    ) -> tuple[Source, tuple[Role, ...], int, int]:
+    ) -> _Found:
         """A weighted sum, as KandinskyV22PriorPipeline.interpolate makes it; it runs the prior once a prompt.
 
         diffusers runs it for `negative_prompt` as well, and throws the result away where that is "".
@@ -242,7 +249,7 @@ class _Sources:
             half="image_embeds" if negative else "negative_image_embeds",
             draws_first=self._asked["prior_latents"] is None,
         )
-        return blend, roles, self._times, 1
+        return _Found(blend, roles, self._times, 1)
 
     def _prompts(self) -> list[str]:
         prompt = self._asked["prompt"]
@@ -274,8 +281,9 @@ class _Sources:
 
     def _embeds_or_pictures(self, name: str, image: Any) -> Floats | list[PIL.Image.Image]:
         """Pictures, or their embeddings (n, E), which diffusers takes too."""
-        if isinstance(image, np.ndarray) and image.ndim == 2 and image.shape[1] == self._width:
-            return self._embedding(name, image)
+        array = reading.array(name, image)
+        if array is not None and array.ndim == 2 and array.shape[1] == self._width:
+            return self._embedding(name, array)
         return tasks.pictures_for_clip(name, image)
 
     def _embedding(self, name: str, value: Any) -> Floats:

@@ -57,7 +57,10 @@ def bind(task: str, positional: Sequence[Any], named: Mapping[str, Any]) -> dict
 
 def arguments(task: Task) -> str:
     """The arguments of a task for a docstring, a paragraph each."""
-    paragraphs = (f"{name}: {parameter.help}{_default(task, name)}" for name, parameter in task.parameters().items())
+    paragraphs = (
+        f"{name}: {' '.join(filter(None, (parameter.help, parameter.more)))}{_default(task, name)}"
+        for name, parameter in task.parameters().items()
+    )
     return "\n".join(
         textwrap.fill(each, _WIDTH, initial_indent="    ", subsequent_indent="        ") for each in paragraphs
     )

@@ -14,6 +14,7 @@ from kandinsky22.arrays import Floats
 from kandinsky22.bundle.manifest import Role
 from kandinsky22.errors import InputError
 from kandinsky22.images import depth, masks, reading
+from kandinsky22.images.masks import Mask
 from kandinsky22.request.request import Request
 from kandinsky22.schedulers.schedule import Schedule
 
@@ -32,7 +33,7 @@ class Inputs:
     decoder: Role = Role.DECODER
     images: list[PIL.Image.Image] | Floats | None = None
     strength: float | None = None
-    masks: list[PIL.Image.Image] | None = None
+    masks: list[Mask] | None = None
     hints: list[Floats] | None = None
     overlay: bool = False
 
@@ -60,7 +61,22 @@ class Inputs:
         if isinstance(self.images, np.ndarray) and self.images.shape[1:] != shape:
             raise InputError(f"image has latents of {self.images.shape[1:]} a picture; expected {shape} at this size.")
         if self.masks is not None:
+            self._check_mask_sizes(shape[1] * downscale, shape[2] * downscale)
             latent_masks(self.masks, shape, downscale)
+
+    def _check_mask_sizes(self, height: int, width: int) -> None:
+        """Raise InputError where a mask has another size than its picture; an array may have the one that is painted.
+
+        diffusers takes an array as being of the asked size, whatever its own is.
+        """
+        images, found = self.images, self.masks
+        if not isinstance(images, list) or found is None:
+            raise TypeError("Only inpainting has images and masks to compare.")
+        for i, mask in enumerate(found):
+            place = f"mask_image[{i}]" if len(found) > 1 else "mask_image"
+            for picture in images if len(found) == 1 else images[i : i + 1] or images[:1]:
+                asked = (width, height) if mask.from_array else None
+                reading.same_size(place, mask.size, "the image", picture.size, asked)
 
     def shortened(self, schedule: Schedule) -> Schedule:
         """The steps of `schedule` that are run. Raises InputError where `strength` leaves none."""
@@ -96,10 +112,10 @@ def picture_for_clip(name: str, value: Any) -> PIL.Image.Image:
     return picture
 
 
-def latent_masks(found: Sequence[PIL.Image.Image], shape: Shape, downscale: int) -> Floats:
+def latent_masks(found: Sequence[Mask], shape: Shape, downscale: int) -> Floats:
     """Masks (n, 1, h, w) as the inpainting steps take them. Raises InputError where one has nothing to repaint."""
     height, width = shape[1] * downscale, shape[2] * downscale
-    latent = masks.to_latents(np.stack([reading.resized_mask(mask, height, width) for mask in found]), downscale)
+    latent = masks.to_latents(np.stack([mask.kept(height, width) for mask in found]), downscale)
     if (latent == 1).all(axis=(1, 2, 3)).any():
         raise InputError(
             f"mask_image has nothing left to repaint at {width}x{height}: its white is finer than the "
@@ -110,12 +126,10 @@ def latent_masks(found: Sequence[PIL.Image.Image], shape: Shape, downscale: int)
 
 def _inpainting(image: Any, mask_image: Any, *, overlay: bool) -> Inputs:
     images = reading.several("image", image, reading.picture)
-    found = reading.several("mask_image", mask_image, reading.mask)
+    found = reading.several("mask_image", mask_image, reading.inpainting_mask)
     for i, mask in enumerate(found):
-        place = f"mask_image[{i}]" if len(found) > 1 else "mask_image"
-        for picture in images if len(found) == 1 else images[i : i + 1] or images[:1]:
-            reading.same_size(place, mask.size, "the image", picture.size)
-        if not (np.asarray(mask.convert("L")) >= 128).any():
+        if mask.is_empty:
+            place = f"mask_image[{i}]" if len(found) > 1 else "mask_image"
             raise InputError(f"{place} is empty: nothing is white; expected white where the picture is repainted.")
     return Inputs(Role.INPAINT_DECODER, images=images, masks=found, overlay=overlay)
 
@@ -135,7 +149,11 @@ def _hints(value: Any, depth_model: str | Path | None) -> list[Floats]:
 
 
 def _images(value: Any) -> list[PIL.Image.Image] | Floats:
-    """Pictures, or clean latents (n, C, h, w), which diffusers' pipelines encode once more and so refuse."""
-    if isinstance(value, np.ndarray) and value.ndim == 4:
-        return reading.floats("image", value, "(n, C, h, w), clean latents")
+    """Pictures, or clean latents (n, C, h, w).
+
+    diffusers 0.42.1 encodes latents once more and fails; here the run begins from them, as from their picture.
+    """
+    array = reading.array("image", value)
+    if array is not None and array.ndim == 4:
+        return reading.floats("image", array, "(n, C, h, w), clean latents")
     return reading.several("image", value, reading.picture)

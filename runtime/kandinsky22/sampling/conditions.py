@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-import PIL.Image
 
 from kandinsky22.arrays import Array, Floats
 from kandinsky22.components import Run
@@ -97,14 +96,8 @@ def overlaid(inputs: Inputs, pixels: Floats, of: range, count: int) -> Floats:
         raise TypeError("Only inpainting has images and masks to overlay.")
     height, width = pixels.shape[1:3]
     images = np.stack([reading.resized_picture(image, height, width) for image in _of(inputs.images, of, count)])
-    painted = np.stack([_painted_share(mask, height, width) for mask in _of(inputs.masks, of, count)])
+    painted = np.stack([mask.whiteness(height, width) for mask in _of(inputs.masks, of, count)])
     return pixels * painted + images * (1 - painted)
-
-
-def _painted_share(mask: PIL.Image.Image, height: int, width: int) -> Floats:
-    """How white a mask is, (height, width, 1) in 0..1, resized as `reading.resized_mask` does it."""
-    fitted = mask.resize((width, height), PIL.Image.Resampling.LANCZOS).convert("L")
-    return np.asarray(fitted, np.float32)[..., None] / np.float32(255)
 
 
 def _of(given: Sequence[_T], of: range, count: int) -> list[_T]:

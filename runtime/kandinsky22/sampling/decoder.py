@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,9 +13,11 @@ from kandinsky22.backends import OnStep
 from kandinsky22.callbacks import counted_from
 from kandinsky22.components import Run
 from kandinsky22.noise import Generator
-from kandinsky22.request.job import Painting
-from kandinsky22.sampling.conditions import Conditions
 from kandinsky22.sampling.guidance import guidance_weights
+
+if TYPE_CHECKING:
+    from kandinsky22.request.job import Painting
+    from kandinsky22.sampling.conditions import Conditions
 
 
 def sample(

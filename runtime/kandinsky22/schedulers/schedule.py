@@ -182,6 +182,7 @@ class Schedule:
 
 
 def _why_not_finite(options: SchedulerOptions, signal: float, noise: float) -> str:
+    """What a config has wrong, with this much picture and noise at the first timestep that is not finite."""
     if noise == 0:
         return "there is no noise left there; expected larger betas."
     if signal == 0:
@@ -190,7 +191,7 @@ def _why_not_finite(options: SchedulerOptions, signal: float, noise: float) -> s
             f"{options.prediction_type!r} divides by it; expected v_prediction or sample, or a timestep_spacing that "
             "leaves the last timestep out."
         )
-    return "they are too large for float32; expected betas that change less from one timestep to the next."
+    return "expected betas that add noise at every timestep and leave something of the picture until the last."
 
 
 def _thresholding(options: SchedulerOptions) -> Thresholding:

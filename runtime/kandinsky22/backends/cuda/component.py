@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from kandinsky22.arrays import Array
-from kandinsky22.backends import OnStep, PerStep
+from kandinsky22.backends import OnStep, PerStep, closed
 from kandinsky22.backends.cuda.bound import BoundGraph
 from kandinsky22.backends.cuda.gpu import SharedGpu
 from kandinsky22.backends.cuda.loop import DeviceLoop
@@ -103,7 +103,7 @@ class DeviceComponent:
             way_out = {"run": "open a second Pipeline", "close": "raise Cancelled"}[verb]
             raise BackendError(f"{self.name} is in a loop: its step callback cannot {verb} it; {way_out}.")
         if self._give_back is None:
-            raise BackendError(f"{self.name} was closed, by another thread perhaps; load it again.")
+            raise closed(self.name)
 
     def close(self) -> None:
         """See `LoadedComponent.close`. Waits for what other threads run; may be called twice."""

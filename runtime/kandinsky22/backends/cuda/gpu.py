@@ -48,11 +48,12 @@ class Gpu(Owner):
     """What all components on the device share: a stream for work, one for copies, pinned staging, and the arena.
 
     All work goes through the one stream `work`, in order. That makes the arena safe: whoever runs has it to itself.
+    Whoever uses the device holds `lock`, so that one thread at a time queues work.
     """
 
-    def __init__(self, cuda: Cuda) -> None:
+    def __init__(self, cuda: Cuda, lock: threading.RLock) -> None:
         self.cuda = cuda
-        self.lock = threading.RLock()
+        self.lock = lock
         self.arena = Arena(self)
         with ExitStack() as undo:
             self.work = undo.enter_context(cuda.stream())
@@ -96,6 +97,12 @@ class SharedGpu:
         self._gpu: Gpu | None = None
         self._borrowers = 0
         self._lock = threading.Lock()
+        self.turn = threading.RLock()
+        """The lock of the device, also while nothing is loaded.
+
+        A step callback keeps it, and may run what else is on the device, in the same thread. So whoever holds another
+        lock while it waits for this one, and is waited for by a callback, hangs: take this one first, or instead.
+        """
 
     def lend(self) -> Gpu:
         """The device. Raises BackendError where there is none."""
@@ -103,7 +110,7 @@ class SharedGpu:
             if self._gpu is None:
                 cuda = self._cuda()
                 cuda.check_device()
-                self._gpu = Gpu(cuda)
+                self._gpu = Gpu(cuda, self.turn)
             self._borrowers += 1
             return self._gpu
 

@@ -5,7 +5,7 @@ On the CPU it is the reference that the other backends are compared with: `CPU` 
 
 from __future__ import annotations
 
-from kandinsky22.backends import EXPORTED, Availability, LoadedComponent, Settings, require_exported
+from kandinsky22.backends import EXPORTED, Availability, LoadedComponent, Settings, refuse_other_weights
 from kandinsky22.backends.cuda import gpu
 from kandinsky22.backends.onnxruntime.cpu import OnnxRuntimeComponent
 from kandinsky22.backends.onnxruntime.cuda import PROVIDER, OnnxRuntimeCudaComponent
@@ -39,14 +39,14 @@ class OnnxRuntimeBackend:
 
     def load(self, bundle: Bundle, name: str, settings: Settings, weights: str = EXPORTED) -> LoadedComponent:
         """See `Backend.load`. Its CPU kernels compute in fp32: "bf16" is refused."""
-        require_exported(name, weights)
+        refuse_other_weights(NAME, name, weights)
         if self.availability().gpu:
             return OnnxRuntimeCudaComponent(bundle, name, settings)
         if settings.precision not in ("auto", "fp32"):
             raise BackendError(
                 f"ONNX Runtime's CPU kernels have no {settings.precision}; use precision fp32, or the openvino backend."
             )
-        return OnnxRuntimeComponent(bundle.graph(name, ATTENTION_IN_PARTS), bundle.component(name), settings)
+        return OnnxRuntimeComponent(name, bundle.graph(name, ATTENTION_IN_PARTS), bundle.component(name), settings)
 
 
 BACKEND = OnnxRuntimeBackend()

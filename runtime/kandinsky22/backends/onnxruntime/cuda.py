@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -43,10 +44,12 @@ class OnnxRuntimeCudaComponent(DeviceComponent):
         super().__init__(name, shared_gpu)
         try:
             with self.gpu.lock:  # loading copies weights by the stream that another thread may be capturing
+                started = time.perf_counter()
                 self.session: Any = self._open(graph)
         except BaseException:
             self.close()
             raise
+        log.info("%s loaded by ONNX Runtime on the GPU in %.1f s", name, time.perf_counter() - started)
         self.graph_ids = itertools.count(1)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -102,7 +105,6 @@ class OnnxRuntimeCudaComponent(DeviceComponent):
                 f"ONNX Runtime {ort.__version__} could not start CUDA for {self.name} (its CUDA and cuDNN libraries "
                 f"must fit it); see https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html."
             )
-        log.debug("onnxruntime: %s is on the GPU, its steps %s", self.name, "captured" if captured else "not captured")
         return session
 
 

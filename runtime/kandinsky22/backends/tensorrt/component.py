@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kandinsky22.arrays import Array
-from kandinsky22.backends import Availability, LoadedComponent, Settings
+from kandinsky22.backends import EXPORTED, Availability, LoadedComponent, Settings, refuse_other_weights
 from kandinsky22.backends.cuda import gpu
 from kandinsky22.backends.cuda.bound import BoundGraph, Layout
 from kandinsky22.backends.cuda.component import DeviceComponent, Shapes, shapes_of
@@ -139,7 +139,7 @@ class TensorRtComponent(DeviceComponent):
         self._check_interface()
         self._plan = chosen
         seconds = time.perf_counter() - started
-        log.info("%s: plan of %s for %s loaded in %.1f s", NAME, self.name, chosen.record.profile, seconds)
+        log.info("%s loaded by %s in %.1f s, plan %s", self.name, self._flavour.name, seconds, chosen.record.profile)
         return chosen
 
     def _check_interface(self) -> None:
@@ -209,7 +209,7 @@ class TensorRtBound(BoundGraph):
         if can_be_captured is not None:
             self._require(can_be_captured(int(self.gpu.work.handle)), "cannot be captured into a CUDA graph")
         self._graph = self.gpu.work.capture(super().step)
-        log.debug("%s: a step of %s is captured", NAME, self._component.name)
+        log.debug("A step of %s is captured", self._component.name)
 
     def close(self) -> None:
         """See `Owner.close`."""
@@ -272,8 +272,9 @@ class TensorRtBackend:
             return Availability(NAME, False, str(error).rstrip("."), gpu=True)
         return Availability(NAME, True, f"runs on {device}", f"{chosen.name} {chosen.version}", "bundle", gpu=True)
 
-    def load(self, bundle: Bundle, name: str, settings: Settings) -> LoadedComponent:
-        """See `Backend.load`. A plan's precision was decided by the export: another one is refused."""
+    def load(self, bundle: Bundle, name: str, settings: Settings, weights: str = EXPORTED) -> LoadedComponent:
+        """See `Backend.load`. A plan's precision and weights were decided by the export: others are refused."""
+        refuse_other_weights(NAME, name, weights)
         precision = bundle.component(name).precision
         if settings.precision not in ("auto", precision):
             raise BackendError(
@@ -294,7 +295,7 @@ def _with_plans(bundle: Bundle, flavours: list[library.Flavour], device: gpu.Dev
         refusal = next((each for each in found if each is not None), None)
         if refusal is None:
             return flavour
-        log.info("%s: no plans of %s %s are used: %s", NAME, flavour.name, flavour.version, refusal)
+        log.info("No plans of %s %s are used: %s", flavour.name, flavour.version, refusal)
         refusals.append(refusal)
     raise BackendError(" ".join(refusals))
 
