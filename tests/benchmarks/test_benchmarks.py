@@ -526,6 +526,25 @@ def test_published_tasks_are_read_and_told_as_they_were_published(
     assert text == (REPORTS / "tasks-xeon-2-cores.md").read_text()
 
 
+def test_a_damaged_report_of_tasks_is_read_and_told_or_refused_in_one_sentence(tmp_path: Path) -> None:
+    good = json.loads((REPORTS / "tasks-xeon-2-cores.json").read_text())
+    spec = good["results"][0]["spec"]
+    good["results"][1:] = [{"commit": "abc", "spec": spec, "error": "It was killed"}]
+    file, read, refused = tmp_path / "tasks.json", [], []
+    for wrong in (good, *damaged(good)):
+        file.write_text(json.dumps(wrong))
+        try:
+            found = machine.MachineMeasurements(file, good["machine"], {"results": []}, tasks.TasksRecord)
+        except InputError as error:
+            refused.append(str(error))
+            continue
+        read.append(wrong)
+        tasks.markdown(found.data)
+    assert good in read
+    assert any("damaged: results[0].timings.total is" in why for why in refused)
+    assert len(refused) > 300
+
+
 def test_measurements_of_another_machine_or_bundle_are_refused_in_one_sentence(
     store: Callable[[], LatencyMeasurements], tmp_path: Path
 ) -> None:
