@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import huggingface_hub
 import torch
 import transformers
@@ -30,61 +29,10 @@ from kandinsky22 import schedulers
 from kandinsky22.bundle.manifest import ImageProcessor
 from kandinsky22.errors import CheckpointError, InputError, first_line
 from kandinsky22_export.architectures import validate
+from kandinsky22_export.architectures.kandinsky_2_2 import KINDS, MOVQ, PIPELINES, SCHEDULERS, UNET, UNETS, Kind
 
-PIPELINES = {
-    "KandinskyV22Pipeline": ("decoder",),
-    "KandinskyV22Img2ImgPipeline": ("decoder",),
-    "KandinskyV22ControlnetPipeline": ("decoder",),
-    "KandinskyV22ControlnetImg2ImgPipeline": ("decoder",),
-    "KandinskyV22InpaintPipeline": ("decoder",),
-    "KandinskyV22PriorPipeline": ("prior",),
-    "KandinskyV22PriorEmb2EmbPipeline": ("prior",),
-    "KandinskyV22CombinedPipeline": ("decoder", "prior"),
-    "KandinskyV22Img2ImgCombinedPipeline": ("decoder", "prior"),
-    "KandinskyV22InpaintCombinedPipeline": ("decoder", "prior"),
-}
-SCHEDULERS = {"decoder": ("DDPMScheduler", "DDIMScheduler"), "prior": ("UnCLIPScheduler",)}  # by half
 CONFIGS = ("model_index.json", "README.md", "*/*config.json", "*/*token*.json", "*/vocab.json", "*/merges.txt")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A network of the decoder's or the prior's pipeline, in the subfolder `name`.
-
-    `cls` is its class, `stem` what its files begin with, `needs` what its config has.
-    """
-
-    name: str
-    half: str
-    cls: Any
-    stem: str
-    needs: tuple[str, ...] = ()
-
-
-UNET = Kind(
-    "unet",
-    "decoder",
-    diffusers.UNet2DConditionModel,
-    "diffusion_pytorch_model",
-    ("in_channels", "out_channels", "block_out_channels", "encoder_hid_dim"),
-)
-MOVQ = Kind("movq", "decoder", diffusers.VQModel, "diffusion_pytorch_model", ("latent_channels", "block_out_channels"))
-PRIOR = Kind(
-    "prior", "prior", diffusers.PriorTransformer, "diffusion_pytorch_model", ("embedding_dim", "num_embeddings")
-)
-TEXT_ENCODER = Kind("text_encoder", "prior", transformers.CLIPTextModelWithProjection, "model")
-IMAGE_ENCODER = Kind("image_encoder", "prior", transformers.CLIPVisionModelWithProjection, "model")
-KINDS = {
-    "unet": UNET,
-    "movq": MOVQ,
-    "prior": PRIOR,
-    "text_encoder": TEXT_ENCODER,
-    "image_encoder": IMAGE_ENCODER,
-    "unet_controlnet": UNET,
-    "unet_inpaint": UNET,
-}
-"""What the networks of a checkpoint are, by their names. Random weights count on the order: new ones come last."""
 
 
 @dataclass(frozen=True)
@@ -154,20 +102,20 @@ def open_checkpoint(
     repository = _open(source, revision)
     decoders = _decoders(repository, {"controlnet": controlnet, "inpaint": inpaint})
     priors = _prior(repository, prior)
-    homes = {validate.UNETS[role]: found for role, found in decoders.items()}
+    homes = {UNETS[purpose]: found for purpose, found in decoders.items()}
     if decoders:
         homes["movq"] = next(iter(decoders.values()))
     for found in priors.values():
         homes |= dict.fromkeys(("prior", "text_encoder", "image_encoder"), found)
     networks = {name: _network(kind, homes[name], variant) for name, kind in KINDS.items() if name in homes}
-    roles = decoders | priors
-    samplers = {role: _scheduler(role, found) for role, found in roles.items()}
+    repositories = decoders | priors
+    samplers = {purpose: _scheduler(purpose, found) for purpose, found in repositories.items()}
     validate.require_fit({name: network.config for name, network in networks.items()}, samplers)
     movqs = {found.name: _network(MOVQ, found, variant) for found in [*decoders.values()][1:]}
     for name, movq in movqs.items():
         validate.require_same_config(networks["movq"].config, name, movq.config)
     return Checkpoint(
-        source={role: found.record for role, found in roles.items()},
+        source={purpose: found.record for purpose, found in repositories.items()},
         networks=networks,
         schedulers=samplers,
         tokenizer=_tokenizer_loader(priors["prior"]) if priors else None,
@@ -178,23 +126,25 @@ def open_checkpoint(
 
 def _decoders(repository: Repository, others: Mapping[str, str | None]) -> dict[str, Repository]:
     """The decoders by what they are for: that of `repository` first, then the `others` that were given."""
-    decoders = {_role(repository): repository} if "decoder" in repository.halves else {}
-    for role, name in others.items():
+    decoders = {_purpose(repository): repository} if "decoder" in repository.halves else {}
+    for purpose, name in others.items():
         if name is None:
             continue
-        if role in decoders:
-            raise CheckpointError(f"The UNet of {repository.name} is one for {role} itself: leave out --{role} {name}.")
+        if purpose in decoders:
+            raise CheckpointError(
+                f"The UNet of {repository.name} is one for {purpose} itself: leave out --{purpose} {name}."
+            )
         found = _open(name, None)
-        there = _role(found) if "decoder" in found.halves else None
-        if there != role:
+        there = _purpose(found) if "decoder" in found.halves else None
+        if there != purpose:
             what = f"its UNet is one for {there}" if there else "it is a prior"
-            raise CheckpointError(f"{name} was given as --{role}, but {what}.")
-        decoders[role] = found
+            raise CheckpointError(f"{name} was given as --{purpose}, but {what}.")
+        decoders[purpose] = found
     return decoders
 
 
-def _role(repository: Repository) -> str:
-    return validate.unet_role(_config(UNET, repository, UNET.name), _config(MOVQ, repository, MOVQ.name))
+def _purpose(repository: Repository) -> str:
+    return validate.unet_purpose(_config(UNET, repository, UNET.name), _config(MOVQ, repository, MOVQ.name))
 
 
 def _prior(repository: Repository, prior: str | None) -> dict[str, Repository]:
@@ -277,18 +227,18 @@ def _prior_of_card(repository: Repository) -> Repository | None:
     return _open(str(beside) if local else name, None)
 
 
-def _scheduler(role: str, repository: Repository) -> dict[str, Any]:
+def _scheduler(purpose: str, repository: Repository) -> dict[str, Any]:
     """The scheduler's config, of a class and with options that the runtime can solve."""
-    half = "prior" if role == "prior" else "decoder"
+    half = "prior" if purpose == "prior" else "decoder"
     config = _read_json(repository.folder / repository.part(half, "scheduler") / "scheduler_config.json")
     name = config.get("_class_name")
     if name not in SCHEDULERS[half]:
-        raise CheckpointError(f"The scheduler of the {role} is a {name}; expected {' or '.join(SCHEDULERS[half])}.")
+        raise CheckpointError(f"The scheduler of the {purpose} is a {name}; expected {' or '.join(SCHEDULERS[half])}.")
     try:
         schedulers.solve(config, 2)  # any number of steps reads every option
     except InputError as error:
         raise CheckpointError(
-            f"The scheduler of the {role} in {repository.name} is not supported: {first_line(error)}."
+            f"The scheduler of the {purpose} in {repository.name} is not supported: {first_line(error)}."
         ) from error
     return config
 

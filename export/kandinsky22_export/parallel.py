@@ -14,17 +14,17 @@ from typing import Any
 from tqdm import tqdm
 
 from kandinsky22.errors import ExportError
+from kandinsky22_export.progress import OnProgress, OnStage
 from kandinsky22_export.quiet import is_quiet, quiet
 
-Note = Callable[[str], None]
-Task = Callable[[Note], Any]
+Task = Callable[[OnStage], Any]
 
 
-def run(tasks: Mapping[str, Task], jobs: int, note: Callable[[str, str], None]) -> Iterator[tuple[str, Any]]:
+def run(tasks: Mapping[str, Task], jobs: int, note: OnProgress) -> Iterator[tuple[str, Any]]:
     """Run picklable `tasks` by name, at most `jobs` at once, and yield each name and result as it comes.
 
-    A task is called with a function for its notes, which arrive as `note(name, text)`. What a task raises is raised
-    here; ExportError where its process was ended from outside. Whatever happens, no process is left.
+    A task is called with a function to tell what it is doing, which arrives as `note(name, stage)`. What a task raises
+    is raised here; ExportError where its process was ended from outside. Whatever happens, no process is left.
     """
     waiting = list(tasks.items())
     context = multiprocessing.get_context("spawn")

@@ -6,57 +6,31 @@ import contextlib
 import errno
 import functools
 import importlib.metadata
-import math
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from tokenizers import Tokenizer
 
 from kandinsky22.bundle import bundle, checksums
-from kandinsky22.bundle.manifest import Component, FileRecord, Geometry, Limits, Manifest, Text
-from kandinsky22.errors import CheckpointError, ExportError, InputError
-from kandinsky22.schedulers import schedule
+from kandinsky22.bundle.manifest import Component, FileRecord, Limits, Manifest
+from kandinsky22.errors import ExportError, InputError
 from kandinsky22_export import parallel
 from kandinsky22_export.architectures import validate
+from kandinsky22_export.architectures.components import NETWORKS, Constants, build_graph, embed_zeros
+from kandinsky22_export.architectures.facts import geometry_of, limits_of
+from kandinsky22_export.architectures.published import ARCHITECTURES
 from kandinsky22_export.checkpoints import Checkpoint, open_checkpoint
 from kandinsky22_export.graphs.base import Graph
-from kandinsky22_export.graphs.encoders import HintEncoder, ImageEncoder, MovqDecoder, MovqEncoder, TextEncoder
-from kandinsky22_export.graphs.steps import ControlnetStep, DecoderStep, InpaintStep, PriorStep
-from kandinsky22_export.random_weights import ARCHITECTURES, random_checkpoint
-from kandinsky22_export.tracing.export_graph import BOUNDS, export_graph
+from kandinsky22_export.progress import OnProgress, OnStage
+from kandinsky22_export.random_weights import random_checkpoint
+from kandinsky22_export.tokenizer import write_tokenizer
+from kandinsky22_export.tracing.comparison import BOUNDS
+from kandinsky22_export.tracing.export_graph import export_graph
 from kandinsky22_export.tracing.translations import OPSET
-
-# Which network of the checkpoint each component is made of; the order is that of the export.
-NETWORKS = {
-    "text_encoder": "text_encoder",
-    "image_encoder": "image_encoder",
-    "prior_step": "prior",
-    "decoder_step": "unet",
-    "hint_encoder": "unet_controlnet",
-    "decoder_step_controlnet": "unet_controlnet",
-    "decoder_step_inpaint": "unet_inpaint",
-    "movq_encoder": "movq",
-    "movq_decoder": "movq",
-}
-# Texts of every kind that the tokenizer must turn into the same ids in the bundle as in transformers.
-PROBES = (
-    "",
-    "a red circle on a blue background",
-    "  A Photo\tof MANY\n spaces, it's 4k!!  ",
-    "кот в космосе, 宇宙の猫, 🐱 naïve Ångström",
-    "<|startoftext|> special <|endoftext|> tokens",
-    "very long " * 60,
-)
-
-Note = Callable[[str, str], None]
-Constants = dict[str, Any]  # float32 (1, E), by the names of constants.npz
 
 
 def export(
@@ -75,7 +49,7 @@ def export(
     components: Sequence[str] | None = None,
     force: bool = False,
     jobs: int = 1,
-    note: Note = lambda component, stage: None,
+    note: OnProgress = lambda component, stage: None,
 ) -> Manifest:
     """Export the checkpoint `source` (a folder or a Hub id) to the bundle `destination` and return its manifest.
 
@@ -110,8 +84,9 @@ def export(
             note(name, "fetching")
             checkpoint.networks[NETWORKS[name]].fetch()
         _require_same_movqs(checkpoint, note)
-        work = Work(opening, folder / "onnx", precision, _limits(checkpoint, max_size))
-        return _write(checkpoint, chosen, destination.name, work, jobs, folder, note)
+        limits = limits_of(checkpoint, max_size)
+        exporting = ComponentExport(opening, folder / "onnx", precision, limits.ranks)
+        return _write(checkpoint, chosen, destination.name, exporting, limits, jobs, folder, note)
 
 
 def _choose(checkpoint: Checkpoint, components: Sequence[str] | None) -> list[str]:
@@ -125,7 +100,7 @@ def _choose(checkpoint: Checkpoint, components: Sequence[str] | None) -> list[st
     return [name for name in available if components is None or name in components]
 
 
-def _require_same_movqs(checkpoint: Checkpoint, note: Note) -> None:
+def _require_same_movqs(checkpoint: Checkpoint, note: OnProgress) -> None:
     """Refuse decoders that came with another MoVQ than the bundle's, before the long work."""
     for other, network in checkpoint.movqs.items():
         note("movq", "comparing")
@@ -133,32 +108,44 @@ def _require_same_movqs(checkpoint: Checkpoint, note: Note) -> None:
 
 
 @dataclass(frozen=True)
-class Work:
-    """What exporting a component needs to know, in this process or another: `opening()` gives the checkpoint."""
+class ComponentExport:
+    """What the export of any component needs to know, in this process or another: `opening()` gives the checkpoint."""
 
     opening: Callable[[], Checkpoint]
     folder: Path
     precision: str
-    limits: Limits
+    ranks: int | None
 
-    def component(self, name: str, note: Callable[[str], None]) -> tuple[Component, Constants]:
+    def run(self, name: str, on_stage: OnStage) -> tuple[Component, Constants]:
         """Export a component; with it come the constants that its network knows."""
         constants: Constants = {}
-        build = functools.partial(_graph, self.opening(), name, self.limits, constants)
-        return export_graph(build, self.folder, self.precision, note), constants
+
+        def build() -> Graph:
+            graph, known = build_graph(name, self.opening().networks, self.ranks)
+            constants.update(known)
+            return graph
+
+        return export_graph(build, self.folder, self.precision, on_stage), constants
 
 
 def _write(
-    checkpoint: Checkpoint, chosen: list[str], name: str, work: Work, jobs: int, folder: Path, note: Note
+    checkpoint: Checkpoint,
+    chosen: list[str],
+    name: str,
+    exporting: ComponentExport,
+    limits: Limits,
+    jobs: int,
+    folder: Path,
+    note: OnProgress,
 ) -> Manifest:
-    work.folder.mkdir()
-    text = _write_tokenizer(checkpoint, folder)
+    exporting.folder.mkdir()
+    text = write_tokenizer(checkpoint, folder)
     constants: Constants = {}
     if "image_encoder" not in chosen:
         note("constants", "computing the zero-image embedding")
         constants = _zero_image(checkpoint)
     components: dict[str, Component] = {}
-    for component, (exported, known) in _exported(work, chosen, jobs, note):
+    for component, (exported, known) in _exported(exporting, chosen, jobs, note):
         components[component] = exported
         constants |= known
     if constants:
@@ -166,15 +153,15 @@ def _write(
     note("manifest", "hashing")
     manifest = Manifest(
         name=name,
-        precision=work.precision,
+        precision=exporting.precision,
         opset=OPSET,
         source=checkpoint.source | {"versions": _versions()},
         components={component: components[component] for component in chosen},
         files=_records(folder),
         schedulers=checkpoint.schedulers,
         text=text,
-        geometry=_geometry(checkpoint),
-        limits=work.limits,
+        geometry=geometry_of(checkpoint),
+        limits=limits,
         image_processor=checkpoint.image_processor,
     )
     (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -182,44 +169,16 @@ def _write(
 
 
 def _exported(
-    work: Work, chosen: list[str], jobs: int, note: Note
+    exporting: ComponentExport, chosen: list[str], jobs: int, note: OnProgress
 ) -> Iterator[tuple[str, tuple[Component, Constants]]]:
     """The components and the constants that they bring, one after the other or `jobs` at a time."""
     if jobs == 1:
         for name in chosen:
-            yield name, work.component(name, functools.partial(note, name))
+            yield name, exporting.run(name, functools.partial(note, name))
         return
     # The last ones take longest: they begin, so that no process works alone at the end.
-    tasks = {name: functools.partial(work.component, name) for name in reversed(chosen)}
+    tasks = {name: functools.partial(exporting.run, name) for name in reversed(chosen)}
     yield from parallel.run(tasks, jobs, note)
-
-
-def _graph(checkpoint: Checkpoint, component: str, limits: Limits, constants: Constants) -> Graph:
-    """The graph of a component. Loading the prior and the image encoder also gives what belongs to `constants`."""
-    network: Any = checkpoint.networks[NETWORKS[component]].load()
-    ranks = limits.ranks or 0  # where there is no decoder, nothing asks for them
-    match component:
-        case "text_encoder":
-            return TextEncoder(network)
-        case "image_encoder":
-            constants |= _embed_zeros(network)
-            return ImageEncoder(network)
-        case "prior_step":
-            constants["clip_mean"] = network.clip_mean.numpy().copy()
-            constants["clip_std"] = network.clip_std.numpy().copy()
-            return PriorStep(network)
-        case "decoder_step":
-            return DecoderStep(network, ranks)
-        case "hint_encoder":
-            return HintEncoder(network)
-        case "decoder_step_controlnet":
-            return ControlnetStep(network, ranks)
-        case "decoder_step_inpaint":
-            return InpaintStep(network, ranks)
-        case "movq_encoder":
-            return MovqEncoder(network)
-        case _:
-            return MovqDecoder(network)
 
 
 def _zero_image(checkpoint: Checkpoint) -> Constants:
@@ -228,81 +187,7 @@ def _zero_image(checkpoint: Checkpoint) -> Constants:
         return {"zero_image_embeds": checkpoint.zero_image.numpy()}
     if "image_encoder" not in checkpoint.networks:
         return {}
-    return _embed_zeros(checkpoint.networks["image_encoder"].load())
-
-
-@torch.no_grad()
-def _embed_zeros(encoder: Any) -> Constants:
-    """`zero_image_embeds` (1, E): what the image encoder makes of zeros, which is no black picture."""
-    size = encoder.config.image_size
-    return {"zero_image_embeds": encoder(torch.zeros(1, 3, size, size)).image_embeds.numpy()}
-
-
-def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> Text | None:
-    """Write tokenizer.json without padding and truncation, which the runtime sets; the manifest's `text`.
-
-    Raises CheckpointError where the file would give other ids than the checkpoint's tokenizer.
-    """
-    if checkpoint.tokenizer is None:
-        return None
-    tokenizer = checkpoint.tokenizer()
-    length, padding = checkpoint.networks["prior"].config.get("num_embeddings", 77), tokenizer.pad_token_id
-    if tokenizer.model_max_length != length or padding is None:
-        raise CheckpointError(
-            f"The tokenizer's model_max_length is {tokenizer.model_max_length} and its padding {padding};"
-            f" the prior needs {length} and a padding token."
-        )
-    plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    plain.no_padding()
-    plain.no_truncation()
-    plain.save(str(folder / bundle.TOKENIZER))
-    plain.enable_truncation(length)
-    plain.enable_padding(length=length, pad_id=padding)
-    for probe in PROBES:
-        wanted = tokenizer(probe, padding="max_length", max_length=length, truncation=True)
-        found = plain.encode(probe)
-        if (found.ids, found.attention_mask) != (wanted["input_ids"], wanted["attention_mask"]):
-            raise CheckpointError(
-                f"The tokenizer could not be converted: {probe!r} gives other ids than in transformers."
-            )
-    return Text(length, padding)
-
-
-def _geometry(checkpoint: Checkpoint) -> Geometry:
-    """What the runtime asks about shapes."""
-    geometry: dict[str, Any] = {}
-    networks = checkpoint.networks
-    if "prior" in networks:
-        geometry["embedding_dim"] = networks["prior"].config["embedding_dim"]
-    if "image_encoder" in networks:
-        geometry["image_size"] = networks["image_encoder"].config["image_size"]
-    if "movq" in networks:
-        movq = networks["movq"].config
-        geometry["latent_channels"] = movq["latent_channels"]
-        geometry["downscale"] = 2 ** (len(movq["block_out_channels"]) - 1)
-    unet = next((networks[name].config for name in validate.UNETS.values() if name in networks), None)
-    if unet is not None:  # the others are like it in this
-        geometry["embedding_dim"] = unet["encoder_hid_dim"]
-        geometry["learned_variance"] = unet["out_channels"] == 2 * geometry["latent_channels"]
-        geometry["default_size"] = _trained_size(unet.get("sample_size"), geometry["downscale"])
-    return Geometry(**geometry)
-
-
-def _trained_size(latents: Any, downscale: int) -> int:
-    """Pixels a side of the pictures that a UNet was trained at; 512, as published, where its config is silent."""
-    return latents * downscale if isinstance(latents, int) else 512
-
-
-def _limits(checkpoint: Checkpoint, max_size: int) -> Limits:
-    """`max_size`, and how many of the largest |x0| its dynamic thresholding needs (None without a decoder)."""
-    geometry = _geometry(checkpoint)
-    if geometry.downscale is None or geometry.latent_channels is None:
-        return Limits(max_size)
-    side = math.ceil(max_size / geometry.downscale**2) * geometry.downscale
-    values = geometry.latent_channels * side**2
-    samplers = [checkpoint.schedulers[role] for role in validate.UNETS if role in checkpoint.schedulers]
-    ratio = min(sampler.get("dynamic_thresholding_ratio", 0.995) for sampler in samplers)
-    return Limits(max_size, schedule.ranks_needed(ratio, values))
+    return embed_zeros(checkpoint.networks["image_encoder"].load())
 
 
 def _versions() -> dict[str, str]:

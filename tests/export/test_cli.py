@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kandinsky22_export import cli, write_bundle
+from kandinsky22_export.architectures import components
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +41,7 @@ class TestMain:
         captured = capsys.readouterr()
         lines = captured.out.splitlines()
         assert lines[-1] == str(tmp_path / "out")
-        assert [line.split()[0] for line in lines[:-1]] == list(write_bundle.NETWORKS)
+        assert [line.split()[0] for line in lines[:-1]] == list(components.NETWORKS)
         assert "manifest: hashing" in captured.err
         assert "Loading weights" not in captured.err
         assert "Warning" not in captured.err

@@ -15,32 +15,32 @@ from tqdm import tqdm
 
 from kandinsky22.errors import ExportError
 from kandinsky22_export import parallel
-from kandinsky22_export.parallel import Note
+from kandinsky22_export.progress import OnStage
 
 
-def square(number: int, note: Note) -> tuple[int, int]:
+def square(number: int, note: OnStage) -> tuple[int, int]:
     note(f"squaring {number}")
     return number**2, os.getpid()
 
 
-def fail(note: Note) -> None:
+def fail(note: OnStage) -> None:
     raise ExportError("It does not fit.")
 
 
-def die(note: Note) -> None:
+def die(note: OnStage) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def sleep(note: Note) -> None:
+def sleep(note: OnStage) -> None:
     note("asleep")
     time.sleep(600)
 
 
-def hear(note: Note) -> bool:
+def hear(note: OnStage) -> bool:
     return logging.getLogger("torch").isEnabledFor(logging.WARNING)
 
 
-def show_progress(note: Note) -> bool:
+def show_progress(note: OnStage) -> bool:
     """Whether a progress bar's lock is this process's own: one that is shared outlives it, and Python says so."""
     return isinstance(tqdm([]).get_lock(), type(threading.RLock()))
 

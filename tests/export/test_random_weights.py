@@ -10,11 +10,12 @@ from accelerate import init_empty_weights
 from transformers import PreTrainedModel
 
 from kandinsky22_export import random_weights
+from kandinsky22_export.architectures import published
+from kandinsky22_export.architectures.kandinsky_2_2 import KINDS
 from kandinsky22_export.architectures.validate import require_fit
-from kandinsky22_export.checkpoints import KINDS
 from tests import tiny
 
-PUBLISHED = random_weights.ARCHITECTURES["kandinsky-2.2-all"]
+PUBLISHED = published.ARCHITECTURES["kandinsky-2.2-all"]
 UNET = 1_253_057_288
 HINT = 358_100  # eight convolutions
 COUNTS = {
@@ -39,7 +40,7 @@ def small_architecture(monkeypatch: pytest.MonkeyPatch, tiny_parts: tiny.Parts) 
         name: {key: value for key, value in config.items() if not key.startswith("_")}
         for name, config in configs.items()
     }
-    monkeypatch.setitem(random_weights.ARCHITECTURES, "small", small)
+    monkeypatch.setitem(published.ARCHITECTURES, "small", small)
     return "small"
 
 
@@ -60,7 +61,7 @@ def test_a_seed_gives_the_same_weights_and_another_gives_others(small_architectu
         assert any(not torch.equal(state[key], different[key]) for key in state)
         assert network.load().training is False
     assert first.zero_image is not None
-    assert first.zero_image.shape == (1, random_weights.EMBEDDING)
+    assert first.zero_image.shape == (1, published.EMBEDDING)
 
 
 def test_text_to_image_alone_has_the_same_weights_as_with_the_other_tasks() -> None:

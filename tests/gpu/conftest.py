@@ -50,7 +50,7 @@ def planned(exported: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundl
     folder = tmp_path_factory.mktemp("engines") / exported.path.name
     shutil.copytree(exported.path, folder)
     bundle = Bundle(folder)
-    largest = min(512, bundle.manifest.limits["max_size"])
+    largest = min(512, bundle.manifest.limits.max_size)
     plans.build(bundle, flavours[0], Profile(64, min(128, largest), largest, 4), progress=False)
     return bundle
 

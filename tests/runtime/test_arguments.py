@@ -114,14 +114,14 @@ def test_output_types(value: object, shapes_pipe: Pipeline, monkeypatch: pytest.
     ("shape", "dtype", "fill"), [((48,), "f4", 0), ((0, 48), "f4", 0), ((1, 7), "f4", 0), ((1, 48), "i8", 0)]
 )
 def test_embeddings(shape: Any, dtype: str, fill: float, shapes_pipe: Pipeline, monkeypatch: Any) -> None:
-    wide = shapes_pipe.bundle.manifest.geometry["embedding_dim"]
+    wide = shapes_pipe.bundle.manifest.geometry.embedding_dim
     shape = tuple(wide if size == 48 else size for size in shape)
     changes = {"prompt": None, "image_embeds": np.full(shape, fill, dtype)}
     assert f"expected floats (n, {wide})" in refused(shapes_pipe, monkeypatch, changes)
 
 
 def test_embeddings_are_finite_and_come_alone(shapes_pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    wide = shapes_pipe.bundle.manifest.geometry["embedding_dim"]
+    wide = shapes_pipe.bundle.manifest.geometry.embedding_dim
     broken, sound = np.full((1, wide), NAN, np.float32), np.zeros((1, wide), np.float32)
     assert "not finite" in refused(shapes_pipe, monkeypatch, {"prompt": None, "image_embeds": broken})
     monkeypatch.undo()

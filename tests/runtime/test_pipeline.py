@@ -41,7 +41,7 @@ def test_a_list_of_seeds_gives_each_picture_its_own(shapes_pipe: Pipeline) -> No
 
 def test_embeddings_can_be_kept_and_used_again(shapes_pipe: Pipeline) -> None:
     embeddings = shapes_pipe.embed([PROMPT, "a green star"], "blue", prior_num_inference_steps=2, seed=3)
-    wide = shapes_pipe.bundle.manifest.geometry["embedding_dim"]
+    wide = shapes_pipe.bundle.manifest.geometry.embedding_dim
     assert embeddings.image_embeds.shape == embeddings.negative_image_embeds.shape == (2, wide)
     options = {"height": 64, "width": 64, "num_inference_steps": 3, "seed": 1, "output_type": "np"}
     pair = shapes_pipe(image_embeds=embeddings, **options)

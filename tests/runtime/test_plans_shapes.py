@@ -11,7 +11,7 @@ from kandinsky22.backends.tensorrt import choice, library
 from kandinsky22.backends.tensorrt.profile import Profile
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22_export import export
-from kandinsky22_export.write_bundle import NETWORKS
+from kandinsky22_export.architectures.components import NETWORKS
 from tests.runtime.plan_bundles import GPU
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed: no plan is built for real")

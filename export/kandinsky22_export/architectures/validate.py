@@ -13,12 +13,10 @@ from torch import nn
 
 from kandinsky22.bundle.manifest import ImageProcessor
 from kandinsky22.errors import CheckpointError
+from kandinsky22_export.architectures.kandinsky_2_2 import UNETS
 from kandinsky22_export.graphs.encoders import HINT_DOWNSCALE
 
 Config = Mapping[str, Any]
-
-UNETS = {"decoder": "unet", "controlnet": "unet_controlnet", "inpaint": "unet_inpaint"}
-"""The names of the UNets among a checkpoint's networks, by what they are for."""
 
 HINT_CHANNELS = 4
 """Latent channels that diffusers' UNet makes of a hint, whatever the config says."""
@@ -39,7 +37,7 @@ CLIP_PROCESSOR: dict[str, Any] = {
 """What CLIPImageProcessor does where its config is silent."""
 
 
-def unet_role(unet: Config, movq: Config) -> str:
+def unet_purpose(unet: Config, movq: Config) -> str:
     """What a UNet is for, by its config: a key of UNETS."""
     if unet.get("addition_embed_type") == "image_hint":
         return "controlnet"
@@ -51,15 +49,15 @@ def require_fit(configs: Mapping[str, Config], samplers: Mapping[str, Config]) -
 
     `configs` are those of the networks by their names, `samplers` those of the schedulers by what they are for.
     """
-    unets = {role: configs[name] for role, name in UNETS.items() if name in configs}
-    for role, unet in unets.items():
-        _require_unet(role, unet, configs["movq"], samplers[role])
+    unets = {purpose: configs[name] for purpose, name in UNETS.items() if name in configs}
+    for purpose, unet in unets.items():
+        _require_unet(purpose, unet, configs["movq"], samplers[purpose])
     if unets and configs["movq"].get("lookup_from_codebook"):
         raise CheckpointError("The movq looks its latents up in its codebook; Kandinsky 2.2's does not.")
     first = next(iter(unets.values()), None)
-    for role, unet in unets.items():
+    for purpose, unet in unets.items():
         for key in ("encoder_hid_dim", "out_channels"):
-            _require(_called(role), unet, key, first and first[key])
+            _require(_called(purpose), unet, key, first and first[key])
     if "prior" in configs:
         prior, text = configs["prior"], configs["text_encoder"]
         embedding = prior["embedding_dim"]
@@ -72,10 +70,10 @@ def require_fit(configs: Mapping[str, Config], samplers: Mapping[str, Config]) -
             _require(_called(next(iter(unets))), first, "encoder_hid_dim", embedding)
 
 
-def _require_unet(role: str, unet: Config, movq: Config, sampler: Config) -> None:
-    name, latents = _called(role), movq["latent_channels"]
-    hint = role == "controlnet"
-    seen = {"decoder": latents, "controlnet": latents + HINT_CHANNELS, "inpaint": 2 * latents + 1}[role]
+def _require_unet(purpose: str, unet: Config, movq: Config, sampler: Config) -> None:
+    name, latents = _called(purpose), movq["latent_channels"]
+    hint = purpose == "controlnet"
+    seen = {"decoder": latents, "controlnet": latents + HINT_CHANNELS, "inpaint": 2 * latents + 1}[purpose]
     _require(name, unet, "addition_embed_type", "image_hint" if hint else "image")
     _require(name, unet, "encoder_hid_dim_type", "image_proj")
     _require(name, unet, "in_channels", seen)
@@ -93,9 +91,9 @@ def _require_unet(role: str, unet: Config, movq: Config, sampler: Config) -> Non
         )
 
 
-def _called(role: str) -> str:
+def _called(purpose: str) -> str:
     """What a UNet is called in messages."""
-    return "unet" if role == "decoder" else f"{role} unet"
+    return "unet" if purpose == "decoder" else f"{purpose} unet"
 
 
 def _require(part: str, config: Config, key: str, expected: object) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kandinsky22.bundle.manifest import Role, TensorSpec
 
 Sizes = Mapping[str, int]
+Shape = tuple[int | str, ...]
 Feeds = dict[str, Tensor]
 
 

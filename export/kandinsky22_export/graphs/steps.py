@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kandinsky22.bundle.manifest import Role, TensorSpec
 from kandinsky22_export.graphs import rewrites
-from kandinsky22_export.graphs.base import Graph
+from kandinsky22_export.graphs.base import Graph, Shape, Sizes
 from kandinsky22_export.graphs.encoders import hint_channels
 from kandinsky22_export.graphs.update import COEFFICIENTS, guide, largest_values_quantile, scheduler_update
 
@@ -18,9 +18,33 @@ PER_STEP = ("timestep", "coefficients", "noise")
 
 
 class Step(Graph):
-    """What all step graphs share: what changes with the step, and how the feeds are drawn."""
+    """What all step graphs share: state, what changes with the step, outputs, and how the feeds are drawn.
+
+    `shape` is that of the state. Where `model_shape` is given, the graph hands out the network's output as `model` too,
+    which is no state: guided, with all channels that the network has.
+    """
 
     per_step: ClassVar[tuple[str, ...]] = PER_STEP
+
+    def __init__(
+        self,
+        network: nn.Module,
+        shape: Shape,
+        more: tuple[TensorSpec, ...],
+        example: Sizes,
+        checks: tuple[Sizes, ...],
+        model_shape: Shape | None = None,
+    ):
+        model = () if model_shape is None else (TensorSpec("model", "float32", model_shape),)
+        super().__init__(
+            network,
+            inputs=(*_step_inputs(shape), *more),
+            outputs=(TensorSpec("latents_next", "float32", shape), TensorSpec("x0", "float32", shape), *model),
+            example=example,
+            checks=checks,
+            state=STATE,
+        )
+        self.hands_out_model = model_shape is not None
 
     def draw(self, spec: TensorSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Feeds that reach every term of the update: no coefficient is zero, the variance is learned, x0 is cut."""
@@ -42,22 +66,21 @@ class PriorStep(Step):
     role = Role.PRIOR
     scheduler = "prior"
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, *, hand_out_model: bool = False):
         config: Any = network.config
         tokens, embedding = config.num_embeddings, config.embedding_dim
         shape = ("B", embedding)
         super().__init__(
             network,
-            inputs=(
-                *_step_inputs(shape),
+            shape,
+            more=(
                 TensorSpec("text_embeds", "float32", ("G", "B", config.embedding_proj_dim or embedding)),
                 TensorSpec("text_hidden", "float32", ("G", "B", tokens, embedding)),
                 TensorSpec("text_mask", "bool", ("G", "B", tokens)),
             ),
-            outputs=_step_outputs(shape),
             example={"B": 3, "G": 2},
             checks=({"B": 1, "G": 2}, {"B": 2, "G": 1}),
-            state=STATE,
+            model_shape=shape if hand_out_model else None,
         )
 
     def forward(
@@ -72,8 +95,8 @@ class PriorStep(Step):
         text_embeds: Tensor,
         text_hidden: Tensor,
         text_mask: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """State (B, E) and conditioning (G, B, …) -> `latents_next`, `x0`, both float32 (B, E)."""
+    ) -> tuple[Tensor, ...]:
+        """State (B, E) and conditioning (G, B, …) -> `latents_next`, `x0` and, if asked, `model`: float32 (B, E)."""
         network = self.network
         output = network(
             _repeat(latents, text_embeds).to(network.dtype),
@@ -86,9 +109,10 @@ class PriorStep(Step):
         branches = output.float().unflatten(0, text_embeds.shape[:2])
         model = guide(branches, guidance)
         quantile = torch.zeros_like(thresholding[:1])
-        return scheduler_update(
+        following, x0 = scheduler_update(
             latents, x0_before, model, torch.zeros_like(model), coefficients, noise, thresholding, quantile
         )
+        return (following, x0, model) if self.hands_out_model else (following, x0)
 
     def draw(self, spec: TensorSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """As `Step.draw`; x0 is clipped to 1.5, and masks keep a beginning of every text."""
@@ -107,29 +131,39 @@ class UNetStep(Step):
 
     `ranks` is K of docs/bundle.md: among how many of the largest |x0| of a picture the quantile is looked up. Of the
     UNet's input channels, `channels` are latents that are denoised. `more` are inputs of this task alone.
+
+    With `hand_out_model` the graph has an output `model` (B, C or 2C, h, w): the guided channels and, where the
+    variance is learned, that of the last branch.
     """
 
-    def __init__(self, network: nn.Module, ranks: int, channels: int, more: tuple[TensorSpec, ...] = ()):
+    def __init__(
+        self,
+        network: nn.Module,
+        ranks: int,
+        channels: int,
+        more: tuple[TensorSpec, ...] = (),
+        *,
+        hand_out_model: bool = False,
+    ):
         config: Any = network.config
-        shape = ("B", channels, "h", "w")
         # The UNet halves height and width at every level but the last, and cannot make odd ones whole again.
         unit = 2 ** (len(config.block_out_channels) - 1)
         super().__init__(
             network,
-            inputs=(
-                *_step_inputs(shape),
+            ("B", channels, "h", "w"),
+            more=(
                 TensorSpec("ranks", "int64", (2,)),
                 TensorSpec("rank_weight", "float32", (1,)),
                 TensorSpec("image_embeds", "float32", ("G", "B", config.encoder_hid_dim)),
                 *more,
             ),
-            outputs=_step_outputs(shape),
             example={"B": 3, "G": 2, "h": 2 * unit, "w": 3 * unit},
             checks=({"B": 1, "G": 2, "h": 4 * unit, "w": unit}, {"B": 2, "G": 1, "h": unit, "w": 2 * unit}),
-            state=STATE,
+            model_shape=("B", config.out_channels, "h", "w") if hand_out_model else None,
         )
         rewrites.fold_upsampling(network)
         self.ranks, self.channels = ranks, channels
+        self.learned_variance = config.out_channels == 2 * channels
         self.units = {"h": unit, "w": unit}
 
     def predict(
@@ -149,8 +183,7 @@ class UNetStep(Step):
         )[0]
         branches = output.float().unflatten(0, image_embeds.shape[:2])
         model = guide(branches[:, :, : self.channels], guidance)
-        learned = network.config.out_channels == 2 * self.channels
-        return model, branches[-1, :, self.channels :] if learned else torch.zeros_like(model)
+        return model, branches[-1, :, self.channels :] if self.learned_variance else torch.zeros_like(model)
 
     def update(
         self,
@@ -163,11 +196,16 @@ class UNetStep(Step):
         thresholding: Tensor,
         ranks: Tensor,
         rank_weight: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """`latents_next` and `x0`, cut at the quantile of |x0| where `thresholding` say so."""
+    ) -> tuple[Tensor, ...]:
+        """`latents_next`, `x0` (cut at the quantile of |x0| where `thresholding` says so), and `model` if asked for."""
         clean = coefficients[0] * latents + coefficients[1] * model
         quantile = largest_values_quantile(clean, self.ranks, ranks, rank_weight)
-        return scheduler_update(latents, x0_before, model, variance, coefficients, noise, thresholding, quantile)
+        following, x0 = scheduler_update(
+            latents, x0_before, model, variance, coefficients, noise, thresholding, quantile
+        )
+        if not self.hands_out_model:
+            return following, x0
+        return following, x0, torch.cat([model, variance], dim=1) if self.learned_variance else model
 
     def draw(self, spec: TensorSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """As `Step.draw`; dynamic thresholding is on, with a quantile between two neighbours."""
@@ -190,9 +228,9 @@ class DecoderStep(UNetStep):
     role = Role.DECODER
     scheduler = "decoder"
 
-    def __init__(self, network: nn.Module, ranks: int):
+    def __init__(self, network: nn.Module, ranks: int, *, hand_out_model: bool = False):
         config: Any = network.config
-        super().__init__(network, ranks, config.in_channels)
+        super().__init__(network, ranks, config.in_channels, hand_out_model=hand_out_model)
 
     def forward(
         self,
@@ -206,8 +244,11 @@ class DecoderStep(UNetStep):
         ranks: Tensor,
         rank_weight: Tensor,
         image_embeds: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """State (B, C, h, w) and conditioning (G, B, E) -> `latents_next`, `x0`, both float32 (B, C, h, w)."""
+    ) -> tuple[Tensor, ...]:
+        """State (B, C, h, w) and conditioning (G, B, E) -> `latents_next`, `x0`, both float32 (B, C, h, w).
+
+        And `model` (B, C or 2C, h, w) where it is handed out.
+        """
         model, variance = self.predict(latents, timestep, guidance, image_embeds)
         return self.update(latents, x0_before, model, variance, coefficients, noise, thresholding, ranks, rank_weight)
 
@@ -222,11 +263,11 @@ class ControlnetStep(UNetStep):
     role = Role.CONTROLNET_DECODER
     scheduler = "controlnet"
 
-    def __init__(self, network: nn.Module, ranks: int):
+    def __init__(self, network: nn.Module, ranks: int, *, hand_out_model: bool = False):
         config: Any = network.config
         channels = hint_channels(network)
         hint = TensorSpec("hint_latents", "float32", ("B", channels, "h", "w"))
-        super().__init__(network, ranks, config.in_channels - channels, (hint,))
+        super().__init__(network, ranks, config.in_channels - channels, (hint,), hand_out_model=hand_out_model)
         self.network.add_embedding.input_hint_block = nn.Identity()
 
     def forward(
@@ -242,7 +283,7 @@ class ControlnetStep(UNetStep):
         rank_weight: Tensor,
         image_embeds: Tensor,
         hint_latents: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """As `DecoderStep.forward`, with `hint_latents` (B, C, h, w) for all branches alike."""
         model, variance = self.predict(latents, timestep, guidance, image_embeds, hint_latents)
         return self.update(latents, x0_before, model, variance, coefficients, noise, thresholding, ranks, rank_weight)
@@ -259,7 +300,7 @@ class InpaintStep(UNetStep):
     scheduler = "inpaint"
     per_step = (*PER_STEP, "known_scales")
 
-    def __init__(self, network: nn.Module, ranks: int):
+    def __init__(self, network: nn.Module, ranks: int, *, hand_out_model: bool = False):
         config: Any = network.config
         channels = (config.in_channels - 1) // 2
         more = (
@@ -268,7 +309,7 @@ class InpaintStep(UNetStep):
             TensorSpec("known_noise", "float32", ("B", channels, "h", "w")),
             TensorSpec("known_scales", "float32", (2,)),
         )
-        super().__init__(network, ranks, channels, more)
+        super().__init__(network, ranks, channels, more, hand_out_model=hand_out_model)
 
     def forward(
         self,
@@ -286,15 +327,15 @@ class InpaintStep(UNetStep):
         known: Tensor,
         known_noise: Tensor,
         known_scales: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """As `DecoderStep.forward`; where `mask` (B, 1, h, w) is 1, `latents_next` is the noised `known` instead."""
         sample = torch.cat([latents, known * mask, mask], dim=1)
         model, variance = self.predict(sample, timestep, guidance, image_embeds)
-        following, x0 = self.update(
+        following, *others = self.update(
             latents, x0_before, model, variance, coefficients, noise, thresholding, ranks, rank_weight
         )
         noised = known_scales[0] * known + known_scales[1] * known_noise
-        return mask * noised + (1 - mask) * following, x0
+        return mask * noised + (1 - mask) * following, *others
 
     def draw(self, spec: TensorSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """As `UNetStep.draw`; half of the mask is 1."""
@@ -313,7 +354,7 @@ def _repeat(latents: Tensor, conditioning: Tensor) -> Tensor:
     return latents.unsqueeze(0).expand(branches, *latents.shape).flatten(0, 1)
 
 
-def _step_inputs(shape: tuple[int | str, ...]) -> tuple[TensorSpec, ...]:
+def _step_inputs(shape: Shape) -> tuple[TensorSpec, ...]:
     return (
         TensorSpec("latents", "float32", shape),
         TensorSpec("x0_before", "float32", shape),
@@ -323,7 +364,3 @@ def _step_inputs(shape: tuple[int | str, ...]) -> tuple[TensorSpec, ...]:
         TensorSpec("guidance", "float32", ("G",)),
         TensorSpec("thresholding", "float32", (3,)),
     )
-
-
-def _step_outputs(shape: tuple[int | str, ...]) -> tuple[TensorSpec, ...]:
-    return (TensorSpec("latents_next", "float32", shape), TensorSpec("x0", "float32", shape))

@@ -133,7 +133,7 @@ class FileRecord:
 
 
 class _Mapped:
-    """Fields read by key."""
+    """Fields that can be read by key, until nothing of the runtime does."""
 
     def __getitem__(self, key: str) -> Any:
         return getattr(self, key)
@@ -207,6 +207,11 @@ class Manifest:
     def downscale(self) -> int:
         """Pixels a latent, a side. A bundle without a decoder has none, and nothing that depends on them: then 8."""
         return self.geometry.downscale or 8
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of latents. A bundle without a decoder has none; then the published 4."""
+        return self.geometry.latent_channels or 4
 
     @property
     def default_size(self) -> int:

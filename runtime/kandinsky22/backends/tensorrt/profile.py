@@ -43,7 +43,7 @@ class Profile:
     def check(self, bundle: Bundle) -> None:
         """Raise InputError where no picture has these sizes, or the bundle was exported for smaller ones."""
         block = bundle.manifest.downscale**2
-        largest = bundle.manifest.limits["max_size"]
+        largest = bundle.manifest.limits.max_size
         sides = (self.minimum, self.optimum, self.maximum)
         if any(side < block or side % block for side in sides) or list(sides) != sorted(sides):
             raise InputError(
@@ -93,7 +93,7 @@ def default_profile(bundle: Bundle) -> Profile:
     Less where the bundle was exported for less, or its UNet was trained on less than the published 512.
     """
     trained = bundle.manifest.default_size
-    largest = bundle.manifest.limits["max_size"]
+    largest = bundle.manifest.limits.max_size
     return Profile(min(384, trained, largest), min(1024 if trained >= 512 else trained, largest), largest)
 
 

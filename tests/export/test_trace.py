@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from kandinsky22_export.tracing import translations
+from kandinsky22_export.tracing.trace import to_onnx
 
 
 class Direct(nn.Module):
@@ -29,7 +29,7 @@ class Roundabout(nn.Module):
 
 
 def outputs(network: nn.Module, x: Tensor) -> Any:
-    program = translations.to_onnx(network, (x,), input_names=["x"], verbose=False)
+    program = to_onnx(network, (x,), input_names=["x"], verbose=False)
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
     (output,) = session.run(None, {"x": x.numpy()})
     return output

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kandinsky22.bundle.manifest import Role, TensorSpec
 from kandinsky22.errors import ExportError
 from kandinsky22_export.graphs.base import Graph
-from kandinsky22_export.tracing import export_graph
+from kandinsky22_export.tracing import comparison, export_graph
 
 
 class Small(Graph):
@@ -60,7 +60,7 @@ def test_a_graph_passes_and_says_how_far_it_is_from_torch(
     assert [check.sizes for check in component.checks] == list(small().checks)
     for check in component.checks:
         assert low <= check.error <= high
-        assert check.bound == export_graph.BOUNDS[precision]
+        assert check.bound == comparison.BOUNDS[precision]
     assert notes == ["loading", "computing references", "tracing", "comparing with torch"]
 
 
@@ -117,38 +117,38 @@ def test_an_output_of_another_shape_than_the_manifests_fails(tmp_path: Path) -> 
 def test_weights_are_freed_before_onnx_runtime_loads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights: list[weakref.ref[Any]] = []
     held: list[object] = []
-    write, check = export_graph._write, export_graph._check
+    trace, compare = export_graph.trace, export_graph.compare
 
     def remember(graph: Graph, path: Path) -> None:
         weights.extend(weakref.ref(parameter) for parameter in graph.parameters())
-        write(graph, path)
+        trace(graph, path)
 
     def measure(*arguments: Any) -> Any:
         held.extend(weight() for weight in weights)
-        return check(*arguments)
+        return compare(*arguments)
 
-    monkeypatch.setattr(export_graph, "_write", remember)
-    monkeypatch.setattr(export_graph, "_check", measure)
+    monkeypatch.setattr(export_graph, "trace", remember)
+    monkeypatch.setattr(export_graph, "compare", measure)
     export_graph.export_graph(small, tmp_path, "fp16", lambda _: None)
     assert held == [None] * 4
 
 
 def test_altered_weights_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = export_graph._write
+    trace = export_graph.trace
 
-    def write_and_alter(graph: Graph, path: Path) -> None:
-        write(graph, path)
+    def trace_and_alter(graph: Graph, path: Path) -> None:
+        trace(graph, path)
         weights = np.fromfile(f"{path}.data", np.float32)
         weights[np.abs(weights).argmax()] *= 1.5
         weights.tofile(f"{path}.data")
 
-    monkeypatch.setattr(export_graph, "_write", write_and_alter)
+    monkeypatch.setattr(export_graph, "trace", trace_and_alter)
     with pytest.raises(ExportError, match="small differs from torch: y at B=1, n=4 is off by"):
         export_graph.export_graph(small, tmp_path, "fp32", lambda _: None)
 
 
 def test_a_bound_that_is_exceeded_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(export_graph.BOUNDS, "fp16", 1e-7)
+    monkeypatch.setitem(comparison.BOUNDS, "fp16", 1e-7)
     with pytest.raises(ExportError, match="1e-07 is allowed"):
         export_graph.export_graph(small, tmp_path, "fp16", lambda _: None)
 
@@ -176,4 +176,4 @@ def test_too_small_a_disk_is_said_before_anything_is_written(tmp_path: Path, mon
     [([1.0, 2.0], [1.0, 4.0], 0.5), ([[1.0]], [1.0], np.inf), ([0.0, np.nan], [1.0, 1.0], np.nan)],
 )
 def test_relative_error(result: Any, expected: Any, error: float) -> None:
-    np.testing.assert_equal(export_graph.relative_error(np.array(result), np.array(expected)), error)
+    np.testing.assert_equal(comparison.relative_error(np.array(result), np.array(expected)), error)

@@ -30,8 +30,10 @@ from kandinsky22.bundle.manifest import Component, Geometry, ImageProcessor, Lim
 from kandinsky22.errors import CheckpointError, ExportError, InputError, KandinskyError
 from kandinsky22.schedulers import schedule
 from kandinsky22_export import export, write_bundle
+from kandinsky22_export.architectures import components
 from kandinsky22_export.graphs import rewrites
 from kandinsky22_export.graphs.base import Graph
+from kandinsky22_export.random_weights import random_checkpoint
 from tests import tiny
 
 PROMPTS = ["", "A red circle!", "cirre  red,\n\tit's 日本 🐱 <|endoftext|> x", "many words " * 50]
@@ -214,7 +216,7 @@ def test_constants_are_diffusers_own(shapes_bundle: Path, shapes_parts: tiny.Par
 
 def test_the_manifest(shapes_bundle: Path, shapes_manifest: Manifest, shapes_parts: tiny.Parts) -> None:
     assert (shapes_manifest.name, shapes_manifest.precision, shapes_manifest.opset) == ("shapes", "fp32", 23)
-    assert list(shapes_manifest.components) == list(write_bundle.NETWORKS)
+    assert list(shapes_manifest.components) == list(components.NETWORKS)
     assert shapes_manifest.schedulers.keys() == {"prior", "decoder", "controlnet", "inpaint"}
     assert shapes_manifest.schedulers["decoder"]["_class_name"] == "DDPMScheduler"
     assert shapes_manifest.schedulers["prior"]["_class_name"] == "UnCLIPScheduler"
@@ -466,7 +468,7 @@ class TestWhole:
 
 
 def test_published_scheduler_is_the_default_of_random_weights() -> None:
-    config = write_bundle.random_checkpoint("kandinsky-2.2", 0).schedulers["decoder"]
+    config = random_checkpoint("kandinsky-2.2", 0).schedulers["decoder"]
     scheduler = DDPMScheduler.from_config(config)
     assert {key: scheduler.config[key] for key in config if key != "_class_name"} == {
         key: value for key, value in config.items() if key != "_class_name"
