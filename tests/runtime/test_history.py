@@ -26,8 +26,8 @@ GUIDANCE: tuple[dict[str, Any], ...] = (
 )
 Call = Callable[[Pipeline], Array]
 
-QUICK = {("openvino", "fp32"): 4, ("openvino", "bf16"): 3, ("onnxruntime", "fp32"): 10}
-"""Calls of the fast suite: OpenVINO compiles its graphs for each fresh pipeline."""
+QUICK = {("openvino", "fp32"): (3, 2), ("openvino", "bf16"): (2, 1), ("onnxruntime", "fp32"): (10, 10)}
+"""Calls of the fast suite, and how many of them, from the last, are compared: OpenVINO compiles for each anew."""
 
 ALL = 30
 BETWEEN_BATCHES = 1 / 255
@@ -79,10 +79,10 @@ def loaded(bundle: Path, backend: str, precision: str) -> Iterator[Pipeline]:
         yield pipe
 
 
-def _holds(bundle: Path, backend: str, precision: str, calls: list[tuple[str, Call]]) -> None:
+def _holds(bundle: Path, backend: str, precision: str, calls: list[tuple[str, Call]], compared: int) -> None:
     with loaded(bundle, backend, precision) as used:
         after_others = [call(used) for _, call in calls]
-    for (told, call), picture in zip(calls, after_others, strict=True):
+    for (told, call), picture in list(zip(calls, after_others, strict=True))[-compared:]:
         with loaded(bundle, backend, precision) as fresh:
             alone = call(fresh)
         assert alone.std() > 0.01, f"a flat picture: nothing is compared: {told}"
@@ -92,13 +92,14 @@ def _holds(bundle: Path, backend: str, precision: str, calls: list[tuple[str, Ca
 @pytest.mark.parametrize(("backend", "precision"), BACKENDS)
 def test_a_call_gives_what_it_gives_in_a_fresh_pipeline(shapes_bundle: Path, backend: str, precision: str) -> None:
     """To the bit: calls of other sizes, numbers of prompts, tasks, guidance and steps ran before."""
-    _holds(shapes_bundle, backend, precision, random_calls(QUICK[backend, precision], seed=0))
+    calls, compared = QUICK[backend, precision]
+    _holds(shapes_bundle, backend, precision, random_calls(calls, seed=0), compared)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("backend", "precision"), BACKENDS)
 def test_thirty_calls_give_what_they_give_in_fresh_pipelines(shapes_bundle: Path, backend: str, precision: str) -> None:
-    _holds(shapes_bundle, backend, precision, random_calls(ALL, seed=1))
+    _holds(shapes_bundle, backend, precision, random_calls(ALL, seed=1), ALL)
 
 
 @pytest.mark.parametrize(("backend", "precision"), BACKENDS)
