@@ -22,7 +22,7 @@ SIZES  := $(if $(STATIC),--static $(STATIC),$(if $(MIN),--min $(MIN)) $(if $(OPT
 # Installed without bytecode (half of torch is never imported), so what is imported is compiled once and kept.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help demo engines test test-slow test-gpu scores bench lint format clean
+.PHONY: help demo engines test test-slow test-gpu scores bench docs lint format clean
 
 help:  ## Print this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -62,6 +62,10 @@ bench: $(READY) $(if $(QUICK),$(SHAPES),$(FULL))  ## Measure latency and memory 
 $(FULL): $(READY)
 	$(BIN)/kandinsky22-export --architecture kandinsky-2.2 --random-weights 0 --precision fp16 \
 		--components text_encoder prior_step decoder_step movq_decoder -o $(dir $(FULL))
+
+docs: $(READY)  ## Write docs/parameters.md from the declaration of every parameter.
+	$(BIN)/python -c "from kandinsky22.request import table; print(table.markdown(), end='')" > docs/parameters.md.new
+	mv docs/parameters.md.new docs/parameters.md
 
 lint: $(READY)  ## Check style, formatting and types.
 	$(BIN)/ruff check .

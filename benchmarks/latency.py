@@ -7,76 +7,111 @@ import contextlib
 import functools
 import json
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from benchmarks import arithmetic, workers
 from benchmarks.comparisons import Comparison, subject_spec
-from benchmarks.machine import MachineMeasurements
+from benchmarks.machine import TOTAL, MachineMeasurements, MachineRecord, complete
 from benchmarks.progress import Pending, Progress, rate
 from benchmarks.results import ceiling_name
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.measure import timing
-from kandinsky22.measure.kinds import (
-    both,
-    by_name,
-    count,
-    either,
-    exactly,
-    flag,
-    number,
-    optional,
-    positive,
-    record,
-    several,
-    text,
-    whole,
-)
-from kandinsky22.measure.suite import MEMORY, SIZE, runs_of_a_picture
+from kandinsky22.measure.report import Bytes, Count, Measured, Seconds, Steps
+from kandinsky22.measure.suite import SizeRecord, runs_of_a_picture
 from kandinsky22.measure.timing import Size
+from kandinsky22.schema import NOT_EMPTY, between
 
 PRECISIONS = {"cpu": ("bf16", "fp32"), "cuda": ("fp16", "bf16", "fp32")}
 """Whose limits are measured on a device."""
 
-ABOUT = {"commit": text, "case": text, "subject": text, "stage": text, "flop": number, **SIZE}
-TIMED = record(
-    version=text,
-    precision=text,
-    device=optional(text),
-    load_seconds=number,
-    seconds=several(positive, at_least=1),
-    **ABOUT,
-    **MEMORY,
-)
-SETTINGS = record(width=count, height=count, steps=count, prior_steps=count, low_memory=flag)
-PAINTED = record(
-    commit=text,
-    settings=SETTINGS,
-    imported=number,
-    opened=number,
-    memory=several(exactly(number, number)),
-    pictures=several(
-        record(ended=number, peak_host_memory=whole, timings=both(record(total=number), by_name(number))), at_least=1
-    ),
-)
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentResult(SizeRecord):
+    """A component of a subject at a size, in the report; older ones do not say the device."""
+
+    commit: str
+    case: str
+    subject: str
+    settings: dict[str, Any]
+    stage: str
+    flop: Measured
+    error: str = ""
+    version: str | None = None
+    precision: str | None = None
+    device: str | None = None
+    load_seconds: Measured | None = None
+    seconds: Annotated[tuple[Seconds, ...], NOT_EMPTY] | None = None
+    peak_host_memory: Bytes | None = None
+    device_memory: Bytes | None = None
+
+
+@dataclass(frozen=True)
+class PictureSettings:
+    """How whole pictures were made, in the report."""
+
+    bundle: str
+    backend: str
+    height: Count
+    width: Count
+    steps: Steps
+    prior_steps: Steps
+    scheduler: str | None
+    low_memory: bool
+    pictures: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaintedPicture(SizeRecord):
+    """One whole picture, in the report; older ones do not say whether it was the first."""
+
+    begun: Measured
+    ended: Measured
+    steps: Steps
+    prior_steps: Steps
+    timings: Annotated[dict[str, Measured], TOTAL]
+    peak_host_memory: Bytes
+    device_memory: Bytes
+    first: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureResult:
+    """Whole pictures of some settings, in the report."""
+
+    commit: str
+    settings: PictureSettings
+    error: str = ""
+    refused: str = ""
+    imported: Measured | None = None
+    opened: Measured | None = None
+    memory: tuple[tuple[Measured, Measured], ...] | None = None
+    pictures: Annotated[tuple[PaintedPicture, ...], NOT_EMPTY] | None = None
+
+
+Limit = Annotated[float, between(1e-9, 1e9)]
+"""TFLOP/s or GB/s, by which may be divided."""
+COMPONENT = complete("version", "precision", "load_seconds", "seconds", "peak_host_memory", "device_memory")
+PICTURE = complete("imported", "opened", "memory", "pictures")
+
+
+@dataclass(frozen=True)
+class LatencyRecord:
+    """The report: limits of the machine by when they were measured, components ("stages") and whole pictures."""
+
+    machine: MachineRecord
+    ceilings: dict[str, dict[str, Limit | None]]
+    stages: tuple[Annotated[ComponentResult, COMPONENT], ...]
+    pictures: tuple[Annotated[PictureResult, PICTURE], ...]
 
 
 class LatencyMeasurements(MachineMeasurements):
-    """What the latency report is made of: limits of the machine, components ("stages") and whole pictures."""
+    """What the latency report is made of."""
 
     def __init__(self, path: Path, machine: dict[str, Any]) -> None:
         """Read the file where there is one. Raises InputError where it is of another machine or bundle."""
-        untold = either(
-            record(commit=text, settings=SETTINGS, error=text), record(commit=text, settings=SETTINGS, refused=text)
-        )
-        super().__init__(
-            path,
-            machine,
-            {"ceilings": {}, "stages": [], "pictures": []},
-            ceilings=by_name(by_name(optional(positive))),
-            stages=several(either(record(error=text, **ABOUT), TIMED)),
-            pictures=several(either(untold, PAINTED)),
-        )
+        super().__init__(path, machine, {"ceilings": {}, "stages": [], "pictures": []}, LatencyRecord)
 
     def has(self, comparison: Comparison) -> bool:
         """Whether a comparison is measured: every subject of it has a result, if only that it failed."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,38 @@ from benchmarks.command import ROOT
 from kandinsky22 import machine as this_machine
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.manifest import Role
-from kandinsky22.measure.kinds import Kind, by_name, one_of, optional, record, several, text, whole
-from kandinsky22.measure.report import Measurements
+from kandinsky22.measure.report import Bytes, Measurements
+from kandinsky22.schema import Rule
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
 """Those that a report tells of, where the processor has them."""
-MACHINE = record(
-    processor=text,
-    instructions=several(text),
-    memory=whole,
-    system=text,
-    gpu=text,
-    commit=text,
-    date=text,
-    command=text,
-    checkpoint=text,
-    bundle=record(name=text, precision=text, files=by_name(whole), roles=optional(by_name(one_of(list(Role))))),
-)
+
+
+@dataclass(frozen=True)
+class BundleRecord:
+    """The bundle in a report; those of format 1 have no roles."""
+
+    name: str
+    precision: str
+    source: dict[str, Any]
+    files: dict[str, Bytes]
+    roles: dict[str, Role] | None = None
+
+
+@dataclass(frozen=True)
+class MachineRecord:
+    """The machine in a report, as `describe` gives it."""
+
+    processor: str
+    instructions: tuple[str, ...]
+    memory: Bytes
+    system: str
+    gpu: str
+    commit: str
+    date: str
+    command: str
+    checkpoint: str
+    bundle: BundleRecord
 
 
 def describe(bundle: Bundle, checkpoint: str | None = None) -> dict[str, Any]:
@@ -62,6 +78,19 @@ def _commit() -> str:
     return done.stdout.strip()
 
 
+TOTAL = Rule('timings with "total"', lambda timings: "total" in timings)
+
+
+def complete(*names: str) -> Rule:
+    """A result that says why it failed or was refused, or has a value of each name."""
+
+    def holds(result: object) -> bool:
+        failed = getattr(result, "error", "") or getattr(result, "refused", "")
+        return bool(failed) or all(getattr(result, name) is not None for name in names)
+
+    return Rule(f"an error, or {', '.join(names)}", holds)
+
+
 def role_of(machine: Mapping[str, Any], component: str) -> Role | None:
     """What a component of the bundle in a report is for; None for other names, such as "load" among timings.
 
@@ -78,10 +107,10 @@ def role_of(machine: Mapping[str, Any], component: str) -> Role | None:
 class MachineMeasurements(Measurements):
     """Measurements of one machine and bundle (see `describe`), each with the commit that it was made at."""
 
-    def __init__(self, path: Path, machine: dict[str, Any], empty: Mapping[str, Any], **kinds: Kind) -> None:
+    def __init__(self, path: Path, machine: dict[str, Any], empty: Mapping[str, Any], kind: type) -> None:
         """Read the file where there is one. Raises InputError where it is of another machine or bundle."""
         same = {"machine.processor": "of another processor", "machine.bundle": "of another bundle"}
-        super().__init__(path, {"machine": machine}, empty, record(machine=MACHINE, **kinds), same)
+        super().__init__(path, {"machine": machine}, empty, kind, same)
         self._commit = machine["commit"]
 
     def keep(self, kind: str, *results: dict[str, Any]) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kandinsky22.measure.kinds import Kind, count, either, exactly, number, one_of, record, several, text
-from kandinsky22.measure.report import Measurements
+from kandinsky22 import schema
+from kandinsky22.measure.report import Count, Measured, Measurements, Steps
 from kandinsky22.request.resolve import guided_parts
+from kandinsky22.schema import Rule, between, one_of
 
 Interval = tuple[float, float]
 Run = tuple[str, int, Interval]
@@ -41,31 +43,63 @@ RUNS: tuple[Run, ...] = (
 GUIDANCE = 4.0
 TIMED_STEPS, TIMED_CALLS = 20, 5
 
+Share = Annotated[float, between(0, 1)]
+ALL_SAMPLERS = Rule("all samplers", lambda steps: set(steps) == set(SAMPLERS))
+EVERYTHING = Rule('scores with "everything"', lambda scores: "everything" in scores)
 
-def nothing(value: object, place: str) -> str | None:
-    """The kind of an empty object: seconds that are not measured yet."""
-    return None if value == {} else place
+
+@dataclass(frozen=True)
+class StepSeconds:
+    """Seconds of a step of a sampler."""
+
+    guided: Measured
+    unguided: Measured
 
 
-SECONDS = record(
-    rest=number,
-    steps=record(**{sampler: record(guided=number, unguided=number) for sampler in SAMPLERS}),
-    processor=text,
-    date=text,
-)
-KIND: Kind = record(
-    settings=record(bundle=text, backend=text, prompts=count),
-    seconds=either(nothing, SECONDS),
-    runs=several(
-        record(
-            sampler=one_of(SAMPLERS),
-            steps=count,
-            interval=exactly(number, number),
-            distance=number,
-            scores=record(everything=number),
-        )
-    ),
-)
+@dataclass(frozen=True)
+class SecondsRecord:
+    """Seconds in the report, once they are measured."""
+
+    rest: Measured
+    steps: Annotated[dict[str, StepSeconds], ALL_SAMPLERS]
+    processor: str
+    date: str
+
+
+def _nothing_or_seconds(value: dict[str, Any]) -> bool:
+    try:
+        return not value or bool(schema.read(SecondsRecord, value))
+    except schema.SchemaError:
+        return False
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run gave, in the report."""
+
+    sampler: Annotated[str, one_of(*SAMPLERS)]
+    steps: Steps
+    interval: tuple[Share, Share]
+    distance: Measured
+    scores: Annotated[dict[str, Measured], EVERYTHING]
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What all runs have in common."""
+
+    bundle: str
+    backend: str
+    prompts: Count
+
+
+@dataclass(frozen=True)
+class StepsRecord:
+    """The report's numbers."""
+
+    settings: RunSettings
+    seconds: Annotated[dict[str, Any], Rule("seconds of all samplers, or none", _nothing_or_seconds)]
+    runs: tuple[RunRecord, ...]
 
 
 class RunMeasurements(Measurements):
@@ -75,7 +109,7 @@ class RunMeasurements(Measurements):
         """Read the file where there is one. Raises InputError where it was made with other settings."""
         empty: dict[str, Any] = {"seconds": {}, "runs": []}
         same = {"settings": "with other settings"}
-        super().__init__(folder / "steps.json", {"settings": settings}, empty, KIND, same)
+        super().__init__(folder / "steps.json", {"settings": settings}, empty, StepsRecord, same)
         self._pictures = folder / "steps-reference.tmp"
 
     def has(self, run: Run) -> bool:

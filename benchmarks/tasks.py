@@ -15,14 +15,15 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from benchmarks import workers
 from benchmarks.command import REPORTS, one_sentence
-from benchmarks.machine import MachineMeasurements, describe, role_of
+from benchmarks.machine import TOTAL, MachineMeasurements, MachineRecord, complete, describe, role_of
 from benchmarks.markdown import table
 from benchmarks.results import GIB, commits
 from kandinsky22 import Pipeline
@@ -30,13 +31,43 @@ from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.manifest import DECODERS, Role
 from kandinsky22.files import write_file
 from kandinsky22.measure import timing
-from kandinsky22.measure.kinds import both, by_name, count, either, number, record, several, text, whole
+from kandinsky22.measure.report import Bytes, Count, Measured, Steps
 
 STEPPED = DECODERS | {Role.PRIOR}
 """The roles whose components are run once a step."""
-SPEC = record(task=text, size=count, steps=count)
-RESULT = record(commit=text, spec=SPEC, timings=both(record(total=number), by_name(number)), peak=whole)
 PROMPT = "a fox in the snow"
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What is measured."""
+
+    task: str
+    size: Count
+    steps: Steps
+    backend: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """What was measured of a task, in the report."""
+
+    commit: str
+    spec: TaskSpec
+    error: str = ""
+    timings: Annotated[dict[str, Measured], TOTAL] | None = None
+    peak: Bytes | None = None
+
+
+RESULT = complete("timings", "peak")
+
+
+@dataclass(frozen=True)
+class TasksRecord:
+    """The report's numbers."""
+
+    machine: MachineRecord
+    results: tuple[Annotated[TaskResult, RESULT], ...]
 
 
 @one_sentence()
@@ -58,8 +89,7 @@ def main() -> None:
         return
     path = options.reports / f"tasks-{options.name}.json"
     options.reports.mkdir(parents=True, exist_ok=True)
-    results = several(either(record(commit=text, spec=SPEC, error=text), RESULT))
-    found = MachineMeasurements(path, describe(Bundle(options.bundle)), {"results": []}, results=results)
+    found = MachineMeasurements(path, describe(Bundle(options.bundle)), {"results": []}, TasksRecord)
     for size, task in itertools.product(options.sizes, options.only):
         spec = {"task": task, "size": size, "steps": options.steps, "backend": options.backend}
         if any(result["spec"] == spec for result in found.data["results"]):

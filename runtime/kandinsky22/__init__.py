@@ -25,6 +25,7 @@ from kandinsky22.version import VERSION
 if TYPE_CHECKING:
     from kandinsky22.arrays import Embeddings
     from kandinsky22.pipeline import Output, Pipeline
+    from kandinsky22.request.request import Request
 
 __version__ = VERSION
 
@@ -42,11 +43,17 @@ __all__ = [
     "MemoryLimitError",
     "Output",
     "Pipeline",
+    "Request",
     "__version__",
 ]
 
-_LAZY = {"Embeddings": "kandinsky22.arrays", "Output": "kandinsky22.pipeline", "Pipeline": "kandinsky22.pipeline"}
-"""Names that bring NumPy and Pillow with them, and where they are: `kandinsky22 --help` waits for neither."""
+_LAZY = {
+    "Embeddings": "kandinsky22.arrays",
+    "Output": "kandinsky22.pipeline",
+    "Pipeline": "kandinsky22.pipeline",
+    "Request": "kandinsky22.request.request",
+}
+"""Names that are imported when they are asked for, and where they are: `kandinsky22 --help` waits for no NumPy."""
 
 
 def __getattr__(name: str) -> Any:

@@ -81,14 +81,14 @@ def parse(text: bytes, *, most_bytes: int = MOST_BYTES, deepest: int = DEEPEST) 
     """The value of a JSON text in UTF-8.
 
     Raises SchemaError where it has more than `most_bytes` bytes, more than `deepest` lists and objects within each
-    other, a key twice in an object, a number that JSON does not have (NaN, Infinity), or is no JSON at all.
+    other, a key twice in an object, NaN, or is no JSON at all. Infinities are read: diffusers writes them into configs.
     """
     if len(text) > most_bytes:
         raise SchemaError(f"the text has {len(text)} bytes, expected at most {most_bytes}")
     if _depth(text) > deepest:
         raise SchemaError(f"lists and objects lie more than {deepest} deep, expected fewer")
     try:
-        return json.loads(text.decode(), object_pairs_hook=_object, parse_constant=_no_constant)
+        return json.loads(text.decode(), object_pairs_hook=_object, parse_constant=_constant)
     except SchemaError:
         raise
     except ValueError as error:  # of the decoding, of the syntax, of an integer with thousands of digits
@@ -115,8 +115,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _no_constant(name: str) -> None:
-    raise SchemaError(f"the text has the number {name}, expected one that JSON knows")
+def _constant(name: str) -> float:
+    """A number that JSON does not have: infinities stand in configs that diffusers writes, as `lambda_min_clipped`."""
+    if name == "NaN":
+        raise SchemaError("the text has NaN, expected a number")
+    return float(name)
 
 
 def read(kind: type[T], value: object, place: str = "") -> T:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import onnx
 import onnx.parser
@@ -26,6 +27,7 @@ from benchmarks import (
     latency,
     machine,
     markdown,
+    plots,
     progress,
     run,
     subjects,
@@ -39,6 +41,8 @@ from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.errors import InputError
 from kandinsky22.measure import timing
 from kandinsky22.measure.timing import Size
+
+from ..damaged import damaged
 
 
 @pytest.mark.parametrize(
@@ -522,6 +526,25 @@ def test_published_tasks_are_read_and_told_as_they_were_published(
     assert text == (REPORTS / "tasks-xeon-2-cores.md").read_text()
 
 
+def test_a_damaged_report_of_tasks_is_read_and_told_or_refused_in_one_sentence(tmp_path: Path) -> None:
+    good = json.loads((REPORTS / "tasks-xeon-2-cores.json").read_text())
+    spec = good["results"][0]["spec"]
+    good["results"][1:] = [{"commit": "abc", "spec": spec, "error": "It was killed"}]
+    file, read, refused = tmp_path / "tasks.json", [], []
+    for wrong in (good, *damaged(good)):
+        file.write_text(json.dumps(wrong))
+        try:
+            found = machine.MachineMeasurements(file, good["machine"], {"results": []}, tasks.TasksRecord)
+        except InputError as error:
+            refused.append(str(error))
+            continue
+        read.append(wrong)
+        tasks.markdown(found.data)
+    assert good in read
+    assert any("damaged: results[0].timings.total is" in why for why in refused)
+    assert len(refused) > 300
+
+
 def test_measurements_of_another_machine_or_bundle_are_refused_in_one_sentence(
     store: Callable[[], LatencyMeasurements], tmp_path: Path
 ) -> None:
@@ -534,6 +557,48 @@ def test_measurements_of_another_machine_or_bundle_are_refused_in_one_sentence(
         (tmp_path / "test.json").write_text(json.dumps(data))
         with pytest.raises(InputError, match=rf"test.json has measurements {words} \(.*, not .*\); name another file"):
             store()
+
+
+def whole_report() -> dict[str, Any]:
+    """A report of few measurements with everything that one can have."""
+    made = data()
+    made["machine"]["bundle"] |= {"name": "test", "source": {}, "roles": {"decoder_step": "decoder"}}
+    measured = next(each for each in made["stages"] if each["stage"] == "decoder_step") | {"settings": {}}
+    kept = ("case", "settings", "stage", "subject", "height", "width", "batch", "guided", "commit", "flop")
+    made["stages"] = [measured, {name: measured[name] for name in kept} | {"error": "It was killed"}]
+    (entry,) = made["pictures"]
+    how = {"bundle": "b", "backend": "openvino", "scheduler": "dpm++", "pictures": 1}
+    size = {"width": 512, "height": 512, "batch": 1, "guided": True}
+    entry["settings"] |= how
+    entry["pictures"][0] |= {"begun": 0.2, "steps": 20, "prior_steps": 25, "device_memory": 0, **size}
+    made["pictures"] = [entry, {"settings": entry["settings"], "commit": "abc", "refused": "It would not fit."}]
+    return made
+
+
+def test_a_damaged_report_is_read_and_told_or_refused_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read serves all that is computed with it; drawing and writing are left out, which take long."""
+    monkeypatch.setattr(markdown, "write_file", lambda path, text: None)
+    axes = MagicMock()
+    axes.__iter__.side_effect = lambda: iter((axes, axes))
+    monkeypatch.setattr(plots, "pyplot", MagicMock(subplots=lambda *_, **__: (MagicMock(), axes)))
+    file, good = tmp_path / "test.json", whole_report()
+    read, refused = [], []
+    for wrong in (good, *damaged(good)):
+        file.write_text(json.dumps(wrong))
+        try:
+            found = LatencyMeasurements(file, good["machine"])
+        except InputError as error:
+            refused.append(str(error))
+            continue
+        read.append(wrong)
+        markdown.write(found.data, tmp_path / "test")
+        progress.rate(found.data["stages"])
+    assert good in read
+    assert all(why.startswith(str(file)) and why.endswith("; name another file, or remove it.") for why in refused)
+    assert any("damaged: stages[0].seconds[0] is" in why for why in refused)
+    assert len(refused) > 700
 
 
 def test_the_best_peer_is_that_of_any_case(tmp_path: Path) -> None:

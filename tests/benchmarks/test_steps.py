@@ -19,6 +19,8 @@ pytest.importorskip("torch", reason="torch is not installed")
 from benchmarks import runs, steps, steps_report
 from benchmarks.runs import RunMeasurements
 
+from ..damaged import damaged
+
 SETTINGS = {"bundle": "shapes", "backend": "onnxruntime", "prompts": 2}
 SECONDS = {
     "rest": 0.5,
@@ -155,6 +157,29 @@ def test_the_report_is_made_of_the_numbers(tmp_path: Path) -> None:
     assert cells(text, "| DPM-Solver++ (2M) | 20 | 0%")[-1] == "0.80"
     assert text.endswith("## Conclusion\n\nTen are enough.\n")
     assert (tmp_path / "steps.png").stat().st_size > plain
+
+
+def test_a_damaged_report_is_read_and_told_or_refused_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps_report, "plot", lambda *_: None)
+    good = made(SECONDS)
+    good["runs"] = [row for row in good["runs"] if row["steps"] == 20][:2]
+    read, refused = [], []
+    for wrong in (good, *damaged(good)):
+        (tmp_path / "steps.json").write_text(json.dumps(wrong))
+        try:
+            found = RunMeasurements(tmp_path, SETTINGS)
+        except InputError as error:
+            refused.append(str(error))
+            continue
+        read.append(wrong)
+        steps_report.write(found.data, tmp_path)
+        list(map(found.has, runs.RUNS))
+    assert good in read
+    assert any("seconds is an object, expected seconds of all samplers, or none" in why for why in refused)
+    assert all(why.startswith(str(tmp_path)) and why.count("\n") == 0 for why in refused)
+    assert len(refused) > 300
 
 
 def test_the_published_report_is_read_and_told_as_it_was_published(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from kandinsky22.backends.tensorrt import choice, library
 from kandinsky22.backends.tensorrt.profile import Profile
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.cli.verify import table
+from kandinsky22.components import Key
 from kandinsky22.measure import verify
 
 pytestmark = pytest.mark.gpu
@@ -68,6 +70,15 @@ def test_shapes_that_come_back_give_the_same_picture(gpu_pipe: Pipeline) -> None
     first = [picture(gpu_pipe, height=height, width=width) for height, width in sizes]
     for (height, width), before in zip(sizes * 2, first * 2, strict=True):
         assert psnr(picture(gpu_pipe, height=height, width=width), before) > 60
+
+
+def test_threads_get_their_own_pictures(gpu_pipe: Pipeline) -> None:
+    calls = [{"seed": seed, "height": 64 * (1 + seed % 3), "width": 64 * (1 + seed % 2)} for seed in range(8)]
+    alone = [picture(gpu_pipe, **call) for call in calls]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda call: picture(gpu_pipe, **call), calls * 3))
+    for ours, theirs in zip(together, alone * 3, strict=True):
+        assert psnr(ours, theirs) > 60
 
 
 def test_a_callback_sees_replaces_and_stops(gpu_pipe: Pipeline, cpu_pipe: Pipeline) -> None:
@@ -172,7 +183,7 @@ def test_the_device_is_busy_in_the_loop(gpu_backend: tuple[str, Bundle], gpu_pip
     options = {"height": 256, "width": 256, "num_inference_steps": 50}
     for _ in range(3):
         timings = gpu_pipe(PROMPT, seed=0, output_type="latent", **{**QUICK, **options}).timings
-    component = gpu_pipe._components._loaded["decoder_step"]
+    component = gpu_pipe._components.component(Key("decoder_step"))
     assert isinstance(component, DeviceComponent)
     assert len(component.step_seconds) == 50
     busy, whole = sum(component.step_seconds), timings["decoder_step"]

@@ -83,8 +83,8 @@ class TensorRtMachine:
         assert isinstance(component, TensorRtComponent)
         return component
 
-    def pipeline(self, **options: float) -> Pipeline:
-        return _pipeline(self.bundle, self.backend, **options)
+    def pipeline(self, *, low_memory: bool = False) -> Pipeline:
+        return _pipeline(self.bundle, self.backend, low_memory)
 
 
 class OnnxRuntimeMachine:
@@ -101,8 +101,8 @@ class OnnxRuntimeMachine:
     def load(self, name: str, precision: str = "auto") -> OnnxRuntimeCudaComponent:
         return OnnxRuntimeCudaComponent(self.bundle, name, Settings(precision), self.shared_gpu)
 
-    def pipeline(self, **options: float) -> Pipeline:
-        return _pipeline(self.bundle, _OnnxRuntimeBackend(self), **options)
+    def pipeline(self, *, low_memory: bool = False) -> Pipeline:
+        return _pipeline(self.bundle, _OnnxRuntimeBackend(self), low_memory)
 
 
 class _OnnxRuntimeBackend:
@@ -127,5 +127,5 @@ def load(machine: AnyMachine, name: str) -> DeviceComponent:
     return machine.load(name)
 
 
-def _pipeline(bundle: Bundle, backend: Backend, **options: float) -> Pipeline:
-    return Pipeline(Components(bundle, backend, Settings(), low_memory=False, **options))
+def _pipeline(bundle: Bundle, backend: Backend, low_memory: bool) -> Pipeline:
+    return Pipeline(Components(bundle, backend, Settings(), low_memory=low_memory))

@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +22,7 @@ from kandinsky22.errors import BackendError, InputError
 from kandinsky22.measure import suite, timing
 from kandinsky22.measure.timing import Memory, Size, Timing
 
+from ..damaged import damaged
 from .handmade import GRAPHS, MORE_GRAPHS, write_bundle
 
 
@@ -351,7 +352,10 @@ def test_a_report_goes_on_where_it_was(
         ("--scheduler ddim", "has measurements with other settings (scheduler None, not ddim); name another file"),
         ("bundle", "has measurements of another bundle (manifest_sha256 0, not "),
         ("version", "is of another onnxruntime or machine; name another file"),
-        ("text", "is no report of this command; name another file"),
+        (
+            "text",
+            "is no report of this command, or damaged: the whole is a list of 0, expected an object",
+        ),
     ],
 )
 def test_other_measurements_are_not_mixed(
@@ -377,18 +381,6 @@ def test_other_measurements_are_not_mixed(
     assert sentence in capsys.readouterr().err
     assert measured == []
     assert file.read_text() == before
-
-
-def damaged(value: Any) -> Iterator[Any]:
-    """Copies of a JSON value, each wrong at one place: another kind there, a number that cannot be, or nothing."""
-    yield from (other for other in ("x", 7, -1, 0, 10**400, math.nan, math.inf, True, None, [], {}, [None]))
-    items = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
-    for key, each in items:
-        rest = [(other, same) for other, same in items if other != key]
-        yield dict(rest) if isinstance(value, dict) else [same for _, same in rest]
-        for wrong in damaged(each):
-            changed = [(other, wrong if other == key else same) for other, same in items]
-            yield dict(changed) if isinstance(value, dict) else [same for _, same in changed]
 
 
 def test_a_damaged_report_is_read_or_refused_in_one_sentence(
@@ -419,8 +411,8 @@ def test_a_damaged_report_is_read_or_refused_in_one_sentence(
         suite.estimated(handmade_bundle, found["stages"], size, 2, 25)
     assert data in read
     assert any(
-        f"or damaged: backends.0.stages.0.{name} is missing or no such value" in why
-        for name in ("width", "seconds.0", "p50")
+        f"or damaged: backends[0].stages[0].{name} is " in why
+        for name in ("width", "seconds[0]", "p50")
         for why in refused
     )
     assert all(

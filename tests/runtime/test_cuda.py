@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -147,6 +148,39 @@ def test_without_cuda_s_bindings_no_gpu_is_seen(monkeypatch: pytest.MonkeyPatch)
     assert gpu.device_memory() == 0
     with pytest.raises(BackendError, match="install CUDA's bindings: pip install cuda-bindings"):
         gpu.gpu()
+
+
+def test_a_turn_is_taken_again_given_away_and_kept_until_it_was_left_as_often() -> None:
+    turn = gpu.Turn()
+
+    def free() -> bool:
+        """Whether another thread can have it now."""
+        taken = threading.Event()
+
+        def take() -> None:
+            with turn:
+                taken.set()
+
+        thread = threading.Thread(target=take, daemon=True)
+        thread.start()
+        found = taken.wait(0.05)
+        waiting.append(thread)
+        return found
+
+    waiting: list[threading.Thread] = []
+    with turn:
+        with turn:
+            assert not free()
+            with turn.given_away():
+                assert free()
+                with turn:
+                    assert not free()
+            assert not free()
+        assert not free()
+    assert free()
+    for thread in waiting:
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 def test_seconds_are_measured_between_timed_events(cuda: Cuda) -> None:

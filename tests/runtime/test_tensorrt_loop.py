@@ -320,7 +320,7 @@ def test_a_precision_that_the_plan_has_not_is_refused(machine: Machine, handmade
 
 
 def test_weights_that_the_plan_has_not_are_refused(machine: Machine, handmade_bundle: Bundle) -> None:
-    with pytest.raises(BackendError, match="There are no weights 'mine' of decoder_step"):
+    with pytest.raises(BackendError, match="runs decoder_step with the weights that were exported, not with 'mine'"):
         machine.backend.load(machine.bundle, "decoder_step", Settings(), "mine")
     machine.backend.load(machine.bundle, "decoder_step", Settings(), EXPORTED).close()
 

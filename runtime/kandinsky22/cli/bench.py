@@ -141,24 +141,18 @@ def _check_schedulers(
     bundle: Bundle, options: argparse.Namespace, wanted: Sequence[Size], steps: Sequence[int]
 ) -> None:
     """Raise InputError where the pipeline would refuse the scheduler, its steps, or a size because of it."""
-    from kandinsky22 import schedulers
     from kandinsky22.bundle.manifest import Role
+    from kandinsky22.measure import timing
     from kandinsky22.request import resolve
-    from kandinsky22.schedulers import configs, ddpm
 
     manifest = bundle.manifest
     if Role.PRIOR in manifest.roles():
-        ddpm.unclip(manifest.schedulers["prior"], options.prior_steps)
-    if Role.DECODER not in manifest.roles():
-        return
-    config: Mapping[str, Any] = manifest.schedulers["decoder"]
-    if options.scheduler is not None:
-        config = configs.switch(config, options.scheduler)
-    for count in steps:
-        table = schedulers.solve(config, count)
+        resolve.prior_schedule(manifest, options.prior_steps)
+    for count in steps if Role.DECODER in manifest.roles() else ():
+        schedule = resolve.decoder_schedule(manifest, Role.DECODER, options.scheduler, count)
         for size in wanted:
-            latents = resolve.latent_size(size.height, size.width, manifest.downscale)
-            resolve.quantile_ranks(manifest, table, (manifest.latent_channels, *latents))
+            _, channels, height, width = timing.shapes(bundle, manifest.name_of(Role.DECODER), size)["latents"]
+            resolve.quantile_ranks(manifest, schedule, (channels, height, width))
 
 
 def _sizes(bundle: Bundle, name: str, wanted: Sequence[Size]) -> list[Size]:

@@ -5,13 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from kandinsky22 import schema
+from kandinsky22.checks import MAX_STEPS
 from kandinsky22.errors import InputError
 from kandinsky22.files import write_file
-from kandinsky22.measure.kinds import Kind
 
 OTHERWISE = "name another file, or remove it"
+MOST_BYTES = 64 << 20
+"""Size of a report that is read. The largest that is published has 60 thousand bytes."""
+
+Count = Annotated[int, schema.between(1, 2**31)]
+Steps = Annotated[int, schema.between(1, MAX_STEPS)]
+Bytes = Annotated[int, schema.between(-(2**63), 2**63)]
+"""Memory; below 0 where it is a difference, and others gave some back."""
+Seconds = Annotated[float, schema.between(1e-9, 1e9)]
+"""Of a run, by which may be divided."""
+Measured = Annotated[float, schema.between(0, 1e18)]
 
 
 class Measurements:
@@ -25,14 +36,14 @@ class Measurements:
         path: Path | None,
         belongs_to: Mapping[str, Any],
         empty: Mapping[str, Any],
-        kind: Kind,
+        kind: type,
         same: Mapping[str, str],
     ) -> None:
         """Read the file where there is one; else begin with `belongs_to` and `empty`, which together are of `kind`.
 
-        `same` names the places, such as "machine.bundle", whose values in the file must be those of `belongs_to`, and
-        says what measurements are with another value ("of another bundle"). Raises InputError where they differ, and
-        for a file that is damaged or something else.
+        `kind` is a dataclass as `schema` reads it. `same` names the places, such as "machine.bundle", whose values in
+        the file must be those of `belongs_to`, and says what measurements are with another value ("of another
+        bundle"). Raises InputError where they differ, and for a file that is damaged or something else.
         """
         self.path = path
         self.data: dict[str, Any] = {**belongs_to, **empty}
@@ -51,16 +62,13 @@ class Measurements:
             write_file(self.path, (json.dumps(self.data, indent=1) + "\n").encode())
 
 
-def _read(path: Path, kind: Kind) -> dict[str, Any]:
+def _read(path: Path, kind: type) -> dict[str, Any]:
     """The object in a file. Raises InputError where it is not of `kind`."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no report of this command, which is JSON; {OTHERWISE}.") from error
-    misfit = kind(found, "")
-    if misfit is not None:
-        where = f", or damaged: {misfit} is missing or no such value" if misfit else ""
-        raise InputError(f"{path} is no report of this command{where}; {OTHERWISE}.")
+        found: dict[str, Any] = schema.parse(path.read_bytes(), most_bytes=MOST_BYTES)
+        schema.read(kind, found)
+    except schema.SchemaError as error:
+        raise InputError(f"{path} is no report of this command, or damaged: {error}; {OTHERWISE}.") from error
     return found
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from tqdm import tqdm
 
@@ -20,10 +20,10 @@ from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.manifest import Role
 from kandinsky22.errors import InputError
 from kandinsky22.measure import timing
-from kandinsky22.measure.kinds import by_name, count, flag, number, positive, record, several, text, whole
-from kandinsky22.measure.report import Measurements
+from kandinsky22.measure.report import Bytes, Count, Measured, Measurements, Seconds, Steps
 from kandinsky22.measure.timing import Size
 from kandinsky22.pipeline import Pipeline
+from kandinsky22.schema import NOT_EMPTY
 
 Entry = dict[str, Any]
 """A backend in the report: what it is, and its measurements as `timing.as_json` gives them."""
@@ -31,33 +31,59 @@ PICTURE_ROLES = (Role.TEXT_ENCODER, Role.PRIOR, Role.DECODER, Role.MOVQ_DECODER)
 """The components that make a picture of a text, in the order in which they run."""
 Results = Sequence[Mapping[str, Any]]
 
-SIZE = {"width": count, "height": count, "batch": count, "guided": flag}
-MEMORY = {"peak_host_memory": whole, "device_memory": whole}
-COMPONENT_TIMING = record(
-    stage=text,
-    seconds=several(positive, at_least=1),
-    p50=positive,
-    p90=positive,
-    p99=positive,
-    pictures_a_second=number,
-    load_seconds=number,
-    **SIZE,
-    **MEMORY,
-)
-PICTURE_TIMING = record(steps=count, prior_steps=count, first=flag, timings=by_name(number), **SIZE, **MEMORY)
-REPORT = record(
-    bundle=record(),
-    settings=record(),
-    backends=several(
-        record(
-            name=text,
-            version=text,
-            reason=text,
-            stages=several(COMPONENT_TIMING),
-            pictures=several(PICTURE_TIMING),
-        )
-    ),
-)
+
+@dataclass(frozen=True, kw_only=True)
+class SizeRecord:
+    """What was made at once."""
+
+    width: Count
+    height: Count
+    batch: Count
+    guided: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentRecord(SizeRecord):
+    """A component's measurement in the report (see `timing.as_json`)."""
+
+    stage: str
+    seconds: Annotated[tuple[Seconds, ...], NOT_EMPTY]
+    p50: Seconds
+    p90: Seconds
+    p99: Seconds
+    pictures_a_second: Measured
+    load_seconds: Measured
+    peak_host_memory: Bytes
+    device_memory: Bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureRecord(SizeRecord):
+    """A whole picture's measurement in the report."""
+
+    steps: Steps
+    prior_steps: Steps
+    first: bool
+    timings: dict[str, Measured]
+    peak_host_memory: Bytes
+    device_memory: Bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendRecord(Availability):
+    """A backend in the report, and its measurements."""
+
+    stages: tuple[ComponentRecord, ...]
+    pictures: tuple[PictureRecord, ...]
+
+
+@dataclass(frozen=True)
+class ReportRecord:
+    """The report: what its measurements belong to, and those of each backend."""
+
+    bundle: dict[str, Any]
+    settings: dict[str, Any]
+    backends: tuple[BackendRecord, ...]
 
 
 @dataclass(frozen=True)
@@ -98,7 +124,7 @@ def open_report(suite: Suite, path: Path | None) -> Measurements:
         path,
         {"bundle": bundle, "settings": settings},
         {"backends": []},
-        REPORT,
+        ReportRecord,
         {"bundle": "of another bundle", "settings": "with other settings"},
     )
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,7 +27,9 @@ from kandinsky22.bundle.manifest import LATENT_ROLES, Role
 from kandinsky22.errors import InputError
 from kandinsky22.machine import highest_resident_memory
 from kandinsky22.measure import inputs
-from kandinsky22.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from kandinsky22.pipeline import Pipeline
 
 PROMPT = "a red circle in the middle of a blue background"
 

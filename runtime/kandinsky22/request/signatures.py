@@ -78,6 +78,12 @@ def default_in_words(task: Task, name: str, parameter: Parameter) -> str:
     return "" if value is None or value == "" else str(value)
 
 
+def declared_type(name: str) -> Any:
+    """The type of a parameter as it was written in the declaration: a type, or its text."""
+    declared = TYPES[name]
+    return getattr(declared, "__forward_arg__", declared)
+
+
 def _default(task: Task, name: str) -> str:
     words = default_in_words(task, name, PARAMETERS[name])
     return f" ({words})" if words else ""
@@ -89,11 +95,5 @@ def _signature(task: Task, method: Callable[..., Any]) -> inspect.Signature:
         by_position = name in task.inputs
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if by_position else inspect.Parameter.KEYWORD_ONLY
         default = inspect.Parameter.empty if name in task.required else task.default(name)
-        own.append(inspect.Parameter(name, kind, default=default, annotation=_annotation(name)))
+        own.append(inspect.Parameter(name, kind, default=default, annotation=declared_type(name)))
     return inspect.Signature(own, return_annotation=method.__annotations__.get("return", inspect.Signature.empty))
-
-
-def _annotation(name: str) -> Any:
-    """The declared type as it was written."""
-    declared = TYPES[name]
-    return getattr(declared, "__forward_arg__", declared)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -28,7 +29,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 class DeviceComponent:
     """A component on the device: bound to the shapes it was used with last, and looped there. Base of the backends'.
 
-    Threads may share it: whatever uses the GPU waits for `gpu.lock`, so that one call runs at a time. What a run is
+    Threads may share it: one uses it at a time, and has the GPU to itself but for its step callbacks. What a run is
     bound to depends on the shapes of its inputs alone, never on what ran before.
     """
 
@@ -38,6 +39,7 @@ class DeviceComponent:
         self._give_back: Callable[[], None] | None = shared_gpu.give_back
         self._bounds: OrderedDict[tuple[tuple[str, tuple[int, ...]], ...], BoundGraph] = OrderedDict()
         self._looping = False
+        self._user = threading.RLock()
         self._of_thread = threading.local()
 
     @property
@@ -80,37 +82,50 @@ class DeviceComponent:
         over each in turn, and its state passes the host between them. To keep it on the device, `DeviceLoop` would take
         the tensors of another bound graph where it now uploads `state`: both work in the stream `gpu.work`, in order.
         """
-        with self.gpu.lock:
-            self.require_idle("run")
+        with self.in_use():
             feeds = {**constants, **state}
             shapes = shapes_of({**feeds, **{name: rows[0] for name, rows in per_step.items()}})
             self.select(shapes)
             self._looping = True
             try:
                 loop = DeviceLoop(self.bound(shapes), per_step)
-                result = loop.run(feeds, on_step)
+                result = loop.run(feeds, on_step and self._unhindering(on_step))
             finally:
                 self._looping = False
             self._of_thread.step_seconds = loop.step_seconds
             return result
 
-    def require_idle(self, verb: str) -> None:
-        """Raise BackendError in a step callback of this component's own loop, and after `close`. Needs `gpu.lock`.
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """The component is this thread's, and the GPU too, for as long as the block lasts.
 
-        The lock lets the thread that loops in again, so it alone can find the component in a loop.
+        Raises BackendError in a step callback of the component's own loop, and after `close`.
         """
-        if self._looping:
-            way_out = {"run": "open a second Pipeline", "close": "raise Cancelled"}[verb]
-            raise BackendError(f"{self.name} is in a loop: its step callback cannot {verb} it; {way_out}.")
-        if self._give_back is None:
-            raise closed(self.name)
+        with self._user, self.gpu.turn:
+            if self._looping:  # in this thread: another one waits for the loop to end
+                raise BackendError(
+                    f"{self.name} is in a loop: its step callback cannot run it; open a second Pipeline."
+                )
+            if self._give_back is None:
+                raise closed(self.name)
+            yield
+
+    def _unhindering(self, on_step: OnStep) -> OnStep:
+        """`on_step` while other threads may use the GPU: it may wait for one of them, by calling its pipeline."""
+
+        def call(step: int, arrays: Mapping[str, Array]) -> Mapping[str, Array] | None:
+            with self.gpu.turn.given_away():
+                return on_step(step, arrays)
+
+        return call
 
     def close(self) -> None:
         """See `LoadedComponent.close`. Waits for what other threads run; may be called twice."""
-        with self.gpu.lock:
+        with self._user, self.gpu.turn:
+            if self._looping:
+                raise BackendError(f"{self.name} is in a loop: its step callback cannot close it; raise Cancelled.")
             if self._give_back is None:
                 return
-            self.require_idle("close")
             self.unbind()
             self.release()
             self._give_back()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from kandinsky22.backends.cuda.runtime import Cuda, DeviceMemory, Owner, Staging, close_all
@@ -44,16 +44,48 @@ def device_memory() -> int:
     return found.total - found.free
 
 
+class Turn:
+    """A lock that the thread which has it may take again, and can give away for a while, however often it took it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: int | None = None
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        if self._thread != threading.get_ident():
+            self._lock.acquire()
+            self._thread = threading.get_ident()
+        self._depth += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._thread = None
+            self._lock.release()
+
+    @contextmanager
+    def given_away(self) -> Iterator[None]:
+        """Let other threads have it for the block; the thread that has it calls this."""
+        depth, self._depth, self._thread = self._depth, 0, None
+        self._lock.release()
+        try:
+            yield
+        finally:
+            self._lock.acquire()
+            self._depth, self._thread = depth, threading.get_ident()
+
+
 class Gpu(Owner):
     """What all components on the device share: a stream for work, one for copies, pinned staging, and the arena.
 
     All work goes through the one stream `work`, in order. That makes the arena safe: whoever runs has it to itself.
-    Whoever uses the device holds `lock`, so that one thread at a time queues work.
+    Whoever uses the device has the `turn`, so that one thread at a time queues work.
     """
 
-    def __init__(self, cuda: Cuda, lock: threading.RLock) -> None:
+    def __init__(self, cuda: Cuda, turn: Turn) -> None:
         self.cuda = cuda
-        self.lock = lock
+        self.turn = turn
         self.arena = Arena(self)
         with ExitStack() as undo:
             self.work = undo.enter_context(cuda.stream())
@@ -97,12 +129,7 @@ class SharedGpu:
         self._gpu: Gpu | None = None
         self._borrowers = 0
         self._lock = threading.Lock()
-        self.turn = threading.RLock()
-        """The lock of the device, also while nothing is loaded.
-
-        A step callback keeps it, and may run what else is on the device, in the same thread. So whoever holds another
-        lock while it waits for this one, and is waited for by a callback, hangs: take this one first, or instead.
-        """
+        self._turn = Turn()  # outlives the device: who waits for an earlier one must not run beside a later one
 
     def lend(self) -> Gpu:
         """The device. Raises BackendError where there is none."""
@@ -110,7 +137,7 @@ class SharedGpu:
             if self._gpu is None:
                 cuda = self._cuda()
                 cuda.check_device()
-                self._gpu = Gpu(cuda, self.turn)
+                self._gpu = Gpu(cuda, self._turn)
             self._borrowers += 1
             return self._gpu
 

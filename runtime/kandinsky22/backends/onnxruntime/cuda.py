@@ -43,7 +43,7 @@ class OnnxRuntimeCudaComponent(DeviceComponent):
         graph = bundle.graph(name, ATTENTION_IN_PARTS)
         super().__init__(name, shared_gpu)
         try:
-            with self.gpu.lock:  # loading copies weights by the stream that another thread may be capturing
+            with self.gpu.turn:  # loading copies weights by the stream that another thread may be capturing
                 started = time.perf_counter()
                 self.session: Any = self._open(graph)
         except BaseException:
@@ -55,8 +55,7 @@ class OnnxRuntimeCudaComponent(DeviceComponent):
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `LoadedComponent.run`. ONNX Runtime copies in and out by itself."""
         names = [spec.name for spec in self.component.outputs]
-        with self.gpu.lock:
-            self.require_idle("run")
+        with self.in_use():
             try:
                 values = self.session.run(names, dict(feeds), _options(NO_GRAPH, waits=True))
             except Exception as error:

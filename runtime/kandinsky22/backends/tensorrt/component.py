@@ -54,7 +54,7 @@ class TensorRtComponent(DeviceComponent):
         """Smallest, tuned and largest shape of every input; those of the widest plan, where there are several."""
         super().__init__(name, shared_gpu)
         try:
-            with self.gpu.lock:
+            with self.gpu.turn:
                 self._runtime = self.module.Runtime(self.log)
                 if len(plans) == 1:  # so that no run waits for it
                     self._load_plan(None)
@@ -70,8 +70,7 @@ class TensorRtComponent(DeviceComponent):
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `LoadedComponent.run`. More pictures or texts than any plan takes at once are run in parts."""
-        with self.gpu.lock:
-            self.require_idle("run")
+        with self.in_use():
             plan = self._select(shapes_of(feeds))
             parts = [self._run(part) for part in self._parts(feeds, plan)]
         return {
