@@ -55,7 +55,8 @@ FileName = Annotated[
 """A path with slashes from the bundle's folder, which does not lead out of it on any system."""
 PositiveFloat = Annotated[float, Rule("a number above 0", lambda value: value > 0)]
 Precision = Annotated[str, one_of("fp32", "fp16")]
-Dimension = Count | Annotated[str, matching(r"\w+( ?\* ?\w+)*", 'a dimension such as "h" or "8*h"')]
+_FACTOR = "([A-Za-z_][A-Za-z0-9_]*|[1-9][0-9]{0,5})"
+Dimension = Count | Annotated[str, matching(rf"{_FACTOR}( ?\* ?{_FACTOR})*", 'a dimension such as "h" or "8*h"')]
 
 ATTENTION_IN_PARTS = "attention_in_parts"
 """The variant of a graph for backends without a kernel that attends with wide heads and writes no scores out."""
