@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from kandinsky22.bundle.manifest import Role
 from kandinsky22.errors import KandinskyError
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _report(manifest: Manifest, destination: Path, seconds: float, as_json: bool
             f"{name:<23} {component.precision}  {component.parameters / 1e6:8.1f} M parameters"
             f"  {size / 1e6:8.1f} MB  largest difference from torch {error:.1e}"
         )
-    if "prior_step" not in manifest.components:
+    if Role.PRIOR not in manifest.roles():
         print("There is no prior in this bundle: it makes pictures from image embeddings only.", file=sys.stderr)
     print(destination)
 

@@ -110,7 +110,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise SchemaError(f"the key {_shown(key)} is twice in one object, expected once")
+            raise SchemaError(f"the key {shown(key)} is twice in one object, expected once")
         found[key] = value
     return found
 
@@ -307,15 +307,15 @@ def _inner(place: str, key: str) -> str:
     """The place of a key's value: `components.movq`, `files["onnx/movq.onnx"]`."""
     if _PLAIN_KEY.fullmatch(key) and len(key) <= _LONGEST:
         return f"{place}.{key}" if place else key
-    return f"{place}[{_shown(key)}]"
+    return f"{place}[{shown(key)}]"
 
 
 def mismatch(place: str, value: object, expected: str) -> SchemaError:
     """The error for a value that is something else than what was expected at a place."""
-    return SchemaError(f"{place or 'the whole'} is {_shown(value)}, expected {expected}")
+    return SchemaError(f"{place or 'the whole'} is {shown(value)}, expected {expected}")
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """What was found, in few characters and without what a terminal might obey."""
     if isinstance(value, dict):
         return "an object"

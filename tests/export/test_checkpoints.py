@@ -286,6 +286,13 @@ BROKEN: dict[str, tuple[str, dict[str, Any], str]] = {
         {"do_normalize": False},
         "do_normalize False; True",
     ),
+    "mean": (
+        "prior/image_processor/preprocessor_config.json",
+        {"image_mean": [0.5]},
+        "three numbers are needed",
+    ),
+    "nan": ("prior/image_processor/preprocessor_config.json", {"image_mean": [1, 1, "x"]}, "three numbers are needed"),
+    "std": ("prior/image_processor/preprocessor_config.json", {"image_std": [1, 0, 1]}, "numbers above 0 are needed"),
     "unclip": ("prior/scheduler/scheduler_config.json", {"prediction_type": "v"}, "scheduler of the prior"),
 }
 

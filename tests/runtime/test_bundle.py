@@ -182,11 +182,12 @@ def test_a_component_cannot_use_a_file_that_is_not_listed(bundle_copy: Path) -> 
             Bundle(bundle_copy)
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", None, True, [2]])
+@pytest.mark.parametrize("version", [0, 1, 3, 2.0, "2", "\x1b[2J", "\ud800", None, True, [2]])
 def test_another_format_version_is_refused_by_number(version: object, bundle_copy: Path) -> None:
     edit(bundle_copy, lambda data: data.__setitem__("format_version", version))
+    found = "a list of 1" if isinstance(version, list) else json.dumps(version)
     message = (
-        f"has bundle format {version}, this kandinsky22 reads 2; export it again: kandinsky22-export path/to/decoder"
+        f"has bundle format {found}, this kandinsky22 reads 2; export it again: kandinsky22-export path/to/decoder"
     )
     with pytest.raises(BundleError, match=re.escape(message)):
         Bundle(bundle_copy)
@@ -265,6 +266,7 @@ STEP = "components.decoder_step"
         (f"{STEP}.files", [], f"{STEP}.files is a list of 0, expected something"),
         (f"{STEP}.inputs.2.shape", 3, f"{STEP}.inputs[2].shape is 3, expected a list"),
         (f"{STEP}.inputs.2.shape", [0], f"{STEP}.inputs[2].shape[0] is 0, expected a number from 1 to"),
+        (f"{STEP}.inputs.2.shape", ["0*h"], f'{STEP}.inputs[2].shape[0] is "0*h", expected a dimension such as'),
         (f"{STEP}.inputs.2.shape", ["h-1"], f'{STEP}.inputs[2].shape[0] is "h-1", expected a dimension such as'),
         (f"{STEP}.inputs.2.dtype", "float16", f'{STEP}.inputs[2].dtype is "float16", expected one of float32, int64'),
         (f"{STEP}.inputs.2.name", "latents", f'{STEP}.inputs[2].name is "latents", expected a name that no other has'),

@@ -129,6 +129,25 @@ def test_show_of_what_was_edited_is_one_sentence(stored: dict[str, Any], reason:
     }
 
 
+def test_show_tells_of_several_pictures_and_of_those_that_do_not_tell(cli: Cli, tmp_path: Path) -> None:
+    stored = {"task": "text2img", "arguments": {"prompt": "a red fox", "seed": 3}}
+    for name in ("a.png", "b.webp"):
+        writing.save(PIL.Image.new("RGB", (8, 8)), tmp_path / name, stored)
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "silent.png")
+    paths = [tmp_path / name for name in ("a.png", "silent.png", "none.png", "b.webp")]
+    done = cli("show", *paths)
+    assert done.code == 1
+    told = done.out.split("\n\n")
+    assert [each.splitlines()[0] for each in told] == [str(tmp_path / "a.png"), str(tmp_path / "b.webp")]
+    assert all("a red fox" in each for each in told)
+    assert [line.split(": ")[0] for line in done.err.splitlines()] == ["error", "error"]
+    assert "silent.png does not say how it was made" in done.err
+    assert "none.png: No such file or directory." in done.err
+    found = json.loads(cli("show", "--json", paths[0], paths[3]).out)
+    assert [each["path"] for each in found] == [str(tmp_path / "a.png"), str(tmp_path / "b.webp")]
+    assert [each["arguments"] for each in found] == [stored["arguments"]] * 2
+
+
 def test_prompts_come_from_a_file_or_from_standard_input(
     cli: Cli, shapes_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -244,6 +244,15 @@ def test_an_unknown_backend_and_an_impossible_precision_are_named(shapes_bundle:
         pipe(PROMPT, seed=0, **QUICK)
 
 
+def test_from_pretrained_opens_a_bundle_as_load_does(handmade_bundle: Bundle) -> None:
+    with Pipeline.from_pretrained(handmade_bundle.path, "onnxruntime", threads=1) as pipe:
+        assert pipe.backend.name == "onnxruntime"
+        assert pipe.precision == "fp32"
+        assert pipe("a", **QUICK).images
+    with pytest.raises(BundleError, match="is not a folder"):
+        Pipeline.from_pretrained("kandinsky-community/kandinsky-2-2-decoder")
+
+
 def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"has no manifest\.json"):
         Pipeline.load(tmp_path)

@@ -10,19 +10,22 @@ import torch
 from kandinsky22_export.checkpoints import Network
 from kandinsky22_export.graphs.base import Graph
 from kandinsky22_export.graphs.encoders import HintEncoder, ImageEncoder, MovqDecoder, MovqEncoder, TextEncoder
-from kandinsky22_export.graphs.steps import ControlnetStep, DecoderStep, InpaintStep, PriorStep
+from kandinsky22_export.graphs.steps import ControlnetStep, DecoderStep, InpaintStep, PriorStep, UNetStep
 
-NETWORKS = {
-    "text_encoder": "text_encoder",
-    "image_encoder": "image_encoder",
-    "prior_step": "prior",
-    "decoder_step": "unet",
-    "hint_encoder": "unet_controlnet",
-    "decoder_step_controlnet": "unet_controlnet",
-    "decoder_step_inpaint": "unet_inpaint",
-    "movq_encoder": "movq",
-    "movq_decoder": "movq",
+_MADE_OF: dict[type[Graph], str] = {
+    TextEncoder: "text_encoder",
+    ImageEncoder: "image_encoder",
+    PriorStep: "prior",
+    DecoderStep: "unet",
+    HintEncoder: "unet_controlnet",
+    ControlnetStep: "unet_controlnet",
+    InpaintStep: "unet_inpaint",
+    MovqEncoder: "movq",
+    MovqDecoder: "movq",
 }
+GRAPHS = {graph.name: graph for graph in _MADE_OF}
+"""The graph of each component, in the order of the export."""
+NETWORKS = {graph.name: network for graph, network in _MADE_OF.items()}
 """The network of the checkpoint that each component is made of, in the order of the export."""
 
 Constants = dict[str, Any]
@@ -34,28 +37,17 @@ def build_graph(component: str, networks: Mapping[str, Network], ranks: int | No
 
     `ranks` is K of docs/bundle.md; None where there is no decoder.
     """
+    graph: Any = GRAPHS[component]
     network: Any = networks[NETWORKS[component]].load()
-    match component:
-        case "text_encoder":
-            return TextEncoder(network), {}
-        case "image_encoder":
-            return ImageEncoder(network), embed_zeros(network)
-        case "prior_step":
-            constants = {name: getattr(network, name).numpy().copy() for name in ("clip_mean", "clip_std")}
-            return PriorStep(network), constants
-        case "hint_encoder":
-            return HintEncoder(network), {}
-        case "movq_encoder":
-            return MovqEncoder(network), {}
-        case "movq_decoder":
-            return MovqDecoder(network), {}
-    steps = {
-        "decoder_step": DecoderStep,
-        "decoder_step_controlnet": ControlnetStep,
-        "decoder_step_inpaint": InpaintStep,
-    }
-    assert ranks is not None  # a UNet comes with its MoVQ, by which they are known
-    return steps[component](network, ranks), {}
+    constants: Constants = {}
+    if graph is ImageEncoder:
+        constants = embed_zeros(network)
+    if graph is PriorStep:
+        constants = {name: getattr(network, name).numpy().copy() for name in ("clip_mean", "clip_std")}
+    if issubclass(graph, UNetStep):
+        assert ranks is not None  # a UNet comes with its MoVQ, by which they are known
+        return graph(network, ranks), constants
+    return graph(network), constants
 
 
 @torch.no_grad()

@@ -55,7 +55,8 @@ FileName = Annotated[
 """A path with slashes from the bundle's folder, which does not lead out of it on any system."""
 PositiveFloat = Annotated[float, Rule("a number above 0", lambda value: value > 0)]
 Precision = Annotated[str, one_of("fp32", "fp16")]
-Dimension = Count | Annotated[str, matching(r"\w+( ?\* ?\w+)*", 'a dimension such as "h" or "8*h"')]
+_FACTOR = "([A-Za-z_][A-Za-z0-9_]*|[1-9][0-9]{0,5})"
+Dimension = Count | Annotated[str, matching(rf"{_FACTOR}( ?\* ?{_FACTOR})*", 'a dimension such as "h" or "8*h"')]
 
 ATTENTION_IN_PARTS = "attention_in_parts"
 """The variant of a graph for backends without a kernel that attends with wide heads and writes no scores out."""
@@ -132,15 +133,8 @@ class FileRecord:
     sha256: Annotated[str, matching("[0-9a-f]{64}", "a SHA-256 in hexadecimal")]
 
 
-class _Mapped:
-    """Fields that can be read by key, until nothing of the runtime does."""
-
-    def __getitem__(self, key: str) -> Any:
-        return getattr(self, key)
-
-
 @dataclass(frozen=True)
-class Text(_Mapped):
+class Text:
     """How a prompt becomes ids: how many there are, and the one that fills them up."""
 
     max_length: Count
@@ -148,7 +142,7 @@ class Text(_Mapped):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Geometry(_Mapped):
+class Geometry:
     """Sizes that the runtime asks about. None where the checkpoint has no such part.
 
     `latent_channels` and `downscale` (pixels a latent, a side) are MoVQ's; `learned_variance` and `default_size`
@@ -164,7 +158,7 @@ class Geometry(_Mapped):
 
 
 @dataclass(frozen=True)
-class Limits(_Mapped):
+class Limits:
     """What the graphs were exported for: pixels a side, and among how many of the largest |x0| quantiles are found."""
 
     max_size: Count
@@ -172,7 +166,7 @@ class Limits(_Mapped):
 
 
 @dataclass(frozen=True)
-class ImageProcessor(_Mapped):
+class ImageProcessor:
     """How pictures are made ready for the image encoder, see docs/bundle.md."""
 
     size: Count

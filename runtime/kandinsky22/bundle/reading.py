@@ -20,7 +20,7 @@ from kandinsky22.bundle.manifest import (
     TensorSpec,
 )
 from kandinsky22.errors import BundleError
-from kandinsky22.schema import SchemaError, mismatch
+from kandinsky22.schema import SchemaError, mismatch, shown
 
 TOKENIZER = "tokenizer.json"
 CONSTANTS = "constants.npz"
@@ -43,7 +43,7 @@ def read_manifest(text: bytes, folder: Path) -> Manifest:
     version = data["format_version"]
     if type(version) is not int or version != FORMAT_VERSION:
         raise BundleError(
-            f"{folder} has bundle format {str(version)[:20]}, this kandinsky22 reads {FORMAT_VERSION}; "
+            f"{folder} has bundle format {shown(version)}, this kandinsky22 reads {FORMAT_VERSION}; "
             f"export it again: {export_command(data, folder)}"
         )
     manifest = schema.read(Manifest, data)

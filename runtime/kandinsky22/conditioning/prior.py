@@ -77,7 +77,7 @@ def embed(
             copies = len(rows) // len(prompts[part])
             branches = [[*away[part]] * copies, rows] if guided else [rows]
             place = slice((of.start or 0) + part.start, (of.start or 0) + part.start + len(prompts[part]))
-            noise = _noise(generators[place], copies, run.bundle.manifest.geometry["embedding_dim"])
+            noise = _noise(generators[place], copies, run.bundle.manifest.geometry.embedding_dim)
             latents = _first_latents(asked, place, copies, noise, begin)
             nothing = np.zeros_like(latents)
             state = prior_step.loop(

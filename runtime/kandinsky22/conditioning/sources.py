@@ -80,7 +80,7 @@ class EmbeddingSource:
         total: Floats = np.sum(weighted, axis=0)
         if isinstance(blend.away, PriorRun):
             return Embeddings(total, getattr(self._of_text(blend.away, of), blend.half))
-        width = self._run.bundle.manifest.geometry["embedding_dim"]
+        width = self._run.bundle.manifest.geometry.embedding_dim
         prior.pass_over(blend.away, self._generators[of], width, first=blend.draws_first)
         return Embeddings(total, np.repeat(self._run.bundle.constants()["zero_image_embeds"], count, axis=0))
 

@@ -62,10 +62,10 @@ def quantile_ranks(manifest: Manifest, schedule: Schedule, shape: Shape) -> tupl
     Raises InputError where that is further down than the bundle's graphs look.
     """
     ranks, weight = schedule.thresholding.ranks(math.prod(shape))
-    if ranks.max() >= manifest.limits["ranks"]:
+    if ranks.max() >= (manifest.limits.ranks or 0):
         raise InputError(
             f"Dynamic thresholding at this size ranks {ranks.max() + 1} values, the bundle was exported for "
-            f"{manifest.limits['ranks']}; ask for a smaller picture, or export with a larger --max-size."
+            f"{manifest.limits.ranks}; ask for a smaller picture, or export with a larger --max-size."
         )
     return ranks, weight
 
@@ -90,7 +90,7 @@ def decoder_schedule(
     """
     config = configs.from_user(_config(manifest, decoder), scheduler)
     schedule = schedulers.solve(config, steps, eta=eta)
-    if schedule.learned and not manifest.geometry["learned_variance"]:
+    if schedule.learned and not manifest.geometry.learned_variance:
         raise InputError("The scheduler asks for a learned variance and this UNet has none; choose fixed_small.")
     return schedule
 
@@ -118,12 +118,12 @@ def _painting(request: Request, manifest: Manifest, inputs: tasks.Inputs, prompt
 
 def _latent_shape(manifest: Manifest, height: int | None, width: int | None) -> Shape:
     """Latent channels, height and width of a picture."""
-    largest = manifest.limits["max_size"]
+    largest = manifest.limits.max_size
     pixels = [
         manifest.default_size if side is None else checks.side(name, side, largest)
         for name, side in (("height", height), ("width", width))
     ]
-    return manifest.geometry["latent_channels"], *latent_size(pixels[0], pixels[1], manifest.downscale)
+    return manifest.latent_channels, *latent_size(pixels[0], pixels[1], manifest.downscale)
 
 
 def guided_parts(steps: int, scale: float, interval: tuple[float, float]) -> list[tuple[slice, bool]]:
@@ -300,7 +300,7 @@ class _Sources:
 
     @property
     def _width(self) -> int:
-        return int(self._manifest.geometry["embedding_dim"])
+        return self._manifest.geometry.embedding_dim
 
 
 def _no_prompt(image: Any) -> Any:
