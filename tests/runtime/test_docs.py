@@ -20,10 +20,15 @@ from kandinsky22.request import table
 from kandinsky22.request.parameters import PARAMETERS
 
 ROOT = Path(__file__).parents[2]
+FOLDERS = ("docs", "benchmarks", "checkpoints")
 DOCUMENTS = sorted(
-    path for path in ROOT.rglob("*.md") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+    [
+        *ROOT.glob("*.md"),
+        ROOT / "engines" / "README.md",
+        *(each for top in FOLDERS for each in (ROOT / top).rglob("*.md")),
+    ]
 )
-"""Every document of the repository: what stands in hidden folders, such as an environment, is none."""
+"""Every document of the repository; bundles and environments, which may be large, are not looked through."""
 SOURCES = [
     path for top in ("runtime", "export", "benchmarks", "checkpoints", "tests") for path in (ROOT / top).rglob("*.py")
 ]
