@@ -1,4 +1,4 @@
-"""How many pictures, or rows, one run is given."""
+"""How many pictures, or rows, one run gets."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ def parts(count: int, at_once: int | None) -> list[slice]:
 
 
 PIXELS_AT_ONCE = 1 << 20
-"""What turns pictures into latents or back is given no more in one run, or one picture: MoVQ's memory grows with the
+"""Most pixels that one run between pictures and latents gets, but for a single picture: MoVQ's memory grows with the
 batch, its speed does not."""
 
 
 def pictures_at_once(pixels: int) -> int:
-    """How many pictures of so many `pixels` one run is given: at least one, and no more than `PIXELS_AT_ONCE`."""
+    """How many pictures of so many `pixels` each one run gets: at least one, at most `PIXELS_AT_ONCE` together."""
     return max(1, PIXELS_AT_ONCE // pixels)
 
 
 def runs(pictures: int, pixels: int) -> int:
-    """In how many runs, as even as can be, so many pictures are given: each new number may be compiled for anew."""
+    """How many runs so many pictures take. Parts are as even as can be, since each new size may be compiled anew."""
     return -(-pictures // pictures_at_once(pixels))

@@ -111,7 +111,7 @@ def negative_prompts(value: str | Sequence[str] | None, count: int) -> list[str]
 
 
 def seeds(value: int | Sequence[int] | None, count: int) -> list[int]:
-    """One seed a picture: of an integer s, picture i has s + i; a list gives each; None takes one at random."""
+    """One seed a picture. An integer s gives picture i the seed s + i, a list gives each its own, None draws s."""
     if value is None:
         value = secrets.randbelow(2**32)
     if isinstance(value, list | tuple):
@@ -133,7 +133,7 @@ def choice(name: str, value: object, allowed: Sequence[str]) -> str:
 
 
 def _unicode(name: str, texts: Sequence[str]) -> list[str]:
-    """`texts`, none of which has a half of a surrogate pair: what Python makes of bytes that are no text."""
+    """The texts. Refuses half a surrogate pair, which Python makes of bytes that are no text."""
     for text in texts:
         try:
             text.encode()

@@ -27,6 +27,7 @@ DOCUMENTS = sorted(
 SOURCES = [
     path for top in ("runtime", "export", "benchmarks", "checkpoints", "tests") for path in (ROOT / top).rglob("*.py")
 ]
+RUNTIME = ROOT / "runtime" / "kandinsky22"
 HISTORY = ROOT / "CHANGELOG.md"
 """It names what is gone."""
 MOST_WORDS = 900
@@ -74,12 +75,12 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 @documents
 def test_every_path_of_a_module_names_one_file(document: Path) -> None:
-    """From the root, from the document's folder, or from as far down as there is one file of that name."""
+    """From the root, the document's folder, the runtime, or from as far down as there is one file of that name."""
     if document == HISTORY:
         return
     for path in re.findall(r"(?<![\w/.:-])[\w./-]+\.py\b", text_of(document)):
         named = [source for source in SOURCES if f"/{source.relative_to(ROOT)}".endswith(f"/{path}")]
-        beside = (document.parent / path).is_file() or (ROOT / path).is_file()
+        beside = any((folder / path).is_file() for folder in (document.parent, ROOT, RUNTIME))
         assert beside or len(named) == 1, f"{path} names {len(named)} files"
 
 
@@ -90,12 +91,12 @@ def test_every_name_of_the_packages_can_be_imported(document: Path) -> None:
     for name in re.findall(
         r"(?<![\w./-])(?:kandinsky22|kandinsky22_export|benchmarks)(?:\.\w+)+(?![\w/])", text_of(document)
     ):
-        module, rest = name, []
-        while importlib.util.find_spec(module.split(".")[0]) and not is_module(module):
+        module, attributes = name, list[str]()
+        while not is_module(module):
             module, _, last = module.rpartition(".")
-            rest.insert(0, last)
-        value = importlib.import_module(module)
-        for attribute in rest:
+            attributes.insert(0, last)
+        value = importlib.import_module(module) if attributes else None
+        for attribute in attributes:
             assert hasattr(value, attribute), name
             value = getattr(value, attribute)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def encode_text(
     run: Run, tokenizer: Tokenizer, texts: Sequence[str], at_once: int | None = None
 ) -> dict[str, dict[str, Array]]:
-    """Encode every different text once, `at_once` of them in one run (None: all).
+    """Encode each distinct text once, `at_once` of them in one run (None: all).
 
     Returns by text what the prior is conditioned on: `text_embeds` (E,), `text_hidden` (T, H) and `text_mask` (T,).
     """
@@ -52,12 +52,19 @@ def embed(
     """The image embeddings of some of the pictures of a run of the prior, as KandinskyV22PriorPipeline computes them.
 
     With negative prompts the batch is doubled: the second half are the embeddings of the negative prompts themselves,
-    and both halves are guided away from the negative prompt. Without, the negative embedding is that of the all-zero
-    image, a constant of the checkpoint, and guidance leads away from the empty prompt.
+    and both halves are guided away from the negative prompt. Without them, the negative embedding is that of the
+    all-zero image, a constant of the checkpoint, and guidance leads away from the empty prompt.
 
-    `generators` are of all pictures: picture i draws its noise from `generators[i]` alone. `at_once` pictures are
-    denoised in one run (None: all). `begin` (n, E) are the embeddings that all pictures begin from, where the run does
-    not begin with noise: it is mixed with it as in KandinskyV22PriorEmb2EmbPipeline.
+    Args:
+        run: The call's use of the components.
+        tokenizer: Of the bundle.
+        asked: The run of the prior, for all pictures of the job.
+        of: Which of the pictures.
+        generators: One for each picture of the job; picture i draws its noise from `generators[i]` alone.
+        at_once: Pictures that are denoised in one run; None: all.
+        begin: Embeddings (n, E) of all pictures that are mixed with the first noise, as in
+            KandinskyV22PriorEmb2EmbPipeline; None: the run begins with noise.
+        on_step: Called after each step.
     """
     guided = asked.guidance_scale > 1
     prompts, negatives = asked.prompts[of], None if asked.negatives is None else asked.negatives[of]
@@ -92,7 +99,7 @@ def embed(
 
 
 def _first_latents(asked: PriorRun, place: slice, copies: int, drawn: Iterator[Floats], begin: Floats | None) -> Floats:
-    """The first latents (copies · pictures, E) of the pictures at a place of a run."""
+    """First latents (copies · pictures, E) of the pictures in the slice `place`."""
     noise = next(drawn) if asked.noise is None else np.concatenate(asked.noise[:, place])
     if begin is None:
         return noise
@@ -116,9 +123,9 @@ def _stacked(texts: Mapping[str, Mapping[str, Array]], branches: Sequence[Sequen
 
 
 def pass_over(schedule: Schedule, generators: Sequence[Generator], width: int, *, first: bool) -> None:
-    """Draw the noise of a run for one prompt a picture, and throw it away: what comes next is drawn from there.
+    """Draw the noise of a run for one prompt a picture and throw it away, so that the next draw is the one behind it.
 
-    `first` says whether the run draws what it begins with.
+    `first` says whether the run draws the noise that it begins with.
     """
     for generator in generators:
         for _ in range(int(first) + int(schedule.noisy.sum())):

@@ -1,6 +1,6 @@
-"""Embeddings of a job, made: of prompts, of pictures, of blends of both, or as the caller gave them.
+"""Embeddings of a job: made from prompts, from pictures, from blends of both, or the caller's own.
 
-The generators are then where diffusers' one generator would be, and the decoder goes on drawing from them.
+Afterwards the generators stand where diffusers' one generator would stand; the decoder goes on drawing from them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kandinsky22.request.job import Blend, GivenEmbeddings, Job, PriorRun
 
 
 class EmbeddingSource:
-    """Makes the embeddings of one job's pictures, each once: that draws from its generator."""
+    """Embeddings of one job's pictures. Each is made once, because making it draws from the picture's generator."""
 
     def __init__(
         self,
@@ -31,13 +31,13 @@ class EmbeddingSource:
         generators: Sequence[Generator],
         callbacks: Callbacks,
     ) -> None:
-        """`tokenizer` is asked for where text is encoded: a bundle may do without."""
+        """`tokenizer` is called only where text is encoded: a bundle without a prior has none."""
         self._run, self._source, self._generators, self._callbacks = run, job.source, generators, callbacks
         self._tokenizer = tokenizer
         self._at_once = job.request.parameters["batch_size"]
 
     def embed(self, of: slice) -> Embeddings:
-        """Those of some of the pictures."""
+        """Embeddings of the pictures in the slice `of`."""
         source = self._source
         if isinstance(source, GivenEmbeddings):
             return source.embeddings.part(of)
@@ -59,7 +59,7 @@ class EmbeddingSource:
 
     @functools.cached_property
     def _begin(self) -> Floats | None:
-        """The embeddings (n, E) that all pictures begin from, where there are some; pictures are encoded once."""
+        """Embeddings (n, E) that the prior begins from, or None; the caller's pictures are encoded once."""
         source = self._source
         if not isinstance(source, PriorRun) or source.pictures is None:
             return None
@@ -86,7 +86,7 @@ class EmbeddingSource:
 
     @functools.cached_property
     def _encoded(self) -> list[Floats]:
-        """The embeddings (1, E) of a blend's pictures, encoded once for all."""
+        """Embeddings (1, E) of each picture of a blend, encoded once for all batches."""
         parts = self._source.parts if isinstance(self._source, Blend) else ()
         pictures = [part for part in parts if isinstance(part, PIL.Image.Image)]
         return list(image_encoder.encode(self._run, pictures)[:, None]) if pictures else []

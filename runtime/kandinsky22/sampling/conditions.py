@@ -1,4 +1,4 @@
-"""What a decoder is led by beside embeddings: a picture to begin with, a mask, a depth hint, encoded."""
+"""What leads a decoder beside embeddings: a picture to begin with, a mask, a depth hint, encoded."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Conditions:
-    """What n pictures are led by beside their embeddings, float32; an array holds one entry a picture.
+    """What leads n pictures beside their embeddings: float32 arrays with one entry a picture.
 
-    `noise` (n, C, h, w) replaces what would be drawn at first. `known`
-    (n, C, h, w) are clean latents of a picture: with `start` (2,) the run begins from them, start[0]·known +
-    start[1]·noise; with `mask` (n, 1, h, w), 1 for what is kept, and `paste` (steps, 2) they are pasted, noised alike,
-    after every step. `hint_latents` (n, C, h, w) are an encoded depth map.
+    noise: (n, C, h, w), the caller's, in place of the noise that the run draws first.
+    known: (n, C, h, w), clean latents of a picture.
+    start: (2,); the run begins from start[0]·known + start[1]·noise. None: from noise.
+    mask: (n, 1, h, w), 1 where `known` is kept.
+    paste: (steps, 2); after step i, paste[i, 0]·known + paste[i, 1]·noise is pasted where the mask is 1.
+    hint_latents: (n, C, h, w), an encoded depth map.
     """
 
     noise: Floats | None = None
@@ -42,14 +44,14 @@ class Conditions:
         return dataclasses.replace(self, **{name: a[of] for name, a in arrays.items() if a is not None})
 
     def latents(self, noise: Floats) -> Floats:
-        """What the run begins with: `noise` (n, C, h, w), or a picture's latents with so much of it."""
+        """Latents (n, C, h, w) that the run begins with: `noise`, or a picture's latents mixed with it."""
         if self.start is None or self.known is None:
             return noise
         latents: Floats = self.start[0] * self.known + self.start[1] * noise
         return latents
 
     def feeds(self, noise: Floats) -> dict[str, Floats]:
-        """Inputs of the step that it has beyond that of text to image; `noise` is what the run began with."""
+        """Inputs of the step graph that text to image lacks; `noise` is the noise that the run began with."""
         if self.mask is not None and self.known is not None:
             return {"mask": self.mask, "known": self.known, "known_noise": noise}
         return {} if self.hint_latents is None else {"hint_latents": self.hint_latents}
@@ -66,7 +68,7 @@ class Conditions:
 
 
 def encode(run: Run, painting: Painting, pictures: int) -> Conditions:
-    """The inputs of a painting at its size, encoded and repeated to one a picture."""
+    """Inputs of a painting, resized to its size, encoded, and repeated to one entry a picture."""
     inputs, schedule, downscale = painting.inputs, painting.schedule, run.bundle.manifest.downscale
     height, width = (side * downscale for side in painting.shape[1:])
     known = mask = paste = hint_latents = None
@@ -89,8 +91,9 @@ def encode(run: Run, painting: Painting, pictures: int) -> Conditions:
 def overlaid(inputs: Inputs, pixels: Floats, of: range, count: int) -> Floats:
     """Painted `pixels` (n, H, W, 3) in 0..1 with the task's images put back where its masks are black.
 
-    They are the pictures `of` a call for `count`. As diffusers' `VaeImageProcessor.apply_overlay` of masks and images
-    of one size: grey mixes in proportion. It rounds on the way, so that at grey it may differ in the last bits.
+    `pixels` are the pictures `of` a call for `count`. Grey mixes in proportion, as in diffusers'
+    `VaeImageProcessor.apply_overlay` for masks and images of one size; diffusers rounds on the way, so that grey may
+    differ in the last bits.
     """
     if not isinstance(inputs.images, list) or inputs.masks is None:
         raise TypeError("Only inpainting has images and masks to overlay.")
@@ -101,12 +104,12 @@ def overlaid(inputs: Inputs, pixels: Floats, of: range, count: int) -> Floats:
 
 
 def _of(given: Sequence[_T], of: range, count: int) -> list[_T]:
-    """The input of each of the pictures `of` a call for `count`; one alone is for all."""
+    """Inputs of the pictures `of` a call for `count`, one each; a single input serves all."""
     if len(given) == 1:
         return list(given)
     return [given[place * len(given) // count] for place in of]
 
 
 def _spread(values: Array, pictures: int) -> Floats:
-    """One entry a picture: those of a prompt follow each other."""
+    """Values repeated to one entry a picture; pictures of one prompt follow each other."""
     return np.repeat(values, pictures // len(values), axis=0)

@@ -8,5 +8,5 @@ from kandinsky22.arrays import Floats
 
 
 def guidance_weights(scale: float) -> Floats:
-    """Weights of the branches (arXiv:2207.12598): unconditional, conditional; the conditional alone at 1 or below."""
+    """Weights (G,) float32 of the branches: unconditional and conditional, or conditional alone at 1 or below."""
     return np.array([1 - scale, scale] if scale > 1 else [1], np.float32)

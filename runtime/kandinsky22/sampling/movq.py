@@ -21,12 +21,12 @@ def to_latents(run: Run, pictures: Floats) -> Floats:
 
 
 def encode_hints(run: Run, hints: Floats) -> Floats:
-    """What a ControlNet sees of depth maps (n, H, W, 3) float32 in 0..1: (n, C, h, w). It is the same in every step."""
+    """Hint latents (n, C, h, w) of depth maps (n, H, W, 3) float32 in 0..1; a ControlNet sees them in every step."""
     return _through(run, Role.HINT_ENCODER, "hint", "hint_latents", hints)
 
 
 def _through(run: Run, role: Role, source: str, result: str, values: Floats) -> Floats:
-    """`values` through a component between pixels and latents, as many at once as `PIXELS_AT_ONCE` lets."""
+    """Values run through a component between pixels and latents, at most `PIXELS_AT_ONCE` pixels in one run."""
     pixels = values[0].size // 3  # of a picture
     if source == "latents":
         pixels = values[0, 0].size * run.bundle.manifest.downscale**2

@@ -83,22 +83,20 @@ def _stages(model: Any) -> dict[str, int]:
     order = [node for node in model.get_ordered_ops() if node.get_type_name() not in ("Parameter", "Result")]
     given = {_name(parameter) for parameter in model.get_parameters()}
     stages: dict[str, int] = {}
+    behind: set[str] = set()  # of a heavy node, or it itself
     for node in order:
-        if any(_name(value.get_node()) in stages or _name(value.get_node()) in given for value in node.input_values()):
+        sources = {_name(value.get_node()) for value in node.input_values()}
+        if sources & (given | stages.keys()):
             stages[_name(node)] = NETWORK
-    for node in reversed(order):
-        users = [user for output in node.outputs() for user in _users(output)]
-        if _name(node) not in stages:
-            continue
-        if node.get_type_name() in ("Sin", "Cos") or (users and all(stages.get(_name(u)) == SINES for u in users)):
+        if node.get_type_name() in HEAVY or sources & behind:
+            behind.add(_name(node))
+    for node in reversed([node for node in order if _name(node) in stages]):
+        users = [stages.get(_name(user), AFTER) for output in node.outputs() for user in _users(output)]
+        is_sine = node.get_type_name() in ("Sin", "Cos") and _name(node) not in behind
+        if is_sine or (users and set(users) == {SINES}):
             stages[_name(node)] = SINES
-        elif node.get_type_name() not in HEAVY and all(stages.get(_name(u), AFTER) == AFTER for u in users):
+        elif node.get_type_name() not in HEAVY and set(users) <= {AFTER}:
             stages[_name(node)] = AFTER
-    for node in order:  # a sine behind the network is the network's
-        if stages.get(_name(node)) == SINES and any(
-            stages.get(_name(value.get_node()), SINES) != SINES for value in node.input_values()
-        ):
-            stages[_name(node)] = NETWORK
     return stages
 
 
