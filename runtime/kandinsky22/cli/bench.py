@@ -143,11 +143,11 @@ def _check_schedulers(
     """Raise InputError where the pipeline would refuse the scheduler, its steps, or a size because of it."""
     from kandinsky22.bundle.manifest import Role
     from kandinsky22.measure import timing
-    from kandinsky22.request import resolve
+    from kandinsky22.request import embeddings, resolve
 
     manifest = bundle.manifest
     if Role.PRIOR in manifest.roles():
-        resolve.prior_schedule(manifest, options.prior_steps)
+        embeddings.prior_schedule(manifest, options.prior_steps)
     for count in steps if Role.DECODER in manifest.roles() else ():
         schedule = resolve.decoder_schedule(manifest, Role.DECODER, options.scheduler, count)
         for size in wanted:
