@@ -80,9 +80,7 @@ class Components:
     def component(self, key: Key) -> LoadedComponent:
         """A component, loaded where it is not; for the thread whose turn it is."""
         if key not in self._loaded:
-            started = time.perf_counter()
             self._loaded[key] = self._backend.load(self.bundle, key.name, self._settings, key.weights)
-            log.info("loaded %s in %.2f s", key.name, time.perf_counter() - started)
         return self._loaded[key]
 
     @contextmanager

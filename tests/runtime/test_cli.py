@@ -148,6 +148,16 @@ def test_show_tells_of_several_pictures_and_of_those_that_do_not_tell(cli: Cli, 
     assert [each["arguments"] for each in found] == [stored["arguments"]] * 2
 
 
+def test_show_reads_pictures_of_the_first_version(cli: Cli, tmp_path: Path) -> None:
+    """They name the command that made them, where a picture names its task today."""
+    stored = {"task": "generate", "arguments": {"prompt": "a fox", "mask_image": "m.png", "image": "a.png", "seed": 3}}
+    writing.save(PIL.Image.new("RGB", (8, 8)), tmp_path / "a.png", stored)
+    done = cli("show", tmp_path / "a.png")
+    assert (done.code, done.err) == (0, "")
+    again = "again       kandinsky22 generate BUNDLE --image=a.png --mask=m.png --seed=3 -- 'a fox'"
+    assert done.out.splitlines()[-1] == again
+
+
 def test_prompts_come_from_a_file_or_from_standard_input(
     cli: Cli, shapes_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import functools
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from kandinsky22.version import VERSION
 
 ROOT = Path(__file__).parents[2]
 SOURCES = {"kandinsky22": ROOT / "runtime", "kandinsky22_export": ROOT / "export"}
@@ -111,6 +114,11 @@ def test_the_runtime_knows_nothing_of_the_exporter() -> None:
             if isinstance(node, ast.Import | ast.ImportFrom)
             for alias in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [n.name for n in node.names])
         }
+
+
+def test_the_version_is_one() -> None:
+    about = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert about["project"]["version"] == VERSION
 
 
 def test_components_are_named_by_their_bundle_alone() -> None:

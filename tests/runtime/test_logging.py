@@ -26,7 +26,7 @@ def test_verbose_tells_backend_memory_and_loads(place: str, cli: Cli, handmade_b
         " in fp32: runs on every CPU",
         "memory: about 0.5 GiB of ",
         "text2img: 1 picture(s) by text_encoder, prior_step, decoder_step, movq_decoder",
-        "loaded decoder_step in ",
+        "decoder_step loaded by ONNX Runtime on the CPU in ",
     ):
         assert told_of in done.err
     assert "freed" not in done.err
@@ -62,4 +62,4 @@ def test_as_a_library_it_is_silent_and_can_be_heard(handmade_bundle: Bundle, cap
     assert (done.stdout, done.stderr) == ("", "")
     with caplog.at_level(logging.INFO, "kandinsky22"), Pipeline.load(handmade_bundle.path, "onnxruntime") as pipe:
         pipe.embed("a", prior_num_inference_steps=2)
-    assert any(record.message.startswith("loaded prior_step in ") for record in caplog.records)
+    assert any(record.message.startswith("prior_step loaded by ONNX Runtime") for record in caplog.records)

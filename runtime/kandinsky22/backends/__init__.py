@@ -34,10 +34,6 @@ PerStep = Mapping[str, "Sequence[Array] | Array"]
 """Inputs that change with the step: each has one array, or one row of an array, a step."""
 
 
-EXPORTED = ""
-"""The set of weights that a component was exported with."""
-
-
 class LoadedComponent(Protocol):
     """A graph that is ready to run. Several threads may run one; they may have to wait for each other.
 

@@ -90,7 +90,8 @@ def _task(parameters: Mapping[str, Any], given: Mapping[str, Any]) -> Task:
     Raises InputError where no command does it, or where not all that it needs is `given`.
     """
     name = parameters.get("task", "text2img")
-    task = TASKS.get(name) if isinstance(name, str) else None
+    # Pictures of version 0.1 name the command: its tasks share their flags.
+    task = TASKS.get(name) or next(iter(flags.tasks_of(name)), None) if isinstance(name, str) else None
     if task is None or not task.command:
         known = ", ".join(each.name for each in TASKS.values() if each.command)
         raise InputError(

@@ -118,7 +118,7 @@ class Parameters(TypedDict, total=False):
             "A picture to begin from, to repaint in part, or to vary; it is resized to `height` x `width`.",
             "--image",
             more="One for all prompts, or a list of one a prompt; see `kandinsky22.images.reading` for what is read. "
-            "Floats (n, C, h, w) are clean latents, in `emb2emb` floats (n, E) are embeddings.",
+            "In `img2img` and `controlnet` floats (n, C, h, w) are clean latents, in `emb2emb` (n, E) embeddings.",
         ),
     ]
     mask_image: Annotated[
@@ -227,9 +227,7 @@ class Parameters(TypedDict, total=False):
     ]
     prior_num_inference_steps: Annotated[
         int,
-        Parameter(
-            kinds.whole(1, checks.MAX_STEPS), 25, "prior", "Denoising steps of the prior, from 2.", "--prior-steps"
-        ),
+        Parameter(kinds.whole(2, checks.MAX_STEPS), 25, "prior", "Denoising steps of the prior.", "--prior-steps"),
     ]
     prior_guidance_scale: Annotated[
         float,
