@@ -29,7 +29,7 @@ from .task_reference import TaskCase, TaskReference
 
 ROUNDED_ELSEWHERE = 1.5
 """How much more than diffusers' own a network's error may be. Kernels differ in what they round between (emulated, ours
-are at 0.7 to 1.1 of diffusers'); a place that cannot bear bfloat16 costs more."""
+are at 0.7 to 1.0 of diffusers'); a place that cannot bear bfloat16 costs more."""
 
 BELOW = 3.0
 """dB that the pictures' mean may be below diffusers' own. Which way one picture's rounding falls moves it by 4 dB, and

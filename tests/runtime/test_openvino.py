@@ -21,6 +21,7 @@ from kandinsky22.backends.openvino import component
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.manifest import Component, Role, TensorSpec
 from kandinsky22.measure import inputs
+from tests.bfloat16 import bfloat16
 from tests.runtime.plan_bundles import SPECS, decoder_step, text_encoder, write_bundle
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
@@ -190,6 +191,19 @@ def test_how_many_shapes_are_kept_depends_on_their_weights_and_the_machine(
     assert len(made) == 20
     kept.get(shapes[-most - 1], make)
     assert len(made) == 21
+
+
+def test_in_bf16_nothing_is_compiled_for_more_than_one_picture(handmade_bundle: Bundle, compiled: list[str]) -> None:
+    one, three = (feeds_of(handmade_bundle, "decoder_step", SIZES[0], batch=batch) for batch in (1, 3))
+    with bfloat16():
+        loaded = component.BACKEND.load(handmade_bundle, "decoder_step", Settings("bf16", 1))
+        results = loaded.run(three)
+        loaded.run(one)
+    expected = onnxruntime.CPU.load(handmade_bundle, "decoder_step", Settings(threads=1)).run(three)
+    assert len(compiled) == 1
+    assert "latents 1x4x8x8" in compiled[0]
+    for output, array in expected.items():
+        np.testing.assert_allclose(results[output], array, rtol=0, atol=0.05 * np.abs(array).max())
 
 
 def test_threads_share_a_component(handmade_bundle: Bundle) -> None:
