@@ -90,7 +90,7 @@ def test_a_loop_shows_it_and_goes_on_as_without_it(name: str, tmp_path: Path, dr
     feeds = graph.feeds(SIZES, seed=5)
     rows = [graph.feeds(SIZES, seed=seed) for seed in (6, 7, 8)]
     shown: list[Mapping[str, Array]] = []
-    loaded = OnnxRuntimeComponent(tmp_path / f"{graph.name}.onnx", component, Settings("fp32", 1))
+    loaded = OnnxRuntimeComponent(name, tmp_path / f"{graph.name}.onnx", component, Settings("fp32", 1))
     state = loaded.loop(
         {name: feeds[name].numpy() for name in component.state},
         {name: [row[name].numpy() for row in rows] for name in component.per_step},

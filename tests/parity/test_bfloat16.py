@@ -33,7 +33,7 @@ are at 0.7 to 1.0 of diffusers'); a place that cannot bear bfloat16 costs more."
 
 BELOW = 3.0
 """dB that the pictures' mean may be below diffusers' own. Which way one picture's rounding falls moves it by 4 dB, and
-the mean of seven by 1.5."""
+the mean of six by 1.5."""
 
 PROMPTS = (PROMPT, "a small yellow square at the top of a green background")
 TASKS = ("img2img", "inpaint", "controlnet", "mix")
