@@ -59,6 +59,7 @@ def rounded_task_reference(shapes_checkpoint: Path) -> TaskReference:
     return in_bfloat16(TaskReference(shapes_checkpoint))
 
 
+@pytest.mark.slow
 def test_pictures_are_as_near_float32_as_diffusers_own(
     pipe: Pipeline,
     reference: Reference,

@@ -15,6 +15,8 @@ from kandinsky22 import Pipeline
 from kandinsky22.arrays import Array
 from tests.bfloat16 import bfloat16
 
+from .handmade import GRAPHS, MORE_GRAPHS, write_bundle
+
 PROMPTS = ("a large red circle in the middle of a blue background", "a small yellow square", "a green star", "a fox")
 SIZES = ((64, 64), (128, 64), (64, 128), (64, 192))
 TASKS = ("text", "text", "img2img", "inpaint", "controlnet", "mix", "variations")
@@ -26,10 +28,9 @@ GUIDANCE: tuple[dict[str, Any], ...] = (
 )
 Call = Callable[[Pipeline], Array]
 
-QUICK = {("openvino", "fp32"): (3, 2), ("openvino", "bf16"): (2, 1), ("onnxruntime", "fp32"): (10, 10)}
-"""Calls of the fast suite, and how many of them, from the last, are compared: OpenVINO compiles for each anew."""
+FEW, ALL = 8, 30
+"""Calls of the fast suite, whose graphs are handmade and compiled in a moment, and of the slow one."""
 
-ALL = 30
 BETWEEN_BATCHES = 1 / 255
 """How much a picture may differ from the same one alone where pictures are computed together."""
 
@@ -79,10 +80,16 @@ def loaded(bundle: Path, backend: str, precision: str) -> Iterator[Pipeline]:
         yield pipe
 
 
-def _holds(bundle: Path, backend: str, precision: str, calls: list[tuple[str, Call]], compared: int) -> None:
+@pytest.fixture(scope="module")
+def handmade(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small graphs for every task."""
+    return write_bundle(tmp_path_factory.mktemp("engines") / "tasks", GRAPHS | MORE_GRAPHS)
+
+
+def _holds(bundle: Path, backend: str, precision: str, calls: list[tuple[str, Call]]) -> None:
     with loaded(bundle, backend, precision) as used:
         after_others = [call(used) for _, call in calls]
-    for (told, call), picture in list(zip(calls, after_others, strict=True))[-compared:]:
+    for (told, call), picture in zip(calls, after_others, strict=True):
         with loaded(bundle, backend, precision) as fresh:
             alone = call(fresh)
         assert alone.std() > 0.01, f"a flat picture: nothing is compared: {told}"
@@ -90,20 +97,29 @@ def _holds(bundle: Path, backend: str, precision: str, calls: list[tuple[str, Ca
 
 
 @pytest.mark.parametrize(("backend", "precision"), BACKENDS)
-def test_a_call_gives_what_it_gives_in_a_fresh_pipeline(shapes_bundle: Path, backend: str, precision: str) -> None:
+def test_a_call_gives_what_it_gives_in_a_fresh_pipeline(handmade: Path, backend: str, precision: str) -> None:
     """To the bit: calls of other sizes, numbers of prompts, tasks, guidance and steps ran before."""
-    calls, compared = QUICK[backend, precision]
-    _holds(shapes_bundle, backend, precision, random_calls(calls, seed=0), compared)
+    _holds(handmade, backend, precision, random_calls(FEW, seed=0))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("backend", "precision"), BACKENDS)
 def test_thirty_calls_give_what_they_give_in_fresh_pipelines(shapes_bundle: Path, backend: str, precision: str) -> None:
-    _holds(shapes_bundle, backend, precision, random_calls(ALL, seed=1), ALL)
+    _holds(shapes_bundle, backend, precision, random_calls(ALL, seed=1))
 
 
 @pytest.mark.parametrize(("backend", "precision"), BACKENDS)
-def test_a_picture_alone_is_what_it_is_beside_others(shapes_bundle: Path, backend: str, precision: str) -> None:
+def test_a_picture_alone_is_what_it_is_beside_others(handmade: Path, backend: str, precision: str) -> None:
+    _is_alone_what_it_is_beside_others(handmade, backend, precision)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "precision"), BACKENDS)
+def test_a_trained_picture_alone_is_what_it_is_beside_others(shapes_bundle: Path, backend: str, precision: str) -> None:
+    _is_alone_what_it_is_beside_others(shapes_bundle, backend, precision)
+
+
+def _is_alone_what_it_is_beside_others(bundle: Path, backend: str, precision: str) -> None:
     """To the bit in bf16, and else within what one more rounding does."""
     bound = 0.0 if precision == "bf16" else BETWEEN_BATCHES
     options: dict[str, Any] = {
@@ -113,7 +129,7 @@ def test_a_picture_alone_is_what_it_is_beside_others(shapes_bundle: Path, backen
         "prior_num_inference_steps": 2,
         "output_type": "np",
     }
-    with loaded(shapes_bundle, backend, precision) as pipe:
+    with loaded(bundle, backend, precision) as pipe:
         together = np.asarray(pipe(PROMPTS[:3], "a blue square", seed=[4, 9, 2], **options).images)
         for i, seed in enumerate((4, 9, 2)):
             alone = np.asarray(pipe(PROMPTS[i], "a blue square", seed=seed, **options).images)[0]

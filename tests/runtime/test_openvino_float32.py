@@ -124,7 +124,14 @@ def test_the_parts_in_float32_bring_a_step_nearer_to_float32(
         assert parted < 0.9 * error()
 
 
-@pytest.mark.parametrize("name", ["text_encoder", "prior_step", "decoder_step_inpaint", "movq_decoder"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "text_encoder",
+        "prior_step",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("decoder_step_inpaint", "movq_decoder")),
+    ],
+)
 def test_a_picture_in_bf16_is_the_same_to_the_bit_alone_and_beside_others(shapes_bundle: Path, name: str) -> None:
     bundle = Bundle(shapes_bundle)
     specs = bundle.component(name)
