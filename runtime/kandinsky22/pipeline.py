@@ -24,7 +24,7 @@ from kandinsky22.conditioning.sources import EmbeddingSource
 from kandinsky22.conditioning.tokenizer import Tokenizer
 from kandinsky22.images.writing import to_pil
 from kandinsky22.noise import Generator
-from kandinsky22.request.job import Job, Painting
+from kandinsky22.request.job import Job, Sampling
 from kandinsky22.request.parameters import Parameters
 from kandinsky22.request.request import Request
 from kandinsky22.request.resolve import resolve
@@ -124,17 +124,17 @@ class Pipeline:
             InputError: an argument is outside what is possible; the message says what was expected.
             BundleError: the bundle lacks a component that this needs.
         """
-        return self._painted("text2img", inputs, parameters)
+        return self._made("text2img", inputs, parameters)
 
     @takes("img2img")
     def img2img(self, *inputs: Any, **parameters: Unpack[Parameters]) -> Output:
         """Change a picture towards a prompt, as KandinskyV22Img2ImgPipeline does. Raises as `__call__`."""
-        return self._painted("img2img", inputs, parameters)
+        return self._made("img2img", inputs, parameters)
 
     @takes("inpaint")
     def inpaint(self, *inputs: Any, **parameters: Unpack[Parameters]) -> Output:
         """Repaint part of a picture, as KandinskyV22InpaintPipeline does. Raises as `__call__`."""
-        return self._painted("inpaint", inputs, parameters)
+        return self._made("inpaint", inputs, parameters)
 
     @takes("controlnet")
     def controlnet(self, *inputs: Any, **parameters: Unpack[Parameters]) -> Output:
@@ -142,12 +142,12 @@ class Pipeline:
 
         `kandinsky22.images.depth` makes depth maps of pictures. Raises as `__call__`.
         """
-        return self._painted("controlnet", inputs, parameters)
+        return self._made("controlnet", inputs, parameters)
 
     @takes("mix")
     def mix(self, *inputs: Any, **parameters: Unpack[Parameters]) -> Output:
         """Blend prompts and pictures: a decoder run on the embeddings of `interpolate`. Raises as `__call__`."""
-        return self._painted("mix", inputs, parameters)
+        return self._made("mix", inputs, parameters)
 
     @takes("variations")
     def variations(self, *inputs: Any, **parameters: Unpack[Parameters]) -> Output:
@@ -155,7 +155,7 @@ class Pipeline:
 
         Without a negative prompt the prior is not run; its noise is drawn all the same, as diffusers draws it.
         """
-        return self._painted("variations", inputs, parameters)
+        return self._made("variations", inputs, parameters)
 
     @takes("embed")
     def embed(self, *inputs: Any, **parameters: Unpack[Parameters]) -> Embeddings:
@@ -188,32 +188,32 @@ class Pipeline:
         return resolve(request, self.bundle.manifest, zero)
 
     def run(self, request: Request, callbacks: Callbacks = NO_CALLBACKS) -> Output | Embeddings:
-        """Do what a request asks for: `Output` of a task that paints, `Embeddings` of one that does not.
+        """Do what a request asks for: `Output` of a task that makes pictures, else `Embeddings`.
 
-        Raises as `resolve`, `paint` and `embeddings` do.
+        Raises as `resolve`, `pictures` and `embeddings` do.
         """
         job = self.resolve(request)
-        return self.paint(job, callbacks) if job.painting is not None else self.embeddings(job, callbacks)
+        return self.pictures(job, callbacks) if job.sampling is not None else self.embeddings(job, callbacks)
 
-    def paint(self, job: Job, callbacks: Callbacks = NO_CALLBACKS) -> Output:
+    def pictures(self, job: Job, callbacks: Callbacks = NO_CALLBACKS) -> Output:
         """The pictures of a job that this pipeline resolved.
 
         Raises MemoryLimitError where they would take too much memory, BackendError where the backend fails, and what a
         callback raises.
         """
         started = time.perf_counter()
-        if job.painting is None:
+        if job.sampling is None:
             raise TypeError(f"{job.request.task.name} gives embeddings: ask for them with `embeddings`.")
         run = self._begin(job)
         generators = [Generator(seed) for seed in job.seeds]
         source = EmbeddingSource(run, job, lambda: self._tokenizer, generators, callbacks)
-        images = _paint(run, job, job.painting, source, generators, callbacks)
+        images = _sampled(run, job, job.sampling, source, generators, callbacks)
         return Output(images, list(job.seeds), {**run.timings, "total": time.perf_counter() - started})
 
     def embeddings(self, job: Job, callbacks: Callbacks = NO_CALLBACKS) -> Embeddings:
         """The embeddings (n, E) of a job that this pipeline resolved: those that its pictures would be made from.
 
-        Raises as `paint` does.
+        Raises as `pictures` does.
         """
         generators = [Generator(seed) for seed in job.seeds]
         source = EmbeddingSource(self._begin(job), job, lambda: self._tokenizer, generators, callbacks)
@@ -241,9 +241,9 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _painted(self, task: str, inputs: tuple[Any, ...], parameters: Mapping[str, Any]) -> Output:
+    def _made(self, task: str, inputs: tuple[Any, ...], parameters: Mapping[str, Any]) -> Output:
         request = Request.of(task, **bind(task, inputs, parameters))
-        return self.paint(self.resolve(request), self._callbacks(request))
+        return self.pictures(self.resolve(request), self._callbacks(request))
 
     def _embedded(self, task: str, inputs: tuple[Any, ...], parameters: Mapping[str, Any]) -> Embeddings:
         request = Request.of(task, **bind(task, inputs, parameters))
@@ -258,10 +258,10 @@ class Pipeline:
         return Tokenizer(self.bundle)
 
 
-def _paint(
+def _sampled(
     run: Run,
     job: Job,
-    painting: Painting,
+    sampling: Sampling,
     source: EmbeddingSource,
     generators: list[Generator],
     callbacks: Callbacks,
@@ -273,32 +273,32 @@ def _paint(
     count, together = len(generators), None
     if callbacks.on_batch is None:
         together = source.embed(slice(0, count))
-    encoded = conditions.encode(run, painting, count)
+    encoded = conditions.encode(run, sampling, count)
 
     def denoised(of: slice) -> Floats:
         embeddings = source.embed(of) if together is None else together.part(of)
-        on_step = callbacks.decoder(painting.schedule.timesteps)
-        return decoder.sample(run, painting, embeddings, generators[of], encoded.part(of), on_step)
+        on_step = callbacks.decoder(sampling.schedule.timesteps)
+        return decoder.sample(run, sampling, embeddings, generators[of], encoded.part(of), on_step)
 
     if callbacks.on_batch is None:
         latents = np.concatenate([denoised(part) for part in job.batches])
-        return _images(run, job, painting, latents, range(count))
+        return _images(run, job, sampling, latents, range(count))
     finished: list[Any] = []
     for part in job.batches:
         of = range(count)[part]
-        finished.append(_images(run, job, painting, denoised(part), of))
+        finished.append(_images(run, job, sampling, denoised(part), of))
         callbacks.on_batch(of.start, finished[-1])
     if job.request.parameters["output_type"] == "pil":
         return [each for batch in finished for each in batch]
     return np.concatenate(finished)
 
 
-def _images(run: Run, job: Job, painting: Painting, latents: Floats, of: range) -> Images:
+def _images(run: Run, job: Job, sampling: Sampling, latents: Floats, of: range) -> Images:
     """What comes out for the latents of some of a job's pictures."""
     output_type = job.request.parameters["output_type"]
     if output_type == "latent":
         return latents
     pixels = movq.to_pixels(run, latents)
-    if painting.inputs.overlay:
-        pixels = conditions.overlaid(painting.inputs, pixels, of, len(job.seeds))
+    if sampling.inputs.overlay:
+        pixels = conditions.overlaid(sampling.inputs, pixels, of, len(job.seeds))
     return to_pil(pixels) if output_type == "pil" else pixels

@@ -138,9 +138,9 @@ def test_a_job_has_everything_before_anything_is_loaded(handmade_bundle: Bundle)
     assert job.seeds == (5, 6, 7)
     assert job.steps == 2 + 4
     assert [part.stop - part.start for part in job.batches] == [2, 2]
-    assert job.painting is not None
-    assert [(part.steps, part.guided) for part in job.painting.segments] == [(slice(0, 2), True), (slice(2, 4), False)]
-    assert job.painting.shape == (4, 8, 8)
+    assert job.sampling is not None
+    assert [(part.steps, part.guided) for part in job.sampling.segments] == [(slice(0, 2), True), (slice(2, 4), False)]
+    assert job.sampling.shape == (4, 8, 8)
     assert job.demand.latents == (8, 8)
 
 

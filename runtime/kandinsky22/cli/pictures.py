@@ -226,7 +226,7 @@ def _make(
                 bar.update()
 
             job = first if call is calls[0] else pipe.resolve(call.as_run)
-            for stage, seconds in pipe.paint(job, Callbacks(pipe, advance, advance, write)).timings.items():
+            for stage, seconds in pipe.pictures(job, Callbacks(pipe, advance, advance, write)).timings.items():
                 told["timings"][stage] = told["timings"].get(stage, 0.0) + seconds
 
 
@@ -241,8 +241,8 @@ def _origin(pipe: Pipeline, job: Job) -> dict[str, Any]:
     from kandinsky22.bundle.checksums import sha256
 
     manifest, backend = pipe.bundle.manifest, pipe.backend
-    assert job.painting is not None
-    decoder = manifest.components[job.painting.segments[0].component]
+    assert job.sampling is not None
+    decoder = manifest.components[job.sampling.segments[0].component]
     return {
         "task": job.request.task.name,
         "bundle": {

@@ -88,7 +88,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Painting:
+class Sampling:
     """What the decoder does: `shape` is of a picture's latents, `noise` (n, C, h, w) the caller's.
 
     `ranks` and `rank_weight` say where dynamic thresholding finds its quantile, see `Thresholding.ranks`.
@@ -108,7 +108,7 @@ class Painting:
 class Job:
     """All that is decided about a request: `components` by name in the order of their use, one of `seeds` a picture.
 
-    `batches` are the pictures that are denoised at once, in order. `painting` is None where embeddings alone were
+    `batches` are the pictures that are denoised at once, in order. `sampling` is None where embeddings alone were
     asked for.
     """
 
@@ -117,19 +117,19 @@ class Job:
     seeds: tuple[int, ...]
     batches: tuple[slice, ...]
     source: Source
-    painting: Painting | None = None
+    sampling: Sampling | None = None
 
     @property
     def steps(self) -> int:
         """Steps of step graphs for each batch: of the prior, then of the decoder."""
-        return self.source.steps + (len(self.painting.schedule.timesteps) if self.painting else 0)
+        return self.source.steps + (len(self.sampling.schedule.timesteps) if self.sampling else 0)
 
     @property
     def demand(self) -> Demand:
         """What it asks of memory."""
-        if self.painting is None:
+        if self.sampling is None:
             return Demand(self.components)
-        height, width = self.painting.shape[1:]
+        height, width = self.sampling.shape[1:]
         at_once = min(len(self.seeds), self.batches[0].stop)
-        branches = frozenset(1 + segment.guided for segment in self.painting.segments)
+        branches = frozenset(1 + segment.guided for segment in self.sampling.segments)
         return Demand(self.components, (height, width), len(self.seeds), at_once, branches)

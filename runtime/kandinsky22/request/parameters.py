@@ -408,7 +408,7 @@ class Task:
     command: str = ""
 
     @property
-    def painted(self) -> bool:
+    def makes_pictures(self) -> bool:
         """Whether it gives pictures."""
         return "decoder" in self.parts
 

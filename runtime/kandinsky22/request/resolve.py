@@ -15,7 +15,7 @@ from kandinsky22.errors import InputError
 from kandinsky22.images import reading
 from kandinsky22.request import tasks
 from kandinsky22.request.embeddings import find_source
-from kandinsky22.request.job import Job, Painting, Segment
+from kandinsky22.request.job import Job, Sampling, Segment
 from kandinsky22.request.request import Request
 from kandinsky22.request.tasks import Shape
 from kandinsky22.schedulers import configs
@@ -30,17 +30,17 @@ def resolve(request: Request, manifest: Manifest, zero: Floats | None = None) ->
     Raises InputError where a value cannot be for this bundle, BundleError where it lacks a component.
     """
     source, roles, pictures, prompts = find_source(request, manifest, zero)
-    painting = None
-    if request.task.painted:
+    sampling = None
+    if request.task.makes_pictures:
         inputs = tasks.read(request)
         last = () if request.parameters["output_type"] == "latent" else (Role.MOVQ_DECODER,)
         roles = (*roles, *inputs.roles, *last)
     components = tuple(manifest.name_of(role) for role in roles)
     seeds = checks.seeds(request.parameters["seed"], pictures)
-    if request.task.painted:
-        painting = _painting(request, manifest, inputs, prompts, pictures)
+    if request.task.makes_pictures:
+        sampling = _sampling(request, manifest, inputs, prompts, pictures)
     batches = tuple(batching.parts(pictures, request.parameters["batch_size"]))
-    return Job(request, components, tuple(seeds), batches, source, painting)
+    return Job(request, components, tuple(seeds), batches, source, sampling)
 
 
 def latent_size(height: int, width: int, downscale: int) -> tuple[int, int]:
@@ -82,7 +82,7 @@ def _config(manifest: Manifest, role: Role) -> dict[str, Any]:
     return manifest.schedulers[scheduler or ""]
 
 
-def _painting(request: Request, manifest: Manifest, inputs: tasks.Inputs, prompts: int, pictures: int) -> Painting:
+def _sampling(request: Request, manifest: Manifest, inputs: tasks.Inputs, prompts: int, pictures: int) -> Sampling:
     asked = request.parameters
     shape = _latent_shape(manifest, asked["height"], asked["width"])
     steps, scale = asked["num_inference_steps"], asked["guidance_scale"]
@@ -95,7 +95,7 @@ def _painting(request: Request, manifest: Manifest, inputs: tasks.Inputs, prompt
     name = manifest.name_of(inputs.decoder)
     guided = guided_parts(len(schedule.timesteps), scale, asked["guidance_interval"])
     segments = tuple(Segment(part, on, name) for part, on in guided)
-    return Painting(inputs, schedule, scale, segments, shape, ranks, rank_weight, noise)
+    return Sampling(inputs, schedule, scale, segments, shape, ranks, rank_weight, noise)
 
 
 def _latent_shape(manifest: Manifest, height: int | None, width: int | None) -> Shape:

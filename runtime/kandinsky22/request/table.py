@@ -44,7 +44,9 @@ def _tasks() -> list[Sequence[str]]:
     for name, task in TASKS.items():
         method = "pipe(…)" if name == "text2img" else f"pipe.{name}(…)"
         inputs = ", ".join(f"`{each}`" for each in task.inputs)
-        rows.append((f"`{name}`", f"`{method}`", task.command, inputs, "pictures" if task.painted else "embeddings"))
+        rows.append(
+            (f"`{name}`", f"`{method}`", task.command, inputs, "pictures" if task.makes_pictures else "embeddings")
+        )
     return rows
 
 
@@ -56,8 +58,8 @@ def _parameter(name: str, parameter: Parameter) -> Sequence[str]:
 
 def _taking(names: Sequence[str]) -> str:
     """Some tasks, in as few words as can be."""
-    painting = [name for name, task in TASKS.items() if task.painted]
-    known = {tuple(TASKS): "all", tuple(painting): "all that paint"}
+    pictures = [name for name, task in TASKS.items() if task.makes_pictures]
+    known = {tuple(TASKS): "all", tuple(pictures): "all that make pictures"}
     return known.get(tuple(names), ", ".join(f"`{name}`" for name in names))
 
 

@@ -84,7 +84,7 @@ class Inputs:
 
 
 def read(request: Request) -> Inputs:
-    """The inputs of a request that paints. Raises InputError on inputs that are wrong or do not go together."""
+    """The inputs of a request for pictures. Raises InputError on inputs that are wrong or do not go together."""
     asked = request.parameters
     match request.task.name:
         case "img2img":

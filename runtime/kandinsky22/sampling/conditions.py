@@ -12,7 +12,7 @@ import numpy as np
 from kandinsky22.arrays import Array, Floats
 from kandinsky22.components import Run
 from kandinsky22.images import reading
-from kandinsky22.request.job import Painting
+from kandinsky22.request.job import Sampling
 from kandinsky22.request.tasks import Inputs, latent_masks
 from kandinsky22.sampling import movq
 
@@ -67,10 +67,10 @@ class Conditions:
         return pasted
 
 
-def encode(run: Run, painting: Painting, pictures: int) -> Conditions:
-    """Inputs of a painting, resized to its size, encoded, and repeated to one entry a picture."""
-    inputs, schedule, downscale = painting.inputs, painting.schedule, run.bundle.manifest.downscale
-    height, width = (side * downscale for side in painting.shape[1:])
+def encode(run: Run, sampling: Sampling, pictures: int) -> Conditions:
+    """The decoder's inputs, resized to the size of the pictures, encoded, and repeated to one entry a picture."""
+    inputs, schedule, downscale = sampling.inputs, sampling.schedule, run.bundle.manifest.downscale
+    height, width = (side * downscale for side in sampling.shape[1:])
     known = mask = paste = hint_latents = None
     if isinstance(inputs.images, list):
         pixels = np.stack([reading.resized_picture(image, height, width) for image in inputs.images])
@@ -78,14 +78,14 @@ def encode(run: Run, painting: Painting, pictures: int) -> Conditions:
     elif inputs.images is not None:
         known = _spread(inputs.images, pictures)
     if inputs.masks is not None:
-        mask = _spread(latent_masks(inputs.masks, painting.shape, downscale), pictures)
+        mask = _spread(latent_masks(inputs.masks, sampling.shape, downscale), pictures)
         # What is known is noised to the next timestep, and not at all after the last.
         paste = np.concatenate([schedule.scales[1:], np.array([[1, 0]], np.float32)])
     if inputs.hints is not None:
         hints = np.stack([reading.resized_depth(hint, height, width) for hint in inputs.hints])
         hint_latents = _spread(movq.encode_hints(run, hints), pictures)
     start = None if inputs.strength is None else schedule.scales[0]
-    return Conditions(painting.noise, known, start, mask, paste, hint_latents)
+    return Conditions(sampling.noise, known, start, mask, paste, hint_latents)
 
 
 def overlaid(inputs: Inputs, pixels: Floats, of: range, count: int) -> Floats:

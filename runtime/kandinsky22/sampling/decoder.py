@@ -16,13 +16,13 @@ from kandinsky22.noise import Generator
 from kandinsky22.sampling.guidance import guidance_weights
 
 if TYPE_CHECKING:
-    from kandinsky22.request.job import Painting
+    from kandinsky22.request.job import Sampling
     from kandinsky22.sampling.conditions import Conditions
 
 
 def sample(
     run: Run,
-    painting: Painting,
+    sampling: Sampling,
     embeddings: Embeddings,
     generators: Sequence[Generator],
     conditions: Conditions,
@@ -30,13 +30,13 @@ def sample(
 ) -> Floats:
     """Latents (n, C, h, w) of n pictures, as diffusers' Kandinsky 2.2 decoders make them.
 
-    Picture i draws its noise from `generators[i]` alone. The state passes from one of the painting's segments to the
+    Picture i draws its noise from `generators[i]` alone. The state passes from one of `sampling`'s segments to the
     next; neighbours of one component are run without giving its turn away.
     """
-    schedule = painting.schedule
+    schedule = sampling.schedule
 
     def draw() -> Floats:
-        return np.stack([generator.randn(painting.shape) for generator in generators])
+        return np.stack([generator.randn(sampling.shape) for generator in generators])
 
     noise = draw() if conditions.noise is None else conditions.noise
     latents = conditions.latents(noise)
@@ -48,11 +48,11 @@ def sample(
     constants = {
         **conditions.feeds(noise),
         "thresholding": schedule.thresholding.array,
-        "ranks": painting.ranks,
-        "rank_weight": painting.rank_weight,
+        "ranks": sampling.ranks,
+        "rank_weight": sampling.rank_weight,
     }
     towards, away = embeddings.image_embeds, embeddings.negative_image_embeds
-    for component, segments in itertools.groupby(painting.segments, lambda segment: segment.component):
+    for component, segments in itertools.groupby(sampling.segments, lambda segment: segment.component):
         with run.use(component) as decoder_step:
             for segment in segments:
                 state = decoder_step.loop(
@@ -61,7 +61,7 @@ def sample(
                     {
                         **constants,
                         "image_embeds": np.stack([away, towards] if segment.guided else [towards]),
-                        "guidance": guidance_weights(painting.guidance_scale if segment.guided else 1.0),
+                        "guidance": guidance_weights(sampling.guidance_scale if segment.guided else 1.0),
                     },
                     counted_from(segment.steps.start, on_step),
                 )
