@@ -93,4 +93,6 @@ def _replaced(replaced: object, tensors: Mapping[str, Array]) -> Mapping[str, Ar
         raise InputError(f"The callback returned latents of type {kind}; expected floats {expected}.") from error
     if latents.shape != expected:
         raise InputError(f"The callback returned latents {latents.shape}; expected {expected}.")
+    if not np.isfinite(latents).all():
+        raise InputError("The callback returned latents that are not finite; expected numbers.")
     return {"latents": latents}

@@ -15,7 +15,10 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
+
 from kandinsky22 import memory
+from kandinsky22.arrays import Floats
 from kandinsky22.backends import EXPORTED, Availability, Backend, LoadedComponent, Settings
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.errors import BackendError
@@ -194,3 +197,13 @@ class Run:
 
 def _compile_seconds(component: LoadedComponent) -> float:
     return float(getattr(component, "compile_seconds", 0.0))
+
+
+def finite(component: str, values: Floats) -> Floats:
+    """What a component gave. Raises BackendError where NaN or infinity is among it: that would become a picture."""
+    if not np.isfinite(values).all():
+        raise BackendError(
+            f"{component} gave numbers that are not finite (NaN or infinity), which make no picture; compare the "
+            "backend with `kandinsky22 verify`, try precision fp32, or export the bundle again."
+        )
+    return values

@@ -65,9 +65,13 @@ class Bundle:
         path = self.verified(CONSTANTS)
         try:
             with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
+                found = {name: file[name] for name in file.files}
         except (ValueError, zipfile.BadZipFile) as error:
             raise BundleError(f"{path} cannot be read ({error}); export the bundle again.") from error
+        for name, values in found.items():
+            if not np.isfinite(values).all():
+                raise BundleError(f"{path} has numbers that are not finite in {name}; export the bundle again.")
+        return found
 
     def verified(self, name: str, *, afresh: bool = False) -> Path:
         """Path of a file of the bundle whose SHA-256 has been compared with the manifest's.

@@ -9,19 +9,20 @@ import PIL.Image
 
 from kandinsky22.arrays import Floats
 from kandinsky22.bundle.manifest import ImageProcessor, Role
-from kandinsky22.components import Run
+from kandinsky22.components import Run, finite
 
 
 def encode(run: Run, pictures: Sequence[PIL.Image.Image]) -> Floats:
     """Image embeddings (n, E) float32 of n RGB pictures, one at a time: they are few, and the encoder is large."""
     record = run.bundle.manifest.image_processor
-    with run.use(run.bundle.manifest.name_of(Role.IMAGE_ENCODER)) as image_encoder:
+    name = run.bundle.manifest.name_of(Role.IMAGE_ENCODER)
+    with run.use(name) as image_encoder:
         assert record is not None  # as the manifest says where it has an image encoder
         embeds = [
             image_encoder.run({"pixel_values": pixel_values(picture, record)[None]})["image_embeds"]
             for picture in pictures
         ]
-    return np.concatenate(embeds)
+    return finite(name, np.concatenate(embeds))
 
 
 def pixel_values(picture: PIL.Image.Image, record: ImageProcessor) -> Floats:

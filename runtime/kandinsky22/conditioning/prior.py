@@ -12,7 +12,7 @@ from kandinsky22.arrays import Array, Embeddings, Floats
 from kandinsky22.backends import OnStep
 from kandinsky22.batching import parts
 from kandinsky22.bundle.manifest import Role
-from kandinsky22.components import Run
+from kandinsky22.components import Run, finite
 from kandinsky22.conditioning.tokenizer import Tokenizer
 from kandinsky22.noise import Generator
 from kandinsky22.sampling.guidance import guidance_weights
@@ -31,11 +31,14 @@ def encode_text(
     """
     different = list(dict.fromkeys(texts))
     ids, mask = tokenizer(different)
-    with run.use(run.bundle.manifest.name_of(Role.TEXT_ENCODER)) as text_encoder:
+    name = run.bundle.manifest.name_of(Role.TEXT_ENCODER)
+    with run.use(name) as text_encoder:
         results = [text_encoder.run({"input_ids": ids[part]}) for part in parts(len(ids), at_once)]
-    outputs = {name: np.concatenate([each[name] for each in results]) for name in results[0]}
+    outputs: dict[str, Array] = {
+        output: finite(name, np.concatenate([each[output] for each in results])) for output in results[0]
+    }
     outputs["text_mask"] = mask
-    return {text: {name: rows[i] for name, rows in outputs.items()} for i, text in enumerate(different)}
+    return {text: {output: rows[i] for output, rows in outputs.items()} for i, text in enumerate(different)}
 
 
 def embed(
@@ -71,7 +74,8 @@ def embed(
     away = negatives if negatives is not None else ("",) * len(prompts)
     texts = encode_text(run, tokenizer, [*prompts, *(away if guided else negatives or ())], at_once)
     embeds = []
-    with run.use(run.bundle.manifest.name_of(Role.PRIOR)) as prior_step:
+    name = run.bundle.manifest.name_of(Role.PRIOR)
+    with run.use(name) as prior_step:
         for part in parts(len(prompts), at_once):
             rows = [*prompts[part], *(negatives[part] if negatives is not None else ())]
             copies = len(rows) // len(prompts[part])
@@ -90,7 +94,7 @@ def embed(
                 },
                 on_step,
             )
-            embeds.append(np.stack(np.split(state["latents"], copies)))
+            embeds.append(np.stack(np.split(finite(name, state["latents"]), copies)))
     constants = run.bundle.constants()
     results: Floats = np.concatenate(embeds, axis=1) * constants["clip_std"] + constants["clip_mean"]
     if negatives is None:

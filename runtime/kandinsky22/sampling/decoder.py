@@ -11,7 +11,7 @@ import numpy as np
 from kandinsky22.arrays import Array, Embeddings, Floats
 from kandinsky22.backends import OnStep
 from kandinsky22.callbacks import counted_from
-from kandinsky22.components import Run
+from kandinsky22.components import Run, finite
 from kandinsky22.noise import Generator
 from kandinsky22.sampling.guidance import guidance_weights
 
@@ -65,4 +65,5 @@ def sample(
                     },
                     counted_from(segment.steps.start, on_step),
                 )
+                finite(component, state["latents"])
     return conditions.pasted(state["latents"])

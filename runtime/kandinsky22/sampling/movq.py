@@ -7,7 +7,7 @@ import numpy as np
 from kandinsky22.arrays import Floats
 from kandinsky22.batching import runs
 from kandinsky22.bundle.manifest import Role
-from kandinsky22.components import Run
+from kandinsky22.components import Run, finite
 
 
 def to_pixels(run: Run, latents: Floats) -> Floats:
@@ -31,5 +31,6 @@ def _through(run: Run, role: Role, source: str, result: str, values: Floats) -> 
     if source == "latents":
         pixels = values[0, 0].size * run.bundle.manifest.downscale**2
     parts = np.array_split(values, runs(len(values), pixels))
-    with run.use(run.bundle.manifest.name_of(role)) as loaded:
-        return np.concatenate([loaded.run({source: part})[result] for part in parts])
+    name = run.bundle.manifest.name_of(role)
+    with run.use(name) as loaded:
+        return finite(name, np.concatenate([loaded.run({source: part})[result] for part in parts]))
