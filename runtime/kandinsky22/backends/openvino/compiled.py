@@ -54,7 +54,7 @@ class CompiledGraph:
 
 
 class Kept:
-    """Compiled graphs by the shapes of their inputs; where there is room for no more, the one used last goes first.
+    """Compiled graphs by the shapes of their inputs; where there is no room for one more, that used longest ago goes.
 
     One of them at a time holds memory for intermediate results. What is dropped and compiled anew computes the same.
     """
