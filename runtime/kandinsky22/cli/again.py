@@ -11,9 +11,9 @@ import argparse
 import importlib
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from pathlib import Path
 from typing import Any, NoReturn
 
+from kandinsky22 import checks
 from kandinsky22.cli import flags
 from kandinsky22.cli.printable import can_be_said, command_line
 from kandinsky22.errors import InputError, shown
@@ -26,6 +26,9 @@ SUBJECTS: dict[str, dict[str, type]] = {
     "mix": {"images_and_prompts": list, "weights": list},
 }
 """The commands that make pictures, and the arguments without which a picture cannot be made again."""
+
+MOST_WORDS = 4096
+"""Words of a line: argparse takes seconds to read more, since its time grows with their square."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,6 +57,8 @@ def command(name: str, given: Mapping[str, Any]) -> str:
         words = [*parts, *words, *flags.words("weights", values["weights"])]
     else:
         words = [*words, "--", values[next(iter(subjects))]]  # behind "--", a prompt may begin with a dash
+    if len(words) > MOST_WORDS:
+        raise InputError(f"it would have {len(words)} words; expected {MOST_WORDS} at most.")
     for word in words:
         if not can_be_said(word):
             raise InputError(f"no program can be given {shown(word)} as an argument.")
@@ -64,14 +69,16 @@ def command(name: str, given: Mapping[str, Any]) -> str:
 def _sayable(name: str, value: Any) -> Any:
     """A value as its flag is given it. Raises InputError where it is not what the parameter takes."""
     kind = PARAMETERS[name].kind
-    if kind.choices and not (isinstance(value, str) and value.lower() in kind.choices):
-        raise InputError(f"{name} is {shown(value)}; expected one of {', '.join(kind.choices)}.")
+    if kind.choices:
+        checks.choice(name, value.lower() if isinstance(value, str) else value, kind.choices)
+        return value
     checked = kind.check(name, value)
     if name == "images_and_prompts":
         return [_part(f"{name}[{place}]", each) for place, each in enumerate(value)]
     if kind.words in (2, "+"):
         return [_positional(each) for each in checked]
-    if not isinstance(checked, str | Path | int | float):
+    # A switch is True or False, which its kind has checked, and `True` is a number as well.
+    if not (kind.words == 0 or isinstance(value, str if kind.parse is str else int | float)):
         raise InputError(f"{name} is {shown(value)}, which a command line cannot say.")
     return value
 

@@ -10,19 +10,19 @@ from __future__ import annotations
 import re
 import shlex
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp", "Co")
 """Unicode's categories: controls, formats such as bidi overrides, lone surrogates, separators of lines, private use."""
 _BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u2065\u3164\uffa0\ufff0-\ufffb\ufffe\uffff\U000e0000-\U000e0fff]")
 """Those of other categories that take no room or are blank: fillers, joiners, and what Unicode keeps for such."""
+_LONGEST = 1 << 17
+"""Bytes of an argument, with the NUL behind it: Linux takes no more."""
 
 
 def printable(text: str) -> str:
     """`text` on one line, without anything that a terminal obeys or hides; in time that grows with its length."""
-    if text.isprintable() and not _BLANK.search(text):
-        return text
-    return "".join(each if _is_seen(each) else _escape(each) for each in text)
+    return _replaced(text, lambda each: each.encode("unicode_escape").decode())
 
 
 def command_line(words: Sequence[str]) -> str:
@@ -31,23 +31,25 @@ def command_line(words: Sequence[str]) -> str:
     What is not printable stands in $'…', byte by byte; so do the bytes of a file's name that are no text, which Python
     keeps as lone surrogates.
     """
-    return "".join(each if _is_seen(each) else _in_shell(each) for each in shlex.join(words))
+    return _replaced(shlex.join(words), _in_shell)
 
 
 def can_be_said(word: str) -> bool:
-    """Whether a program can be given `word`, exactly, as an argument: it has no NUL, and is bytes in UTF-8 or not."""
+    """Whether a program can be given `word`, exactly, as an argument: it has no NUL, is not too long, and is bytes."""
     try:
-        return "\0" not in word and word.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape") == word
+        data = word.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return False
+    return b"\0" not in data and len(data) < _LONGEST and data.decode("utf-8", "surrogateescape") == word
+
+
+def _replaced(text: str, escape: Callable[[str], str]) -> str:
+    """`text` with what is not seen in the form that `escape` gives it."""
+    return text.translate({ord(each): escape(each) for each in set(text) if not _is_seen(each)})
 
 
 def _is_seen(character: str) -> bool:
     return unicodedata.category(character) not in _UNSEEN and not _BLANK.match(character)
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode()
 
 
 def _in_shell(character: str) -> str:
