@@ -22,6 +22,7 @@ from kandinsky22.cli import doctor, main, tables
 from kandinsky22.cli.printable import command_line, printable
 from kandinsky22.images import writing
 
+from ..damaged import damaged
 from .conftest import QUICK, Cli
 
 ACTING = [*map(chr, (*range(32), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)))]
@@ -278,3 +279,38 @@ def test_paths_of_pictures_that_were_made_are_printed_without_acting(
 def test_tables_escape_what_bundles_and_plans_are_called() -> None:
     assert tables.columns([("a\x1b", "b"), ("c", "d\ne")]) == "a\\x1b  b\nc      d\\ne"
     assert doctor._bundle_lines({"path": "a\nb", "problems": []})[0].startswith("bundle ")
+
+
+WHOLE = {
+    "text2img": {
+        "prompt": "a", "negative_prompt": "b", "image": "a.png", "mask_image": "m.png", "hint": "h.png",
+        "depth_model": "d.onnx", "strength": 0.5, "overlay": True, "prior_image": "p.png", "prior_strength": 0.25,
+        "prior_num_inference_steps": 2, "prior_guidance_scale": 1.5, "seed": 3, "height": 64, "width": 128,
+        "num_inference_steps": 4, "guidance_scale": 4.0, "guidance_interval": [0.25, 1.0],
+        "scheduler": "ddim", "eta": 0.5,
+    },
+    "variations": {"image": "a.png", "negative_prompt": "", "seed": 3, "scheduler": "dpm++-karras"},
+    "mix": {
+        "images_and_prompts": [{"text": "a"}, {"image": "a.png"}], "weights": [0.5, -0.5], "negative_prompt": "c",
+        "negative_prior_prompt": "d", "seed": 1, "guidance_interval": [0.0, 0.5],
+    },
+}  # fmt: skip
+"""Everything that pictures of each command tell."""
+
+
+@pytest.mark.parametrize("task", WHOLE)
+def test_whatever_was_edited_is_a_command_that_says_it_or_one_sentence(task: str, cli: Cli, tmp_path: Path) -> None:
+    """Each value in turn is of another kind, out of its range, or missing; what is left of the line is what is told."""
+    said = again(cli, make(tmp_path / "a.png", WHOLE[task], task=task))
+    assert len(words_in_bash(said)) > len(WHOLE[task])
+    outcomes = set()
+    for wrong in damaged(WHOLE[task]):
+        done = cli("show", make(tmp_path / "a.png", wrong, task=task))
+        outcomes.add(done.code)
+        assert not acts(done.out + done.err)
+        assert done.err.count("\n") == done.code
+        if done.code == 0:
+            line = done.out.splitlines()[-1].removeprefix("again").strip()
+            assert line.startswith((f"kandinsky22 {said.split()[1]} BUNDLE ", "There is no command for it: "))
+            outcomes.add(line.split()[0])
+    assert outcomes == {0, 1, "kandinsky22", "There"}
