@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import PIL.features
 import PIL.Image
 import PIL.ImageFile
 import pytest
+from PIL import GifImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
 from kandinsky22 import InputError, files
@@ -119,6 +121,13 @@ def refusals(suffix: str, count: int, seed: int, folder: Path) -> int:
     return total
 
 
+@pytest.fixture
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse more than two million pixels: a size that was damaged is within the real limit and takes its seconds."""
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1 << 20)
+
+
+@pytest.mark.usefixtures("small_pictures")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("suffix", SOUND)
 def test_a_damaged_file_is_a_picture_or_one_sentence(suffix: str, tmp_path: Path) -> None:
@@ -126,6 +135,7 @@ def test_a_damaged_file_is_a_picture_or_one_sentence(suffix: str, tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_pictures")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("suffix", SOUND)
 def test_five_thousand_damaged_files_are_pictures_or_one_sentence(suffix: str, tmp_path: Path) -> None:
@@ -187,16 +197,15 @@ def test_show_reads_the_formats_that_are_written(tmp_path: Path) -> None:
         writing.read_parameters(tmp_path / "a.png")
 
 
-def test_many_frames_are_refused_without_reading_them(tmp_path: Path) -> None:
+def test_many_frames_are_refused_without_counting_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     still = io.BytesIO()
     COLOURS.convert("P").save(still, "GIF")
     whole = still.getvalue()
     frame = whole[whole.index(b",\0\0\0\0\x08\0\x08\0") : -1]
-    (tmp_path / "a.gif").write_bytes(still.getvalue()[:-1] + frame * 200_000 + b";")
-    begun = time.monotonic()
+    (tmp_path / "a.gif").write_bytes(still.getvalue()[:-1] + frame * 1000 + b";")
+    monkeypatch.delattr(GifImagePlugin.GifImageFile, "n_frames")
     with pytest.raises(InputError, match="has several frames or pages"):
         reading.picture("image", tmp_path / "a.gif")
-    assert time.monotonic() - begun < 2
 
 
 def fifo(path: Path) -> None:
@@ -267,7 +276,7 @@ def test_a_fifo_that_takes_a_files_place_is_not_waited_for(tmp_path: Path, monke
     (tmp_path / "file").write_bytes(b"a")
     os.mkfifo(tmp_path / "fifo")
     regular = os.stat(tmp_path / "file")
-    monkeypatch.setattr(files.os, "stat", lambda _: regular)
+    monkeypatch.setattr(files, "os", SimpleNamespace(**{**vars(os), "stat": lambda _: regular}))
     found: list[OSError] = []
 
     def read() -> None:
