@@ -1,4 +1,4 @@
-"""Files that are whole or absent: the one place that writes them. And a lock.
+"""Files that are whole or absent: the one place that writes them. And a lock, and files of others, which are read.
 
 A file is written under a temporary name in the folder where it belongs, and gets its own name when everything is on the
 disk. Whatever happens before that (an error, Ctrl-C, a power cut), what had the name still has it.
@@ -11,8 +11,10 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 TEMPORARY = ".part"
 """Suffix of files that are being written. After a power cut or a kill they stay, and may be removed."""
@@ -126,3 +128,65 @@ def locked(path: Path) -> Iterator[bool]:
             yield False
         else:
             yield True
+
+
+_KINDS = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+"""What has a name and is neither a file nor a folder: whoever reads it may wait for ever."""
+
+
+def open_regular(path: str | Path, most_bytes: int) -> BinaryIO:
+    """Open a file of somebody else for reading, without ever waiting for what only looks like a file.
+
+    Args:
+        path: Its path; links are followed.
+        most_bytes: The most that it may hold.
+
+    Returns:
+        The file, in bytes.
+
+    Raises:
+        OSError: There is none, it is a folder, a FIFO, a device or a socket, or it is larger.
+    """
+    try:
+        status = os.stat(path)
+    except ValueError:  # NUL, or half a surrogate pair
+        raise OSError(errno.EINVAL, "Is no name that a file can have", str(path)) from None
+    _refuse(path, status, most_bytes)  # before it is opened: that alone may do something to a device
+    # Not blocking: another process may have put a FIFO there by now.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+    file = open(path, "rb", opener=lambda name, _: os.open(name, flags))  # noqa: SIM115 - the caller closes it
+    try:
+        _refuse(path, os.fstat(file.fileno()), most_bytes)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def read_regular(path: str | Path, most_bytes: int) -> bytes:
+    """The bytes of a file of somebody else. Arguments and errors are those of `open_regular`."""
+    with open_regular(path, most_bytes) as file:
+        data = file.read(most_bytes + 1)  # the size that it had may be no longer true
+    if len(data) > most_bytes:
+        raise _too_large(path, most_bytes)
+    return data
+
+
+def _refuse(path: str | Path, status: os.stat_result, most_bytes: int) -> None:
+    """Raise OSError about what is no regular file, or too large."""
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise OSError(errno.EINVAL, f"Is {kind}, where a regular file was expected", str(path))
+    if status.st_size > most_bytes:
+        raise _too_large(path, most_bytes)
+
+
+def _too_large(path: str | Path, most_bytes: int) -> OSError:
+    return OSError(errno.EFBIG, f"Is larger than {most_bytes >> 20} MiB, which is the most that is read", str(path))

@@ -94,7 +94,7 @@ def test_show_reads_every_format(suffix: str, form: str, cli: Cli, shapes_pipe: 
 def test_show_of_a_picture_that_does_not_tell_is_one_sentence(cli: Cli, tmp_path: Path) -> None:
     PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_text("no picture")
-    for name, reason in (("a.png", "does not say"), ("b.png", "is not a picture"), ("c.png", "No such file")):
+    for name, reason in (("a.png", "does not say"), ("b.png", "cannot be read"), ("c.png", "No such file")):
         done = cli("show", tmp_path / name)
         assert (done.code, done.out) == (1, "")
         assert done.err.startswith("error: ")

@@ -170,7 +170,7 @@ def test_a_comment_of_another_program_is_not_taken_for_parameters(comment: bytes
 
 def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text(json.dumps({"kandinsky22": "0"}))
-    with pytest.raises(InputError, match="is not a picture that can be read"):
+    with pytest.raises(InputError, match="it is no picture of these formats\\); expected a picture as PNG"):
         writing.read_parameters(tmp_path / "text.png")
     with pytest.raises(FileNotFoundError):
         writing.read_parameters(tmp_path / "missing.png")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kandinsky22.cli.printable import printable
 from kandinsky22.cli.tables import columns
 
 if TYPE_CHECKING:
@@ -168,14 +169,15 @@ def _sizes(bundle: Bundle, name: str, wanted: Sequence[Size]) -> list[Size]:
 
 
 def _title(about: Mapping[str, Any]) -> str:
-    return f"{about['name']}, {about['precision']}, {about['bytes'] / 1e9:.2g} GB on disk"
+    return printable(f"{about['name']}, {about['precision']}, {about['bytes'] / 1e9:.2g} GB on disk")
 
 
 def _tables(entry: Mapping[str, Any]) -> str:
     """What a backend is, and all that was measured of it."""
     tables = [_stage_table(entry["stages"])] if entry["stages"] else []
     tables += [_picture_table(entry["pictures"])] if entry["pictures"] else []
-    return "\n\n".join([f"{entry['name']} {entry['version']} ({entry['reason']})", *tables])
+    heading = printable(f"{entry['name']} {entry['version']} ({entry['reason']})")
+    return "\n\n".join([heading, *tables])
 
 
 def _stage_table(results: Results) -> str:

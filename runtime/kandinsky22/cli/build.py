@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from kandinsky22.cli.tables import columns
 from kandinsky22.errors import InputError
 
 if TYPE_CHECKING:
@@ -113,10 +114,7 @@ def _text(records: Sequence[PlanRecord]) -> str:
         )
         for record in records
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return columns(rows)
 
 
 def _layers(layers: Mapping[str, Mapping[str, int]]) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from kandinsky22 import machine
 from kandinsky22.bundle.manifest import Role
+from kandinsky22.cli.printable import printable
 from kandinsky22.errors import BundleError
 from kandinsky22.version import VERSION
 
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     print(json.dumps(report, indent=2) if options.json else _text(report))
     sys.stdout.flush()
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print("error:", printable(problem), file=sys.stderr)
     return 1 if problems else 0
 
 
@@ -150,7 +151,7 @@ def _text(report: Mapping[str, Any]) -> str:
         lines.append(f"backend      {backend['name']}{version}: {backend['reason']}{taken}")
     if "bundle" in report:
         lines += _bundle_lines(report["bundle"])
-    return "\n".join(filter(None, lines))
+    return "\n".join(printable(line) for line in lines if line)
 
 
 def _bundle_lines(bundle: Mapping[str, Any]) -> list[str]:

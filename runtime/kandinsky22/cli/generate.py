@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from kandinsky22 import checks
+from kandinsky22 import checks, files
 from kandinsky22.cli import pictures
 from kandinsky22.cli.pictures import Call
 from kandinsky22.errors import InputError
@@ -20,6 +19,11 @@ LEADING = {
     "img2img": ("image", "strength"),
 }
 """The tasks by the parameters that ask for them, in the order in which they decide."""
+
+MOST_BYTES = 1 << 24
+"""Most bytes of a file of prompts."""
+MOST_PICTURES = 1 << 16
+"""Most pictures of one run: more would fill the memory with names before the first is made."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +56,9 @@ def _calls(options: argparse.Namespace, task: str, given: dict[str, Any]) -> lis
     texts = [*options.prompts, *(_read_prompts(options.prompts_file) if options.prompts_file else ())]
     if not texts:
         raise InputError("There is no prompt; give one after the bundle, or a file of them with --prompts-file.")
+    count = len(texts) * getattr(options, "num_images_per_prompt", 1)
+    if count > MOST_PICTURES:
+        raise InputError(f"These are {count} pictures; one run makes {MOST_PICTURES} at most: give fewer prompts.")
     prompts = [text for text in texts for _ in range(getattr(options, "num_images_per_prompt", 1))]
     pairs = list(zip(checks.texts("prompt", prompts), pictures.seeds(options, len(prompts)), strict=True))
     return [
@@ -76,7 +83,9 @@ def _with_depth_maps(calls: list[Call]) -> list[Call]:
 
 def _read_prompts(name: str) -> list[str]:
     """The lines of a file that are not blank; "-" is standard input."""
-    data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    data = sys.stdin.buffer.read(MOST_BYTES + 1) if name == "-" else files.read_regular(name, MOST_BYTES)
+    if len(data) > MOST_BYTES:
+        raise InputError(f"Standard input has more than {MOST_BYTES >> 20} MiB of prompts; give fewer at a time.")
     try:
         lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import NoReturn, Protocol
 
+from kandinsky22.cli.printable import printable
 from kandinsky22.errors import KandinskyError
 from kandinsky22.version import VERSION
 
@@ -52,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"error: {printable(message)} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,8 +123,12 @@ def _told(verbose: int) -> Iterator[None]:
 
             tqdm.write(self.format(record), file=sys.stderr)
 
+    class Formatter(logging.Formatter):
+        def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+            return printable(super().formatMessage(record))
+
     handler = Handler()
-    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    handler.setFormatter(Formatter("%(name)s: %(message)s"))
     log = logging.getLogger("kandinsky22")
     before = log.level
     log.addHandler(handler)
@@ -159,7 +164,7 @@ def _escape_what_cannot_be_printed() -> None:
 
 
 def _fail(sentence: str) -> int:
-    print("error:", " ".join(sentence.split()), file=sys.stderr)
+    print("error:", printable(sentence.strip()), file=sys.stderr)
     return 1
 
 
@@ -170,7 +175,9 @@ def _one_line_warnings() -> Iterator[None]:
     def show(message: Warning | str, *_: object, **__: object) -> None:
         from tqdm import tqdm
 
-        tqdm.write(f"warning: {message}", file=sys.stderr)  # above a progress bar, where there is one
+        tqdm.write(
+            f"warning: {printable(str(message).strip())}", file=sys.stderr
+        )  # above a progress bar, where there is one
 
     with warnings.catch_warnings():
         warnings.showwarning = show

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kandinsky22 import checks
 from kandinsky22.cli import flags
+from kandinsky22.cli.printable import printable
 from kandinsky22.errors import InputError
 from kandinsky22.request import kinds
 from kandinsky22.request.parameters import PARAMETERS
@@ -219,7 +220,7 @@ def _make(
                     path = places.save(made + place, picture, parameters)
                     told["pictures"].append(_told(path, picture, call.titles[place], call.seeds[place]))
                     if not options.json:
-                        tqdm.write(str(path), file=sys.stdout)
+                        tqdm.write(printable(str(path)), file=sys.stdout)
                         sys.stdout.flush()
 
             def advance(*_: object) -> None:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from kandinsky22.cli import flags
+from kandinsky22.cli import again, flags
 from kandinsky22.cli.flags import message_in_flags
-from kandinsky22.errors import InputError
-from kandinsky22.request.parameters import TASKS, Task
+from kandinsky22.cli.printable import printable
+from kandinsky22.errors import InputError, shown
+from kandinsky22.request.parameters import PARAMETERS, TASKS, Task
 
-SUBJECTS: dict[str, dict[str, type]] = {
-    "generate": {"prompt": str},
-    "variations": {"image": str},
-    "mix": {"images_and_prompts": list, "weights": list},
-}
-"""The commands that make pictures, and the arguments without which a picture cannot be made again."""
+WIDEST_NAME = 32
+"""Characters of a name that values stand beside; behind a longer one, its own value stands further to the right."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
         print("\n\n".join(told))
     sys.stdout.flush()
     for problem in problems:
-        print("error:", message_in_flags(problem), file=sys.stderr)
+        print("error:", printable(message_in_flags(problem)), file=sys.stderr)
     return 1 if problems else 0
 
 
@@ -58,7 +53,7 @@ def _told(path: str, options: argparse.Namespace) -> Any:
     if options.json:
         return {"path": path, **parameters} if len(options.pictures) > 1 else parameters
     text = _text(parameters)
-    return f"{path}\n{text}" if len(options.pictures) > 1 else text
+    return f"{printable(path)}\n{text}" if len(options.pictures) > 1 else text
 
 
 def _text(parameters: Mapping[str, Any]) -> str:
@@ -67,7 +62,11 @@ def _text(parameters: Mapping[str, Any]) -> str:
     Raises InputError where they were edited, so that there is none.
     """
     given, bundle, backend = (_mapping(parameters.get(key)) for key in ("arguments", "bundle", "backend"))
-    rows = {name.replace("_", " "): "-" if value is None else value for name, value in given.items()}
+    # Names that are none of ours stand in quotes, so that they cannot pass for a row of ours.
+    rows = {
+        name.replace("_", " ") if name in PARAMETERS else repr(name): "-" if value is None else value
+        for name, value in given.items()
+    }
     if rows.get("scheduler") == "-":
         rows["scheduler"] = f"{bundle.get('scheduler')} (the checkpoint's own)"
     rows["bundle"] = f"{bundle.get('name')} ({bundle.get('precision')}, manifest {bundle.get('manifest_sha256')})"
@@ -75,9 +74,14 @@ def _text(parameters: Mapping[str, Any]) -> str:
         f"kandinsky22 {parameters['kandinsky22']}, "
         f"{backend.get('name')} {backend.get('version')}, {backend.get('precision')}"
     )
-    rows["again"] = _command(_task(parameters, given), given)
-    width = max(map(len, rows))
-    return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())
+    task = _task(parameters, given)
+    try:
+        rows["again"] = again.command(task.command, given)
+    except InputError as error:
+        rows["again"] = f"There is no command for it: {error}"
+    told = [(printable(name), printable(str(value))) for name, value in rows.items()]
+    width = min(max(len(name) for name, _ in told), WIDEST_NAME)
+    return "\n".join(f"{name:{width}}  {value}" for name, value in told)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -95,9 +99,9 @@ def _task(parameters: Mapping[str, Any], given: Mapping[str, Any]) -> Task:
     if task is None or not task.command:
         known = ", ".join(each.name for each in TASKS.values() if each.command)
         raise InputError(
-            f"The picture says that {name!r} made it; expected one of {known}: read what it says with --json."
+            f"The picture says that {shown(name)} made it; expected one of {known}: read what it says with --json."
         )
-    needed = SUBJECTS[task.command]
+    needed = again.SUBJECTS[task.command]
     lacking = [each for each, kind in needed.items() if not isinstance(given.get(each), kind)]
     if lacking:
         raise InputError(
@@ -105,21 +109,3 @@ def _task(parameters: Mapping[str, Any], given: Mapping[str, Any]) -> Task:
             f"lack {' and '.join(lacking)}; read what is left with --json."
         )
     return task
-
-
-def _command(task: Task, given: Mapping[str, Any]) -> str:
-    """The command line that makes the picture again, but for where its bundle lies."""
-    positional = next(iter(SUBJECTS[task.command]))
-    known = flags.declared(task.command)
-    said = {name: given[name] for name in known if given.get(name) is not None and name not in (positional, "weights")}
-    words = [word for name, value in said.items() for word in flags.words(name, value)]
-    if task.command == "mix":
-        parts = [f"--{kind}={value}" for part in given["images_and_prompts"] for kind, value in _mapping(part).items()]
-        return "kandinsky22 mix BUNDLE " + _quoted([*parts, *words, *flags.words("weights", given["weights"])])
-    # Behind "--", a prompt may begin with a dash.
-    return f"kandinsky22 {task.command} BUNDLE " + _quoted([*words, "--", given[positional]])
-
-
-def _quoted(words: Sequence[str]) -> str:
-    """Words for a shell; bytes of a file's name that are no text as bash and zsh read them, and `ls` writes them."""
-    return re.sub("[\udc80-\udcff]", lambda byte: f"'$'\\x{ord(byte[0]) - 0xDC00:02x}''", shlex.join(words))

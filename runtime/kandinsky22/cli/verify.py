@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from kandinsky22.cli.printable import printable
 from kandinsky22.cli.tables import columns
 from kandinsky22.errors import BackendError, InputError
 
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
         places=options.at or PLACES,
         profile=profile,
         seed=options.seed,
-        on_check=lambda check: print(f"{check.component} at {check.place}: {check.output}", file=sys.stderr),
+        on_check=lambda check: print(_line(check), file=sys.stderr),
     )
     wrong = sorted({check.component for check in checks if not check.good})
     if options.json:
@@ -74,6 +75,10 @@ def run(options: argparse.Namespace) -> int:
     if wrong:
         raise BackendError(f"{', '.join(wrong)}: the numbers are wrong; do not make pictures with this backend.")
     return 0
+
+
+def _line(check: Check) -> str:
+    return printable(f"{check.component} at {check.place}: {check.output}")
 
 
 def table(checks: Sequence[Check]) -> str:

@@ -83,7 +83,8 @@ def _size(picture: PIL.Image.Image, shape: _Shape) -> tuple[int, int]:
 def _loaded(model: Path) -> tuple[Callable[[Array], Array], _Shape]:
     """The network as a function, and the shape of its input, with None for a free side."""
     if not model.is_file():
-        raise InputError(f"There is no file {model}; expected an ONNX network that estimates depth.")
+        kind = f"{model} is no file" if model.exists() else f"There is no file {model}"
+        raise InputError(f"{kind}; expected an ONNX network that estimates depth.")
     for load in (_onnxruntime, _openvino):
         try:
             return load(model)

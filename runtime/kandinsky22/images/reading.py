@@ -1,6 +1,7 @@
 """Pictures, masks and depth maps as users give them, read into one form: from a path, a PIL picture or an array.
 
-- A file is PNG, JPEG, WebP, BMP, GIF, TIFF or AVIF with one picture in it, and of at most `LARGEST` pixels.
+- A file is PNG, JPEG, WebP, BMP, GIF, TIFF or AVIF with one picture in it, of at most `LARGEST` pixels and
+  `MOST_BYTES`. FIFOs and devices are refused: whoever reads them may wait for ever.
 - The orientation that a camera wrote into EXIF is applied.
 - Greyscale, palette and CMYK pictures become RGB. A transparent picture is laid on white, a transparent mask or depth
   map on black: nothing is repainted, and everything is far, where nothing was drawn.
@@ -13,9 +14,9 @@ Pictures are resized as diffusers' Kandinsky 2.2 pipelines resize them, bicubic 
 
 from __future__ import annotations
 
-import struct
+import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
+from kandinsky22 import files
 from kandinsky22.arrays import Array, Floats
 from kandinsky22.errors import InputError, first_line
 from kandinsky22.images.masks import Mask
@@ -33,13 +35,14 @@ Picture = str | Path | PIL.Image.Image | Array
 LARGEST = 178_956_970
 """Most pixels of a file: Pillow's own limit, against pictures that are small on disk and fill the memory."""
 
+MOST_BYTES = 1 << 29
+"""Most bytes of a picture's file."""
+
 MOST_ELONGATED = 20
 """Largest ratio of the sides of a picture whose shorter side is scaled to a fixed size."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 _EXPECTED = "expected one picture as PNG, JPEG, WebP, BMP, GIF, TIFF or AVIF"
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
-"""What Pillow raises over damaged files."""
 _DEEP = ("I", "F")
 """PIL's modes of one channel with more than 8 bits; "I;16" and its kin begin with I as well."""
 
@@ -170,12 +173,10 @@ def _source(name: str, value: Picture) -> PIL.Image.Image:
     if isinstance(value, PIL.Image.Image):
         if not value.width or not value.height:
             raise InputError(f"{name} has no pixels ({value.width}x{value.height}).")
-        _refuse_several(name, value)
-        try:
+        with decoding(name, _EXPECTED):
+            _refuse_several(name, value)
             value.load()  # it may still be a file that was only opened
-        except _DAMAGE as error:
-            raise InputError(f"{name} cannot be read ({_reason(error)}); {_EXPECTED}.") from error
-        return _upright(value)
+            return _upright(value)
     given = array(name, value)
     if given is not None:
         values = _checked(name, given)
@@ -186,23 +187,36 @@ def _source(name: str, value: Picture) -> PIL.Image.Image:
 def _opened(name: str, path: str | Path) -> PIL.Image.Image:
     if str(path).startswith(("http://", "https://")):
         raise InputError(f"{name} is an address on the web, {path}; download it, and give the file.")
+    with decoding(f"{name} {path}", _EXPECTED), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's about large pictures and damaged EXIF
+        try:
+            opened = files.open_regular(path, MOST_BYTES)
+        except FileNotFoundError:
+            raise InputError(f"{name}: there is no file {path}.") from None
+        # Not by its path, which Pillow may map: a file that is cut short under it would end the process.
+        with opened, PIL.Image.open(opened, formats=_formats()) as file:
+            _refuse_several(f"{name} {path}", file)
+            file.load()
+            return _upright(file)
+
+
+@contextlib.contextmanager
+def decoding(what: str, expected: str) -> Iterator[None]:
+    """Turn whatever a decoder raises over a damaged file into one InputError about `what`.
+
+    Pillow's decoders raise some ten classes, RuntimeError, TypeError and NotImplementedError among them. Two things are
+    no damage and pass: InputError, and that there is no memory.
+    """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's about large pictures and damaged EXIF
-            with PIL.Image.open(path, formats=_formats()) as file:
-                _refuse_several(f"{name} {path}", file)
-                file.load()
-                return _upright(file)
-    except InputError:
+        yield
+    except (InputError, MemoryError):
         raise
-    except FileNotFoundError:
-        raise InputError(f"{name}: there is no file {path}.") from None
     except PIL.Image.DecompressionBombError as error:
         raise InputError(
-            f"{name} {path} has more than {LARGEST // 10**6} million pixels, which is the limit; scale it down first."
+            f"{what} has more than {LARGEST // 10**6} million pixels, which is the limit; scale it down first."
         ) from error
-    except _DAMAGE as error:
-        raise InputError(f"{name} {path} cannot be read ({_reason(error)}); {_EXPECTED}.") from error
+    except Exception as error:
+        raise InputError(f"{what} cannot be read ({_reason(error)}); {expected}.") from error
 
 
 def _formats() -> list[str]:
@@ -212,17 +226,21 @@ def _formats() -> list[str]:
 
 
 def _refuse_several(name: str, file: PIL.Image.Image) -> None:
-    """Refuse animations and pages: nobody can know which one is meant. The further pictures of an MPO are previews."""
-    count = getattr(file, "n_frames", 1)
-    if count > 1 and file.format != "MPO":
-        raise InputError(f"{name} has {count} frames or pages; expected one picture: save the one you mean as PNG.")
+    """Refuse animations and pages: nobody can know which one is meant. The further pictures of an MPO are previews.
+
+    They are not counted: a file can have millions, and Pillow reads them all to know.
+    """
+    if getattr(file, "is_animated", False) and file.format != "MPO":
+        raise InputError(f"{name} has several frames or pages; expected one picture: save the one you mean as PNG.")
 
 
 def _upright(source: PIL.Image.Image) -> PIL.Image.Image:
     """`source`, turned as its EXIF says; damaged EXIF is ignored."""
     try:
         return PIL.ImageOps.exif_transpose(source)
-    except (*_DAMAGE, KeyError, TypeError):
+    except MemoryError:
+        raise
+    except Exception:  # of many classes
         return source.copy()
 
 
@@ -247,9 +265,12 @@ def _flat(name: str, source: PIL.Image.Image, ground: str) -> PIL.Image.Image:
             source = source.convert("RGBA")
             return PIL.Image.alpha_composite(PIL.Image.new("RGBA", source.size, ground), source).convert("RGB")
         return source.convert("L" if source.mode in ("1", "L") else "RGB")
-    except _DAMAGE as error:  # LAB, say
+    except MemoryError:
+        raise
+    except Exception as error:  # LAB, say, or a damaged palette
         raise InputError(
-            f"{name} has colours of the kind {source.mode}; expected RGB, greyscale or a palette."
+            f"{name} has colours of the kind {source.mode} that cannot be converted ({_reason(error)}); "
+            "expected RGB, greyscale or a palette."
         ) from error
 
 
@@ -273,7 +294,8 @@ def _to_8_bits(values: Floats) -> PIL.Image.Image:
 
 def _reason(error: BaseException) -> str:
     """Pillow's reason on one line, without the object that it names."""
-    text = " ".join(str(error).split())
+    told = error.strerror if isinstance(error, OSError) and error.strerror else error
+    text = " ".join(str(told).split()) or type(error).__name__
     return "it is no picture of these formats" if isinstance(error, PIL.UnidentifiedImageError) else text.rstrip(".")
 
 

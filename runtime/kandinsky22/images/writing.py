@@ -17,15 +17,23 @@ from PIL.PngImagePlugin import PngInfo
 from kandinsky22 import files
 from kandinsky22.arrays import Floats
 from kandinsky22.errors import InputError
+from kandinsky22.images import reading
 from kandinsky22.version import VERSION
 
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 """Formats of files, and the suffix of each."""
 SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 """Suffixes of files, in small letters, and the format that each asks for."""
+_READ = [form.upper() for form in FORMATS]
+"""The formats by Pillow's names."""
 QUALITY = 95
 """Quality of JPEG and WebP files when none is given."""
 
+MOST_TEXT = 1 << 20
+"""Characters that a picture may tell of how it was made."""
+
+_DEEPEST = 32
+"""Levels of JSON in it."""
 _MARK = "kandinsky22"
 """PNG's keyword for the parameters, and the key in them that no other program writes."""
 _EXIF_IFD = 0x8769
@@ -75,6 +83,8 @@ def encode(picture: PIL.Image.Image, form: str, parameters: Mapping[str, Any], *
     text = json.dumps({_MARK: VERSION, **parameters})
     stream = io.BytesIO()
     if form == "png":
+        if len(text) > MOST_TEXT:
+            raise InputError(f"The prompt is too long to be stored in a picture ({len(text)} bytes); shorten it.")
         info = PngInfo()
         info.add_text(_MARK, text)
         picture.save(stream, form, pnginfo=info)
@@ -97,19 +107,32 @@ def format_of(path: str | Path) -> str:
 def read_parameters(path: str | Path) -> dict[str, Any]:
     """The parameters that `save` wrote beside the picture, and the version that wrote it as "kandinsky22".
 
-    Raises InputError when `path` is no picture, or one that does not say how it was made; OSError when it cannot be
-    opened.
+    Raises InputError when `path` is no picture, one that does not say how it was made, or one whose text is longer than
+    `MOST_TEXT`; OSError when it cannot be opened.
     """
-    with Path(path).open("rb") as file:
-        try:
-            text = _stored_text(file)
-        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-            raise InputError(f"{path} is not a picture that can be read; expected PNG, JPEG or WebP.") from error
+    expected = "expected a picture as PNG, JPEG or WebP"
+    with files.open_regular(path, reading.MOST_BYTES) as file, reading.decoding(str(path), expected):
+        text = _stored_text(file)
+    if text is not None and len(text) > MOST_TEXT:
+        raise InputError(f"{path} has more than {MOST_TEXT >> 20} MiB of text about how it was made; it is not read.")
     with contextlib.suppress(ValueError, RecursionError):  # a comment of another program
         parameters = json.loads(text or "null")
-        if isinstance(parameters, dict) and _MARK in parameters:
+        if isinstance(parameters, dict) and _MARK in parameters and not _is_deeper(parameters, _DEEPEST):
             return parameters
     raise InputError(f"{path} does not say how it was made: it was not written by kandinsky22, or was edited since.")
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether JSON nests deeper than `levels`: what prints it again would run out of stack."""
+    level = [value]
+    for _ in range(levels):
+        level = [
+            each
+            for one in level
+            if isinstance(one, dict | list)
+            for each in (one.values() if isinstance(one, dict) else one)
+        ]
+    return bool(level)
 
 
 def _exif(text: str) -> PIL.Image.Exif:
@@ -123,10 +146,13 @@ def _exif(text: str) -> PIL.Image.Exif:
 
 
 def _stored_text(file: IO[bytes]) -> str | bytes | None:
-    """The text that `encode` put into a file, another program's comment, or None. Pillow raises many errors."""
+    """The text that `encode` put into a file, another program's comment, or None. Pillow raises many errors.
+
+    Text that PNG holds compressed is expanded by Pillow up to 1 MiB a piece and 64 MiB in all, and refused beyond that.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about damaged EXIF
-        with PIL.Image.open(file) as picture:
+        with PIL.Image.open(file, formats=_READ) as picture:
             if _MARK in picture.info:
                 return str(picture.info[_MARK])
             comment = picture.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
