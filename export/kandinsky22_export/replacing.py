@@ -20,7 +20,7 @@ from pathlib import Path
 from kandinsky22.bundle import bundle
 from kandinsky22.bundle.contents import manifest_files, owned_files, walk
 from kandinsky22.errors import ExportError
-from kandinsky22.files import kind_of, locked_folder
+from kandinsky22.files import kind_of, locked_folder, read_file
 
 log = logging.getLogger(__name__)
 
@@ -162,16 +162,19 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _files(folder: Path) -> set[Path] | None:
-    """The files in a leftover or an old bundle; None where one of them, or a link, may be somebody else's."""
+    """The files in a leftover or an old bundle; None where one of them, or a link, may be somebody else's.
+
+    Where a kill came before the first file or after the last, there are none: empty folders are nobody's.
+    """
     known = set[Path]()
     with contextlib.suppress(ValueError):
         known |= owned_files(folder)[0]
     marker = folder / MARKER
-    if kind_of(marker) == "a file" and marker.read_bytes() == MARK:
+    if kind_of(marker) == "a file" and MARK.startswith(read_file(marker, len(MARK) + 1)):  # a kill may cut it short
         known |= {marker, *(folder / name for name in (bundle.MANIFEST, bundle.TOKENIZER, bundle.CONSTANTS))}
         known |= {path for path in walk(folder / "onnx") if re.search(r"\.onnx(\.data)?$", path.name)}
     found = set(walk(folder))
-    return found if found <= known and all(kind_of(path) == "a file" for path in found) and found else None
+    return found if found <= known and all(kind_of(path) == "a file" for path in found) else None
 
 
 def _remove(folder: Path) -> None:
