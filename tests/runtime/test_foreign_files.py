@@ -28,6 +28,7 @@ from tests.foreign import (
     someones,
     state,
 )
+from tests.runtime.conftest import QUICK, Cli
 from tests.runtime.plan_bundles import decoder_step, fake_build, fake_flavour, write_bundle
 
 RTX = fake_flavour()
@@ -195,6 +196,38 @@ def test_what_has_the_name_stays_where_nothing_is_to_be_replaced(
     with pytest.raises(FileExistsError):
         files.write_file(tmp_path / "a", b"data", replace=False)
     assert state(tmp_path) == before
+
+
+@pytest.mark.parametrize("intruder", [LINK_TO_A_FILE, DANGLING, HARD_LINK])
+def test_generate_leaves_a_name_that_is_taken_and_replaces_it_alone_when_told(
+    cli: Cli, shapes_bundle: Path, tmp_path: Path, outside: Path, intruder: Intruder
+) -> None:
+    path = tmp_path / "picture.png"
+    intruder(path, outside)
+    before = state(tmp_path)
+    done = cli("generate", shapes_bundle, "a circle", *QUICK, "-o", path)
+    assert (done.code, done.err) == (1, f"error: {path} exists; choose another name, or replace it with --force.\n")
+    assert state(tmp_path) == before
+    before = state(outside)
+    assert cli("generate", shapes_bundle, "a circle", *QUICK, "-o", path, "--force").code == 0
+    assert not path.is_symlink()
+    assert PIL.Image.open(path).format == "PNG"
+    assert state(outside) == before
+
+
+@pytest.mark.parametrize("name", ["picture.png", "folder"])
+def test_generate_refuses_to_replace_what_is_no_file_before_it_begins(
+    cli: Cli, shapes_bundle: Path, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "folder" / "a-circle-1.png" if name == "folder" else tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    os.mkfifo(path)
+    done = cli("generate", shapes_bundle, "a circle", *QUICK, "--seed", "1", "-o", tmp_path / name, "--force")
+    assert (done.code, done.err) == (
+        1,
+        f"error: {path} is no file, and only a file is replaced; choose another name.\n",
+    )
+    assert stat.S_ISFIFO(path.lstat().st_mode)
 
 
 @pytest.mark.parametrize("intruder", [*LINKS, PIPE, FOLDER])
