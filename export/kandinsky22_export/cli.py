@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KandinskyError as error:
         print(f"kandinsky22-export: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("Stopped; nothing was written.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print("Stopped;", *getattr(stop, "__notes__", ["nothing was written."]), file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)

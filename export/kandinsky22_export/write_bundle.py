@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import functools
 import importlib.metadata
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +13,7 @@ import numpy as np
 
 from kandinsky22.bundle import bundle, checksums
 from kandinsky22.bundle.manifest import Component, FileRecord, Limits, Manifest
-from kandinsky22.errors import ExportError, InputError
+from kandinsky22.errors import InputError
 from kandinsky22_export import parallel
 from kandinsky22_export.architectures import validate
 from kandinsky22_export.architectures.components import NETWORKS, Constants, build_graph, embed_zeros
@@ -27,6 +23,7 @@ from kandinsky22_export.checkpoints import Checkpoint, open_checkpoint
 from kandinsky22_export.graphs.base import Graph
 from kandinsky22_export.progress import OnProgress, OnStage
 from kandinsky22_export.random_weights import random_checkpoint
+from kandinsky22_export.replacing import MARKER, replacing
 from kandinsky22_export.tokenizer import write_tokenizer
 from kandinsky22_export.tracing.comparison import BOUNDS
 from kandinsky22_export.tracing.export_graph import export_graph
@@ -79,7 +76,7 @@ def export(
         raise InputError("There is nothing to export: give a folder, a Hub id, or a seed for random weights.")
     checkpoint = opening()
     chosen = _choose(checkpoint, components)
-    with _replacing(destination, force) as folder:
+    with replacing(destination, force) as folder:
         for name in chosen:
             note(name, "fetching")
             checkpoint.networks[NETWORKS[name]].fetch()
@@ -203,54 +200,7 @@ def _version(package: str) -> str:
 
 
 def _records(folder: Path) -> dict[str, FileRecord]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MARKER)
     return {
         path.relative_to(folder).as_posix(): FileRecord(path.stat().st_size, checksums.sha256(path)) for path in files
     }
-
-
-@contextlib.contextmanager
-def _replacing(destination: Path, force: bool) -> Iterator[Path]:
-    """A temporary folder beside `destination` that takes its place at the end, or is removed where that is not reached.
-
-    Raises ExportError where the destination is taken or cannot be written.
-    """
-    if destination.exists() and not force:
-        raise ExportError(f"{destination} exists: choose another place with -o, or replace it with --force.")
-    if destination.exists() and not (destination / bundle.MANIFEST).is_file():
-        raise ExportError(f"{destination} exists and is no bundle: it is not replaced.")
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".tmp", dir=destination.parent))
-    except OSError as error:
-        raise ExportError(f"{destination.parent} cannot be written: {error.strerror}.") from error
-    try:
-        yield folder
-        folder.chmod(0o777 & ~_umask())  # mkdtemp keeps others out
-        _swap(folder, destination)
-    except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise ExportError(f"{destination} could not be written: {reason}; nothing was kept.") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _swap(folder: Path, destination: Path) -> None:
-    """Put `folder` in `destination`'s place; an old bundle is removed only after that, and put back if it fails."""
-    if not destination.exists():
-        folder.rename(destination)
-        return
-    old = folder.with_name(folder.name + ".old")
-    destination.rename(old)
-    try:
-        folder.rename(destination)
-    except BaseException:
-        old.rename(destination)
-        raise
-    shutil.rmtree(old)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

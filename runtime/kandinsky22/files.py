@@ -1,7 +1,8 @@
-"""Files that are whole or absent: the one place that writes them. And a lock, and files of others, which are read.
+"""Files that are whole or absent: the one place that writes them. And locks, and files of others, which are read.
 
 A file is written under a temporary name in the folder where it belongs, and gets its own name when everything is on the
-disk. Whatever happens before that (an error, Ctrl-C, a power cut), what had the name still has it.
+disk. Whatever happens before that (an error, Ctrl-C, a power cut), what had the name still has it. A link that has the
+name is replaced, and what it leads to is not touched; a device, a pipe or a folder is not replaced.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -18,6 +20,28 @@ from typing import BinaryIO
 
 TEMPORARY = ".part"
 """Suffix of files that are being written. After a power cut or a kill they stay, and may be removed."""
+
+_TEMPORARY_NAME = re.compile(rf"\..{{1,40}}\.[0-9a-f]{{16}}{re.escape(TEMPORARY)}", re.DOTALL)
+_KINDS = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link"}
+_NOT_FOLLOWED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+"""Flags of `os.open`: links are not followed, and pipes are not waited for."""
+
+
+def kind_of(path: Path) -> str:
+    """What has the name `path`, in words and without following links; "" where nothing has it.
+
+    "a file" is a regular file; pipes, sockets and devices are "a pipe or device". Raises OSError where nobody may look.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    return _KINDS.get(stat.S_IFMT(mode), "a pipe or device")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether `name` is one that a NewFile has before it is committed."""
+    return _TEMPORARY_NAME.fullmatch(name) is not None
 
 
 class NewFile:
@@ -45,14 +69,16 @@ class NewFile:
     def commit(self, name: str, *, replace: bool = True) -> None:
         """Name the file `name`, in its folder: from here on it is there in its full size, even after a power cut.
 
-        A file that has the name is replaced, or stays where `replace` is false: FileExistsError is then raised. Raises
-        OSError where the disk fails.
+        A file or a link that has the name is replaced, or stays where `replace` is false: FileExistsError is then
+        raised. Raises OSError where the disk fails, and where the name is, or leads to, a folder, a pipe or a device.
         """
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         path = self._path.with_name(name)
         if replace:
+            if path.exists() and not path.is_file():  # as /dev/null and /dev/stdout, which root could replace
+                raise OSError(errno.EINVAL, "only a file can be replaced, and this is none", str(path))
             self._path.replace(path)
         else:
             self._take_free_name(path)
@@ -70,7 +96,7 @@ class NewFile:
         except FileExistsError:
             raise
         except OSError:  # a file system without links
-            if path.exists():
+            if kind_of(path):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
             self._path.replace(path)
 
@@ -113,24 +139,71 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def read_file(path: Path, most: int = -1) -> bytes:
+    """The bytes of a regular file, no more than `most`, opened without following a link. Raises OSError otherwise."""
+    with open(_opened(path, os.O_RDONLY, "a file"), "rb") as file:
+        return file.read(most)
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Whether the lock of file `path` could be taken. It is held until the end, or until the process is killed."""
-    with path.open("w") as file:
-        try:
-            import fcntl
-        except ImportError:  # Windows: two builds at once are the user's to avoid
-            yield True
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    """Whether the lock of file `path` could be taken. It is held until the end, or until the process is killed.
+
+    The file is made where there is none, and never written to. Raises OSError where it is no regular file.
+    """
+    with _held(path, os.O_RDWR | os.O_CREAT, "a file") as alone:
+        yield alone
 
 
-_KINDS = {
+@contextlib.contextmanager
+def locked_folder(path: Path) -> Iterator[bool]:
+    """Whether the lock of the folder `path` could be taken: as `locked`, and kept when the folder gets another name.
+
+    Raises OSError where it is no folder, or the system locks none: Windows, and some network file systems.
+    """
+    if not hasattr(os, "O_DIRECTORY"):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP), str(path))
+    with _held(path, os.O_RDONLY | os.O_DIRECTORY, "a folder") as alone:
+        yield alone
+
+
+@contextlib.contextmanager
+def _held(path: Path, flags: int, kind: str) -> Iterator[bool]:
+    """The lock of what has the name `path`."""
+    descriptor = _opened(path, flags, kind)
+    try:
+        yield _try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _opened(path: Path, flags: int, kind: str) -> int:
+    """A descriptor of what has the name `path`, which is of a kind, without following a link.
+
+    Raises OSError where it is of another: it is not opened then, since opening a device may do something.
+    """
+    if (found := kind_of(path)) not in ("", kind):
+        raise OSError(errno.EINVAL, f"this is {found}, expected {kind}", str(path))
+    descriptor = os.open(path, flags | _NOT_FOLLOWED, 0o666)
+    if _KINDS.get(stat.S_IFMT(os.fstat(descriptor).st_mode)) != kind:  # it was replaced in between
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"this is not {kind}", str(path))
+    return descriptor
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows: two builds at once are the user's to avoid
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+_NO_FILES = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
@@ -182,7 +255,7 @@ def _refuse(path: str | Path, status: os.stat_result, most_bytes: int) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(status.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        kind = _NO_FILES.get(stat.S_IFMT(status.st_mode), "something else")
         raise OSError(errno.EINVAL, f"Is {kind}, where a regular file was expected", str(path))
     if status.st_size > most_bytes:
         raise _too_large(path, most_bytes)

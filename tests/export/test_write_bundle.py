@@ -29,7 +29,7 @@ from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.manifest import Component, Geometry, ImageProcessor, Limits, Manifest, Text
 from kandinsky22.errors import CheckpointError, ExportError, InputError, KandinskyError
 from kandinsky22.schedulers import schedule
-from kandinsky22_export import export, write_bundle
+from kandinsky22_export import export, replacing, write_bundle
 from kandinsky22_export.architectures import components
 from kandinsky22_export.graphs import rewrites
 from kandinsky22_export.graphs.base import Graph
@@ -392,7 +392,7 @@ class TestWhole:
         export(source, destination, force=True)
         assert "onnx/decoder_step.onnx" in files(destination)
         assert [path.name for path in destination.parent.iterdir()] == ["out"]
-        assert destination.stat().st_mode & 0o777 == 0o777 & ~write_bundle._umask()
+        assert destination.stat().st_mode & 0o777 == 0o777 & ~replacing.umask()
 
     def test_what_is_no_bundle_is_not_replaced(self, tmp_path: Path, tiny_checkpoint: Path) -> None:
         (tmp_path / "letters").write_text("dear")

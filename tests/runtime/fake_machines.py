@@ -19,6 +19,7 @@ from kandinsky22.backends.tensorrt import choice, library
 from kandinsky22.backends.tensorrt.component import TensorRtBackend, TensorRtComponent
 from kandinsky22.backends.tensorrt.profile import Profile
 from kandinsky22.backends.tensorrt.records import PlanRecord, Report
+from kandinsky22.bundle import contents
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.components import Components
 
@@ -73,7 +74,7 @@ class TensorRtMachine:
             peak_memory=0,
             report=Report({}, {}, 0, 0, 0),
         )
-        folder = self.bundle.path / choice.FOLDER / str(profile)
+        folder = self.bundle.path / contents.PLANS / str(profile)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / record.plan).write_bytes(plan)
         (folder / f"{name}.json").write_text(record.to_json())

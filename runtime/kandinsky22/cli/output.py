@@ -14,6 +14,7 @@ from typing import Any
 import PIL.Image
 
 from kandinsky22.errors import InputError
+from kandinsky22.files import kind_of
 from kandinsky22.images import writing
 
 LONGEST_SLUG = 48
@@ -46,6 +47,8 @@ class Places:
             self._format = form or "png"
             suffix = writing.FORMATS[self._format]
             self._paths = [Path(output) / f"{slug(prompt)}-{seed}{suffix}" for prompt, seed in pictures]
+        if force:
+            self._refuse_what_is_no_file()
 
     def _refuse_clashes(self, output: str) -> None:
         if len(set(self._paths)) < len(self._paths):
@@ -53,9 +56,15 @@ class Places:
                 f"{output} names one file for several of the {len(self._paths)} pictures; "
                 f"name a folder, or write {{seed}} or {{index}} into the file's name."
             )
-        taken = [path for path in self._paths if path.exists()]
+        taken = [path for path in self._paths if kind_of(path)]
         if taken and not self._force:
             raise InputError(f"{taken[0]} exists; choose another name, or replace it with --force.")
+
+    def _refuse_what_is_no_file(self) -> None:
+        """As `files` would, when the picture is made."""
+        for path in self._paths:
+            if path.exists() and not path.is_file():
+                raise InputError(f"{path} is no file, and only a file is replaced; choose another name.")
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:

@@ -24,15 +24,14 @@ from kandinsky22.backends.tensorrt.profile import Profile
 from kandinsky22.backends.tensorrt.records import PlanRecord, Report
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.checksums import sha256
+from kandinsky22.bundle.contents import LOCK, TIMING_CACHE, leftovers
 from kandinsky22.errors import BackendError, BundleError, InputError
-from kandinsky22.files import TEMPORARY, NewFile, locked, new_file, write_file
+from kandinsky22.files import NewFile, kind_of, locked, new_file, read_file, write_file
 from kandinsky22.machine import available_memory
 
 log = logging.getLogger(__name__)
 
 DEFAULTS = Options()
-LOCK = ".lock"
-TIMING_CACHE = "timing.cache"
 
 MIB = 1 << 20
 BUILD_MEMORY = (512 * MIB, 3.2)
@@ -94,7 +93,7 @@ def build(
     recipes = {name: _recipe(bundle, name, flavour, device, profile, options) for name in names}
     folder = plan_folder(bundle, flavour, device, profile)
     records = []
-    with _writing(folder):
+    with _writing(folder, names):
         for name in names:
             record = None if rebuild else _finished(folder, recipes[name])
             if record is not None and progress:
@@ -192,6 +191,7 @@ def _build_one(
             report=built.report,
             warnings=_warnings(file.bytes, weights, component.precision, built.report),
         )
+        _require("a file", folder / record.plan)
         file.commit(record.plan)
     write_file(folder / f"{name}.json", record.to_json().encode())
     log.info("Plan of %s built by %s in %.1f s: %s", name, flavour.name, built.seconds, folder / record.plan)
@@ -219,7 +219,7 @@ def _compile(
             bar.update(done - bar.n)
 
         graph = bundle.graph(name)
-        timings = cache.read_bytes() if cache.exists() else b""
+        timings = read_file(cache) if cache.exists() else b""
         built = build_plan(
             flavour, graph, bundle.component(name), recipe["shapes"], options, file.write, timings, on_progress
         )
@@ -266,9 +266,15 @@ def _require_disk(folder: Path, weights: int) -> None:
 
 
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Make a folder of plans, keep other builds out of its bundle, and clear away what stopped builds left in it."""
+def _writing(folder: Path, names: Sequence[str]) -> Iterator[None]:
+    """Make a folder of plans, keep other builds out of its bundle, and clear away what stopped builds left in it.
+
+    Raises BundleError before anything is written where what a build reads and writes is a link, or something else that
+    no build has made.
+    """
     try:
+        _require("a folder", folder.parent, folder)
+        _require("a file", folder.parent / LOCK, folder / TIMING_CACHE, *(folder / f"{name}.json" for name in names))
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder.parent / LOCK) as alone:
             if not alone:
@@ -282,12 +288,14 @@ def _writing(folder: Path) -> Iterator[None]:
         raise BundleError(f"{folder} cannot be written ({error}); mend that, and build again.") from error
 
 
+def _require(kind: str, *paths: Path) -> None:
+    """Raise BundleError where something else than a file, or a folder, has one of the names."""
+    for path in paths:
+        if (found := kind_of(path)) not in ("", kind):
+            raise BundleError(f"{path} is {found}, expected {kind} of a build; move it away, and build again.")
+
+
 def _sweep(folder: Path) -> None:
-    """Remove temporary files, and plans that no record names."""
-    named = set()
-    for path in folder.glob("*.json"):
-        with contextlib.suppress(BundleError):
-            named.add(read_record(path).plan)
-    for path in [*folder.glob(f"*{TEMPORARY}"), *folder.glob("*.plan")]:
-        if path.name not in named:
-            path.unlink()
+    """Remove what stopped builds left, and nothing else."""
+    for path in leftovers(folder):
+        path.unlink()

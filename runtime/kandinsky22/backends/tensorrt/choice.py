@@ -18,12 +18,10 @@ from kandinsky22.backends.tensorrt.library import Flavour, rtx_targets
 from kandinsky22.backends.tensorrt.profile import Profile
 from kandinsky22.backends.tensorrt.records import PlanRecord
 from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.bundle.contents import PLANS
 from kandinsky22.errors import BundleError
 
 log = logging.getLogger(__name__)
-
-FOLDER = "tensorrt"
-"""Of the bundle, where plans lie."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def onnx_hashes(bundle: Bundle, name: str) -> dict[str, str]:
 def plan_folder(bundle: Bundle, flavour: Flavour, device: Device | None, profile: Profile) -> Path:
     """Where plans of this flavour, GPU (None: RTX) and profile lie: `tensorrt/rtx-1.7.1.116-384-1024-2048-b1`."""
     target = "rtx" if device is None else re.sub(r"[^a-z0-9]+", "-", device.name.lower()).strip("-")
-    return bundle.path / FOLDER / f"{target}-{flavour.version}-{profile}"
+    return bundle.path / PLANS / f"{target}-{flavour.version}-{profile}"
 
 
 def read_record(path: Path) -> PlanRecord:
@@ -120,7 +118,7 @@ def fitting_plans(
     """
     bundle.component(component)
     fitting, refused = [], []
-    for path in sorted((bundle.path / FOLDER).glob(f"*/{component}.json")):
+    for path in sorted((bundle.path / PLANS).glob(f"*/{component}.json")):
         try:
             record = read_record(path)
         except BundleError as error:
