@@ -247,7 +247,7 @@ def test_errors_warnings_and_logs_name_files_without_acting(
         ("generate", folder, "a"),
         ("generate", folder, "--prompts-file", folder),
         ("generate", folder, "a", f"--{folder}"),
-        ("generate", folder, "a", "--steps", folder),
+        ("generate", folder, "a", "--steps", folder.name),  # alone: a long value is cut before what acts in it
         ("generate", folder, "a", "-o", f"{folder}.xyz"),
         (folder,),
     ]
