@@ -228,6 +228,7 @@ def crash(destination: Path, at: int) -> None:
     sys.setprofile(None)
 
 
+@pytest.mark.slow
 def test_killed_at_any_call_that_touches_files_the_next_export_finds_a_bundle_and_clears_away(
     bundle: Path, tmp_path: Path
 ) -> None:

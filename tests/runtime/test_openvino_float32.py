@@ -101,6 +101,7 @@ def test_a_sine_behind_the_network_stays_in_its_place() -> None:
     assert (only.precision, only.inputs, only.outputs) == ("bf16", ("x",), ("y",))
 
 
+@pytest.mark.slow
 def test_the_parts_in_float32_bring_a_step_nearer_to_float32(
     shapes_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
