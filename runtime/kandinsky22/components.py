@@ -26,7 +26,6 @@ from kandinsky22.memory import Demand
 
 log = logging.getLogger(__name__)
 
-
 SHORTEST = 1e-3
 """Seconds: a shorter load or wait is none, but the time that it takes to look."""
 
@@ -50,7 +49,7 @@ class Components:
         low_memory: bool,
         memory_limit: float | None = None,
     ) -> None:
-        """`memory_limit` is in bytes, for `require_memory`; None checks nothing."""
+        """`memory_limit` is in bytes, for `Run.require_memory`; None checks nothing."""
         self.bundle = bundle
         self.low_memory = low_memory
         self.memory_limit = memory_limit
