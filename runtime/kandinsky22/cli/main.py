@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn, Protocol
 
 from kandinsky22.cli.printable import printable
-from kandinsky22.errors import KandinskyError
+from kandinsky22.errors import BackendError, KandinskyError
 from kandinsky22.version import VERSION
 
 INTERRUPTED = 130
@@ -31,8 +31,11 @@ COMMANDS = {
     "bench": "measure latency and memory of every stage and of whole pictures",
     "show": "tell how pictures were made",
     "doctor": "tell what this machine can run, and check a bundle",
+    "serve": "answer HTTP requests, with a queue that loses nothing",
 }
-"""The commands, each the module of its name in `kandinsky22.cli`, and what they do."""
+"""The commands, each the module of its name in `kandinsky22.cli` or of `ELSEWHERE`, and what they do."""
+ELSEWHERE = {"serve": "kandinsky22_serve.command"}
+"""Commands of packages that stand on this one."""
 
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 """What is told without -v, with it, and with -vv."""
@@ -104,7 +107,13 @@ def _run(argv: list[str]) -> int:
 
 def _command(name: str) -> Command:
     """The command's module: only the chosen one is imported."""
-    command: Command = importlib.import_module(f"kandinsky22.cli.{name}")
+    try:
+        command: Command = importlib.import_module(ELSEWHERE.get(name, f"kandinsky22.cli.{name}"))
+    except ModuleNotFoundError as error:
+        if name not in ELSEWHERE or (error.name or "").startswith("kandinsky22"):
+            raise
+        sentence = f"{name} needs {error.name}, which is not installed: pip install 'kandinsky22[{name}]'."
+        raise BackendError(sentence) from error
     return command
 
 

@@ -1,0 +1,42 @@
+"""The application: every contract over one service."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import cast
+
+from fastapi import FastAPI, Request
+
+from kandinsky22.version import VERSION
+from kandinsky22_serve import problems
+from kandinsky22_serve.auth import Auth
+from kandinsky22_serve.contracts import cog, files, health, openai, replicate
+from kandinsky22_serve.limits import Limits
+from kandinsky22_serve.service import Service
+
+
+def create_app(service: Service, tokens: Sequence[bytes] = ()) -> FastAPI:
+    """The application over a service, which it starts and closes with itself."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.close()
+
+    app = FastAPI(title="kandinsky22", version=VERSION, lifespan=lifespan, redoc_url=None)
+    app.state.service = service
+    problems.add_handlers(app)
+    for contract in (health, files, replicate, openai, cog):
+        app.include_router(contract.router(service))
+    app.add_middleware(Limits)
+    app.add_middleware(Auth, tokens=tokens)
+    return app
+
+
+def service_of(request: Request) -> Service:
+    """The service behind a request."""
+    return cast(Service, request.app.state.service)

@@ -1,0 +1,1 @@
+"""The contracts that existing clients speak, each over the one service."""

@@ -1,0 +1,52 @@
+"""What the contracts share: addresses, and a job from a client's inputs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+
+from kandinsky22_serve.inputs import PICTURES, Input, request_of, task_of
+from kandinsky22_serve.pictures import take
+from kandinsky22_serve.service import Service, Submission
+from kandinsky22_serve.store.records import File, Job, Options
+
+
+def base_of(service: Service, request: Request) -> str:
+    """The address that the client reached us at, without a slash at its end: scheme, host and port."""
+    if service.settings.public_url:
+        return service.settings.public_url.rstrip("/")
+    return f"{request.url.scheme}://{request.url.netloc}"
+
+
+def picture_url(base: str, service: Service, file: File) -> str:
+    """Where a picture is."""
+    return f"{base}/files/{file.id}{service.store.files.suffix(file.media_type)}"
+
+
+async def submit(
+    service: Service,
+    contract: str,
+    given: Input,
+    options: Options,
+    *,
+    shown: Mapping[str, Any],
+    seconds: float | None = None,
+    job: str = "",
+) -> Job:
+    """Accept a job for a client's inputs: its pictures are taken, its request is checked. Raises as these do."""
+    asked: Any = given
+    task_of(given)
+    sources = {name: value for name in PICTURES if (value := getattr(given, name)) is not None}
+    taken = {name: await take(service, name, value, options.base) for name, value in sources.items()}
+    mixed = [
+        await take(service, f"mix_images[{place}]", value, options.base)
+        for place, value in enumerate(asked.mix_images or ())
+    ]
+    paths = {name: service.store.files.path(file).absolute() for name, file in taken.items()}
+    request = request_of(given, paths, [service.store.files.path(file).absolute() for file in mixed])
+    files = tuple(file.id for file in (*taken.values(), *mixed))
+    submission = Submission(contract, request, shown, options, files, seconds, job)
+    return await asyncio.to_thread(service.submit, submission)

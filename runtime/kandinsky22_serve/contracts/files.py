@@ -1,0 +1,30 @@
+"""Pictures by their ids: `/files/{id}.png`."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter
+from starlette.responses import FileResponse
+
+from kandinsky22_serve.problems import Problem
+from kandinsky22_serve.service import Service
+
+
+def router(service: Service) -> APIRouter:
+    """The routes."""
+    routes = APIRouter()
+
+    @routes.get("/files/{name}", response_class=FileResponse)
+    async def picture(name: str) -> FileResponse:
+        """A picture that a job made, or that a client uploaded."""
+        file = await asyncio.to_thread(service.store.files.get, name.partition(".")[0])
+        if file is None or name != f"{file.id}{service.store.files.suffix(file.media_type)}":
+            raise Problem(404, "There is no such file, or it has expired.")
+        headers = {
+            "Cache-Control": "private, max-age=3600",
+            "Content-Security-Policy": "default-src 'none'; sandbox",
+        }
+        return FileResponse(service.store.files.path(file), media_type=file.media_type, headers=headers)
+
+    return routes
