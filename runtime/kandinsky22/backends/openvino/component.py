@@ -161,7 +161,9 @@ class OpenVinoComponent:
         try:
             yield
         except RuntimeError as error:
-            raise BackendError(f"OpenVINO {imported().__version__} cannot load {self._graph}: {last_line(error)}") from error
+            raise BackendError(
+                f"OpenVINO {imported().__version__} cannot load {self._graph}: {last_line(error)}"
+            ) from error
 
 
 class OpenVinoBackend:
