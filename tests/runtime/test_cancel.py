@@ -84,7 +84,7 @@ class Stopping:
 
     def _called(self, where: str) -> Callable[..., None]:
         def called(_: Any, step: int, timestep: int, tensors: dict[str, Array]) -> None:
-            assert len(tensors["pictures"]) == len(tensors["latents"]) == len(tensors["x0"])
+            assert len(tensors["pictures"]) == len(tensors["latents"]) == len(tensors["x0"]) > 0
             self.seen.append((where, step, tensors["pictures"].tolist()))
             self._runs += where == "prior" and step == 0
             for stop in self._stops:
