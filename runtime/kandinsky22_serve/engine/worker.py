@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -71,6 +71,7 @@ class Batch:
     number: int
     jobs: list[Asked]
     unwanted: frozenset[str] = frozenset()
+    timings: dict[str, float] = field(default_factory=dict)
     step: int = 0
     shown: float = 0.0
     stage: str = ""
@@ -125,7 +126,7 @@ class Worker:
             for each in batch.computed():
                 self._fail(each, error)
         self._canceled.difference_update([job["id"] for job in jobs])
-        self._sender.send("ready", batch=number, resident=resident_memory())
+        self._sender.send("ready", batch=number, timings=batch.timings, resident=resident_memory())
 
     def _resolved(self, job: Mapping[str, Any]) -> Asked | None:
         try:
@@ -148,6 +149,7 @@ class Worker:
         )
         output = self._pipeline.pictures(whole, callbacks)
         self._compile_seconds = output.timings.get("load", self._compile_seconds)
+        batch.timings = output.timings
         batch.unwanted = frozenset(self._canceled)
         self._saving.put((output, batch))
 
