@@ -50,9 +50,11 @@ def test_a_preview_needs_no_component(pipe: Pipeline) -> None:
 
 
 def test_the_largest_latents_are_clipped_as_any_others() -> None:
-    largest = np.finfo(np.float32).max
-    (picture,) = MAP.pictures(np.array([1, 1, 1, -1], np.float32).reshape(1, 4, 1, 1) * largest)
-    assert picture.getpixel((0, 0)) == (0, 0, 0)
+    """In float32 their products would be infinities of both signs, whose sum is no number."""
+    weight = np.array([[4, 3, -4], [-3, -4, 3]], np.float32)
+    colours = LatentsToRgb(weight, np.zeros(3, np.float32), largest=512)
+    (picture,) = colours.pictures(np.full((1, 2, 1, 1), np.finfo(np.float32).max))
+    assert picture.getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_a_size_is_width_and_height(pipe: Pipeline) -> None:
