@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
+import shutil
 import signal
+import ssl
+import subprocess
 import threading
 import time
 
@@ -19,7 +23,7 @@ from replicate.webhook import Webhooks
 
 from kandinsky22_serve.contracts.replicate.names import PUBLISHED_VERSIONS
 
-from .conftest import EARLIER, TOKEN
+from .conftest import EARLIER, TOKEN, Server
 from .running import small
 
 MODEL = "ai-forever/kandinsky-2.2"
@@ -214,6 +218,41 @@ def test_a_webhook_is_validated_by_the_client(plain, receiver):
     Webhooks.validate(headers=headers, body=body.decode(), secret=secret, tolerance=300)
     with pytest.raises(ValueError, match="invalid"):
         Webhooks.validate(headers=headers, body=body.decode() + " ", secret=secret)
+
+
+@pytest.mark.slow
+def test_over_tls_addresses_become_files(shapes_bundle, tmp_path, node):
+    """A server with a certificate of its own: https addresses are files to both clients."""
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    subprocess.run(command, check=True, capture_output=True)
+    flags = ("--backend", "onnxruntime", "--tls-cert", str(certificate), "--tls-key", str(key))
+    server = Server(shapes_bundle, tmp_path / "data", *flags)
+    server.base = f"https://localhost:{server.port}"
+    trusted = ssl.create_default_context(cafile=certificate)
+    try:
+        server.start(verify=trusted)
+        transport = httpx.HTTPTransport(verify=trusted)
+        (output,) = replicate.Client(base_url=server.base, transport=transport).run(MODEL, input=small("a"))
+        assert isinstance(output, FileOutput)
+        assert opened(output.read()).size == (64, 64)
+        code = """
+        import Replicate from "replicate";
+        const replicate = new Replicate({ baseUrl: process.env.BASE });
+        const input = JSON.parse(process.env.SMALL);
+        const [output] = await replicate.run("ai-forever/kandinsky-2.2", { input });
+        const blob = await output.blob();
+        console.log(JSON.stringify({ url: output.url(), type: blob.type }));
+        """
+        more = {"SMALL": json.dumps(small("a")), "NODE_EXTRA_CA_CERTS": str(certificate)}
+        found = node(code, BASE=f"{server.base}/v1", **more)
+        assert found["type"] == "image/png"
+        assert found["url"].startswith("https://localhost:")
+    finally:
+        server.stop()
 
 
 def test_inputs_are_not_in_the_log(server, plain):
