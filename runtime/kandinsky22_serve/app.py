@@ -16,17 +16,23 @@ from kandinsky22_serve.contracts import cog, files, health, openai, replicate
 from kandinsky22_serve.limits import Limits
 from kandinsky22_serve.metrics import Counted, Metrics
 from kandinsky22_serve.service import Service
+from kandinsky22_serve.webhooks import Webhooks
 
 
 def create_app(service: Service, tokens: Sequence[bytes] = ()) -> FastAPI:
     """The application over a service, which it starts and closes with itself."""
 
+    webhooks = Webhooks(service.store, {"replicate": replicate.body(service)}, service.settings.allow_webhook_host)
+    service.hearers.append(webhooks)
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
+        await webhooks.start()
         try:
             yield
         finally:
+            await webhooks.close()
             await service.close()
 
     app = FastAPI(title="kandinsky22", version=VERSION, lifespan=lifespan, redoc_url=None)

@@ -28,31 +28,34 @@ async def take(service: Service, name: str, value: str, base: str) -> File:
     if ours is not None:
         return ours
     if value[:5].lower() == "data:":
-        body = data_uri(value, MOST_BYTES)
+        body = data_uri(value, MOST_BYTES, name=name)
     elif urlsplit(value).scheme.lower() in ("http", "https"):
         allowed = service.settings.allow_input_host
-        fetched = await client.fetch(value, most_bytes=MOST_BYTES, seconds=FETCH_SECONDS, allowed_hosts=allowed)
+        fetched = await client.fetch(
+            value, most_bytes=MOST_BYTES, seconds=FETCH_SECONDS, allowed_hosts=allowed, name=name
+        )
         body = fetched.body
     else:
         raise InputError(f"{name} is no picture; give an http(s) URL, a data: URI or an uploaded file.")
     return await keep(service, name, body, kind="input", file_name=name)
 
 
-async def keep(service: Service, name: str, body: bytes, *, kind: str, file_name: str) -> File:
+async def keep(service: Service, name: str, body: bytes, *, kind: str, file_name: str, metadata: str = "{}") -> File:
     """Keep the bytes of a picture, checked; raises InputError, naming the input `name`, where they are none."""
 
     def checked() -> File:
-        found = check_picture(body, most_bytes=MOST_BYTES, most_pixels=MOST_PIXELS)
-        return service.store.files.add(body, MEDIA_TYPES[found.format], kind, file_name, UPLOAD_SECONDS)
+        found = check_picture(body, most_bytes=MOST_BYTES, most_pixels=MOST_PIXELS, name=name)
+        media_type = MEDIA_TYPES[found.format.lower()]
+        return service.store.files.add(body, media_type, kind, file_name, UPLOAD_SECONDS, metadata)
 
-    try:
-        return await asyncio.to_thread(checked)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
+    return await asyncio.to_thread(checked)
 
 
 def _own_file(service: Service, value: str, base: str) -> File | None:
-    """The file that a URL of ours names; None where it is none of ours. Fetching it would be refused: it is local."""
+    """A copy of the file that a URL of ours names; None where it is none of ours.
+
+    Fetching it would be refused: it is local.
+    """
     try:
         url = urlsplit(value)
     except ValueError:
@@ -62,6 +65,12 @@ def _own_file(service: Service, value: str, base: str) -> File | None:
     if url.scheme not in ("http", "https") or not found or url.netloc not in (public.netloc, urlsplit(base).netloc):
         return None
     file = service.store.files.get(found[1])
+    gone = InputError("The uploaded file does not exist or has expired; upload it again.")
     if file is None:
-        raise InputError("The uploaded file does not exist or has expired; upload it again.")
-    return file
+        raise gone
+    try:
+        # A copy: the job keeps it for as long as it needs it, and what it is of (an upload, another job's picture)
+        # stays what it was.
+        return service.store.files.copy(file, UPLOAD_SECONDS)
+    except FileNotFoundError:
+        raise gone from None

@@ -224,7 +224,7 @@ class Service:
     def started(self, jobs: Sequence[Job]) -> None:
         """Jobs run now."""
         for job in jobs:
-            self._progress[job.id] = Progress(time.monotonic())
+            self._progress[job.id] = Progress(time.monotonic(), lines=[f"Using seed: {job.seeds[0]}"])
             for hearer in self.hearers:
                 hearer.started(job)
             self._tell(job.id)

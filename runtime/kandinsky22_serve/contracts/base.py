@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from kandinsky22_serve import webhooks
 from kandinsky22_serve.inputs import PICTURES, Input, request_of, task_of
 from kandinsky22_serve.pictures import take
 from kandinsky22_serve.service import Service, Submission
@@ -39,6 +40,8 @@ async def submit(
     """Accept a job for a client's inputs: its pictures are taken, its request is checked. Raises as these do."""
     asked: Any = given
     task_of(given)
+    if options.webhook is not None:
+        await webhooks.check(options.webhook.url, service.settings.allow_webhook_host)
     sources = {name: value for name in PICTURES if (value := getattr(given, name)) is not None}
     taken = {name: await take(service, name, value, options.base) for name, value in sources.items()}
     mixed = [
@@ -48,5 +51,13 @@ async def submit(
     paths = {name: service.store.files.path(file).absolute() for name, file in taken.items()}
     request = request_of(given, paths, [service.store.files.path(file).absolute() for file in mixed])
     files = tuple(file.id for file in (*taken.values(), *mixed))
-    submission = Submission(contract, request, shown, options, files, seconds, job)
+
+    def link(file: File, value: str) -> str:
+        return picture_url(options.base, service, file) if value[:5].lower() == "data:" else value
+
+    # What is shown back has addresses in place of whole pictures: it is kept, listed and sent to webhooks.
+    links: dict[str, Any] = {name: link(taken[name], value) for name, value in sources.items() if name in shown}
+    if shown.get("mix_images"):
+        links["mix_images"] = [link(file, value) for file, value in zip(mixed, asked.mix_images, strict=True)]
+    submission = Submission(contract, request, {**shown, **links}, options, files, seconds, job)
     return await asyncio.to_thread(service.submit, submission)
