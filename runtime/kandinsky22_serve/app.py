@@ -27,7 +27,13 @@ def create_app(service: Service, tokens: Sequence[bytes] = ()) -> FastAPI:
         finally:
             await service.close()
 
-    app = FastAPI(title="kandinsky22", version=VERSION, lifespan=lifespan, redoc_url=None)
+    app = FastAPI(
+        title="kandinsky22",
+        version=VERSION,
+        lifespan=lifespan,
+        redoc_url=None,
+        responses=problems.PLAIN_RESPONSES,
+    )
     app.state.service = service
     problems.add_handlers(app)
     for contract in (health, files, replicate, openai, cog):

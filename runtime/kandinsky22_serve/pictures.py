@@ -43,7 +43,7 @@ async def keep(service: Service, name: str, body: bytes, *, kind: str, file_name
 
     def checked() -> File:
         found = check_picture(body, most_bytes=MOST_BYTES, most_pixels=MOST_PIXELS)
-        return service.store.files.add(body, MEDIA_TYPES[found.format], kind, file_name, UPLOAD_SECONDS)
+        return service.store.files.add(body, MEDIA_TYPES[found.format.lower()], kind, file_name, UPLOAD_SECONDS)
 
     try:
         return await asyncio.to_thread(checked)
@@ -52,7 +52,10 @@ async def keep(service: Service, name: str, body: bytes, *, kind: str, file_name
 
 
 def _own_file(service: Service, value: str, base: str) -> File | None:
-    """The file that a URL of ours names; None where it is none of ours. Fetching it would be refused: it is local."""
+    """The file that a URL of ours names, or a copy of it where it is a job's; None where the URL is none of ours.
+
+    Fetching it would be refused: it is local.
+    """
     try:
         url = urlsplit(value)
     except ValueError:
@@ -64,4 +67,8 @@ def _own_file(service: Service, value: str, base: str) -> File | None:
     file = service.store.files.get(found[1])
     if file is None:
         raise InputError("The uploaded file does not exist or has expired; upload it again.")
-    return file
+    if file.job is None:
+        return file
+    # Another job's picture, which stays that job's: it may expire before this one runs.
+    body = service.store.files.path(file).read_bytes()
+    return service.store.files.add(body, file.media_type, "input", file.name, UPLOAD_SECONDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -36,17 +37,28 @@ async def submit(
     seconds: float | None = None,
     job: str = "",
 ) -> Job:
-    """Accept a job for a client's inputs: its pictures are taken, its request is checked. Raises as these do."""
+    """Accept a job for a client's inputs: its pictures are taken, its request is checked. Raises as these do.
+
+    Pictures that no job was made of are not kept.
+    """
     asked: Any = given
-    task_of(given)
-    sources = {name: value for name in PICTURES if (value := getattr(given, name)) is not None}
-    taken = {name: await take(service, name, value, options.base) for name, value in sources.items()}
-    mixed = [
-        await take(service, f"mix_images[{place}]", value, options.base)
-        for place, value in enumerate(asked.mix_images or ())
-    ]
-    paths = {name: service.store.files.path(file).absolute() for name, file in taken.items()}
-    request = request_of(given, paths, [service.store.files.path(file).absolute() for file in mixed])
-    files = tuple(file.id for file in (*taken.values(), *mixed))
-    submission = Submission(contract, request, shown, options, files, seconds, job)
-    return await asyncio.to_thread(service.submit, submission)
+    taken: list[File] = []
+
+    async def path_of(name: str, value: str) -> Path:
+        file = await take(service, name, value, options.base)
+        taken.append(file)
+        return service.store.files.path(file).absolute()
+
+    try:
+        task_of(given)
+        paths = {name: await path_of(name, value) for name in PICTURES if (value := getattr(given, name)) is not None}
+        mixed = [await path_of(f"mix_images[{place}]", value) for place, value in enumerate(asked.mix_images or ())]
+        request = request_of(given, paths, mixed)
+        files = tuple(file.id for file in taken)
+        submission = Submission(contract, request, shown, options, files, seconds, job)
+        return await asyncio.to_thread(service.submit, submission)
+    except Exception:
+        for file in taken:
+            if file.kind == "input":
+                await asyncio.to_thread(service.store.files.remove, file)
+        raise
