@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import hashlib
 import io
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import PIL.Image
+import uvicorn
 
+from kandinsky22_serve.app import create_app
+from kandinsky22_serve.engine.supervisor import Supervisor
 from kandinsky22_serve.service import Service
+from kandinsky22_serve.settings import Settings
 from kandinsky22_serve.store.records import Job, Status, new_id
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
@@ -81,9 +89,48 @@ class QuickEngine:
         self._service.saved(job.id, ids, told)
 
 
-def waits(service: Service) -> int:
-    """How many jobs wait."""
-    return service.store.jobs.count(Status.STARTING)
+class Serving(NamedTuple):
+    """A server in a thread of this process, with its engine."""
+
+    base: str
+    service: Service
+    engine: QuickEngine
+
+    def newest(self) -> Job | None:
+        """The job that was accepted last."""
+        found = self.service.store.jobs.newest(1)
+        return found[0] if found else None
+
+    def wait_until(self, status: Status, seconds: float = 20) -> Job:
+        """The newest job when it has that status."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            job = self.newest()
+            if job is not None and job.status is status:
+                return job
+            time.sleep(0.01)
+        raise TimeoutError(f"the newest job is {job and job.status}, not {status}")
+
+
+@contextlib.contextmanager
+def serving(bundle: Path, data: Path, tokens: Sequence[bytes] = (), **settings: Any) -> Iterator[Serving]:
+    """A server with a quick engine, that real clients reach."""
+    service = Service(Settings(bundle=bundle, data=data, **settings))
+    engine = QuickEngine(service)
+    service.supervisor = cast(Supervisor, engine)
+    config = uvicorn.Config(create_app(service, tokens), port=0, log_config=None, timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield Serving(f"http://127.0.0.1:{port}", service, engine)
+    finally:
+        server.should_exit = True
+        thread.join(30)
 
 
 def _picture(job: Job, form: str) -> bytes:
@@ -94,6 +141,4 @@ def _picture(job: Job, form: str) -> bytes:
 
 
 def _base64(body: bytes) -> str:
-    import base64
-
     return base64.b64encode(body).decode()

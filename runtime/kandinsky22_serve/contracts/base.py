@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,13 @@ async def submit(
         submission = Submission(contract, request, shown, options, files, seconds, job)
         return await asyncio.to_thread(service.submit, submission)
     except Exception:
-        for file in taken:
-            if file.kind == "input":
-                await asyncio.to_thread(service.store.files.remove, file)
+        await asyncio.to_thread(_forget, service, taken)
         raise
+
+
+def _forget(service: Service, taken: Sequence[File]) -> None:
+    """Remove pictures that came with a job which was refused; uploads stay for another."""
+    for file in taken:
+        now = service.store.files.get(file.id)
+        if now is not None and now.kind == "input" and now.job is None:
+            service.store.files.remove(now)
