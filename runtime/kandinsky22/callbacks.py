@@ -23,14 +23,25 @@ class Callback(Protocol):
     def __call__(
         self, pipeline: Any, step: int, timestep: int, tensors: dict[str, Array], /
     ) -> Mapping[str, Array] | None:
-        """See `callback_on_step_end` of `kandinsky22.request.parameters`."""
+        """See `callback_on_step_end` of `kandinsky22.request.parameters`.
+
+        `tensors` has `latents` and `x0`, and as `pictures` the place of each row's picture among all of the call, int64
+        (rows,). The prior with negative prompts has two rows a picture: those of the prompts, then the negatives'.
+
+        Raising `Cancelled` ends the call; `Cancelled(places)` ends those pictures, and the others go on with the next
+        step. Where they do, the calls that follow see the rows of those that stay, in the same order.
+        """
 
 
 class OnBatch(Protocol):
     """Called after each batch."""
 
     def __call__(self, first: int, images: list[PIL.Image.Image] | Floats, /) -> object:
-        """See `callback_on_batch_end` of `kandinsky22.request.parameters`."""
+        """See `callback_on_batch_end` of `kandinsky22.request.parameters`.
+
+        `images` are of neighbours: the first has the place `first` among all pictures of the call, the next one
+        `first + 1`. A batch of which pictures in between were cancelled is handed over in as many parts as that leaves.
+        """
 
 
 @dataclass(frozen=True)
@@ -55,20 +66,13 @@ NO_CALLBACKS = Callbacks()
 """Nobody is told."""
 
 
-def counted_from(start: int, on_step: OnStep | None) -> OnStep | None:
-    """`on_step` for a part of a run: its steps are counted from `start`."""
-    if on_step is None or start == 0:
-        return on_step
-    return lambda step, state: on_step(start + step, state)
-
-
 def _dressed(callback: Callback | None, pipeline: Any, timesteps: NDArray[np.int64]) -> OnStep | None:
     """A user's callback for a backend's loop: raises InputError where it returns what cannot be."""
     if callback is None:
         return None
 
     def on_step(step: int, state: Mapping[str, Array]) -> Mapping[str, Array] | None:
-        tensors = {"latents": state["latents"], "x0": state["x0_before"]}
+        tensors = {"latents": state["latents"], "x0": state["x0_before"], "pictures": state["pictures"]}
         replaced = callback(pipeline, step, int(timesteps[step]), dict(tensors))
         return None if replaced is None else _replaced(replaced, tensors)
 

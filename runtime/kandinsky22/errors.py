@@ -1,5 +1,10 @@
 """Errors that a user can cause: every message says what was wrong, what was expected and what to do."""
 
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection
+
 
 class KandinskyError(Exception):
     """An error that the user can mend. The command line prints its one sentence and exits with 1."""
@@ -30,7 +35,22 @@ class ExportError(KandinskyError):
 
 
 class Cancelled(KandinskyError):  # noqa: N818 - not an error of anybody's
-    """The step callback asked to stop."""
+    """A callback asked to stop: the whole call, or some of its pictures while the others go on.
+
+    Attributes:
+        pictures: Places of the pictures that end, among all of the call, from 0; None: all of them.
+    """
+
+    def __init__(self, pictures: Collection[int] | str | None = None) -> None:
+        """`pictures` are places, or None, or a text that tells why the whole call ends."""
+        self.pictures: frozenset[int] | None = None
+        reason = "The callback asked to stop."
+        if isinstance(pictures, str):
+            reason = pictures
+        elif pictures is not None:
+            self.pictures = frozenset(map(operator.index, pictures))
+            reason = "The callback asked to stop all pictures that were left."
+        super().__init__(reason)
 
 
 def first_line(error: BaseException) -> str:

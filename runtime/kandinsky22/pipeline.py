@@ -18,17 +18,18 @@ from kandinsky22 import backends, checks, memory
 from kandinsky22.arrays import Embeddings, Floats
 from kandinsky22.backends import Availability, Settings
 from kandinsky22.bundle.bundle import Bundle
-from kandinsky22.callbacks import NO_CALLBACKS, Callbacks
+from kandinsky22.callbacks import NO_CALLBACKS, Callbacks, OnBatch
 from kandinsky22.components import Components, Run
 from kandinsky22.conditioning.sources import EmbeddingSource
 from kandinsky22.conditioning.tokenizer import Tokenizer
+from kandinsky22.errors import Cancelled
 from kandinsky22.images.writing import to_pil
-from kandinsky22.noise import Generator
 from kandinsky22.request.job import Job, Sampling
 from kandinsky22.request.parameters import Parameters
 from kandinsky22.request.request import Request
 from kandinsky22.request.resolve import resolve
 from kandinsky22.request.signatures import bind, takes
+from kandinsky22.rows import Pictures
 from kandinsky22.sampling import conditions, decoder, movq
 
 log = logging.getLogger(__name__)
@@ -41,8 +42,8 @@ class Output:
     """What a task returns.
 
     `images`: PIL pictures; or float32 (n, H, W, 3) in 0..1 for "np"; or latents (n, C, h, w) for "latent".
-    `seeds`: one a picture. `timings`: seconds by component, of loading ("load"), of waiting for other threads ("wait",
-    where there were any), and in all ("total").
+    `seeds`: one a picture. Pictures that a callback cancelled are in neither. `timings`: seconds by component, of
+    loading ("load"), of waiting for other threads ("wait", where there were any), and in all ("total").
     """
 
     images: Images
@@ -205,19 +206,23 @@ class Pipeline:
         if job.sampling is None:
             raise TypeError(f"{job.request.task.name} gives embeddings: ask for them with `embeddings`.")
         run = self._begin(job)
-        generators = [Generator(seed) for seed in job.seeds]
-        source = EmbeddingSource(run, job, lambda: self._tokenizer, generators, callbacks)
-        images = _sampled(run, job, job.sampling, source, generators, callbacks)
-        return Output(images, list(job.seeds), {**run.timings, "total": time.perf_counter() - started})
+        pictures = Pictures(job.seeds)
+        source = EmbeddingSource(run, job, lambda: self._tokenizer, pictures, callbacks)
+        images = _sampled(run, job, job.sampling, source, pictures, callbacks)
+        seeds = [job.seeds[place] for place in pictures.staying(range(len(job.seeds)))]
+        return Output(images, seeds, {**run.timings, "total": time.perf_counter() - started})
 
     def embeddings(self, job: Job, callbacks: Callbacks = NO_CALLBACKS) -> Embeddings:
         """The embeddings (n, E) of a job that this pipeline resolved: those that its pictures would be made from.
 
         Raises as `pictures` does.
         """
-        generators = [Generator(seed) for seed in job.seeds]
-        source = EmbeddingSource(self._begin(job), job, lambda: self._tokenizer, generators, callbacks)
-        return source.embed(slice(0, len(generators)))
+        source = EmbeddingSource(self._begin(job), job, lambda: self._tokenizer, Pictures(job.seeds), callbacks)
+        found = source.embed(range(len(job.seeds))).values()
+        return Embeddings(
+            np.concatenate([each.image_embeds for each in found]),
+            np.concatenate([each.negative_image_embeds for each in found]),
+        )
 
     def _begin(self, job: Job) -> Run:
         """What a job uses the components through, once it is known to fit into memory."""
@@ -263,42 +268,56 @@ def _sampled(
     job: Job,
     sampling: Sampling,
     source: EmbeddingSource,
-    generators: list[Generator],
+    pictures: Pictures,
     callbacks: Callbacks,
 ) -> Images:
     """Pictures of all batches: decoded together, or one batch after the other where the caller waits for each.
 
     Where nobody waits, the prior is run for all pictures first.
     """
-    count, together = len(generators), None
+    places = range(len(job.seeds))
+    together = source.embed(places) if callbacks.on_batch is None else None
+    encoded = pictures.hold(conditions.encode(run, sampling, pictures.staying(places), len(places)))
+
+    def denoised(batch: range) -> dict[int, Floats]:
+        embeddings = source.embed(batch) if together is None else together
+        staying = pictures.staying(batch)
+        if not staying:
+            return {}
+        rows = decoder.begin(run, sampling, pictures, staying, embeddings, encoded)
+        return decoder.sample(run, sampling, rows, callbacks.decoder(sampling.schedule.timesteps))
+
+    finished: dict[int, Any] = pictures.hold({})
+    for batch in (places[part] for part in job.batches):
+        latents = denoised(batch)
+        if callbacks.on_batch is None:
+            finished.update(latents)
+        elif latents:
+            images = _images(run, job, sampling, latents)
+            finished.update(zip(latents, images, strict=True))
+            _hand_over(callbacks.on_batch, pictures, list(latents), images)
     if callbacks.on_batch is None:
-        together = source.embed(slice(0, count))
-    encoded = conditions.encode(run, sampling, count)
-
-    def denoised(of: slice) -> Floats:
-        embeddings = source.embed(of) if together is None else together.part(of)
-        on_step = callbacks.decoder(sampling.schedule.timesteps)
-        return decoder.sample(run, sampling, embeddings, generators[of], encoded.part(of), on_step)
-
-    if callbacks.on_batch is None:
-        latents = np.concatenate([denoised(part) for part in job.batches])
-        return _images(run, job, sampling, latents, range(count))
-    finished: list[Any] = []
-    for part in job.batches:
-        of = range(count)[part]
-        finished.append(_images(run, job, sampling, denoised(part), of))
-        callbacks.on_batch(of.start, finished[-1])
-    if job.request.parameters["output_type"] == "pil":
-        return [each for batch in finished for each in batch]
-    return np.concatenate(finished)
+        return _images(run, job, sampling, finished)
+    pil = job.request.parameters["output_type"] == "pil"
+    return list(finished.values()) if pil else np.stack(list(finished.values()))
 
 
-def _images(run: Run, job: Job, sampling: Sampling, latents: Floats, of: range) -> Images:
-    """What comes out for the latents of some of a job's pictures."""
-    output_type = job.request.parameters["output_type"]
+def _hand_over(on_batch: OnBatch, pictures: Pictures, places: list[int], images: Images) -> None:
+    """Tell a callback of a batch, in parts without a gap where pictures in between have ended."""
+    starts = [row for row, place in enumerate(places) if row == 0 or place != places[row - 1] + 1]
+    for start, stop in zip(starts, [*starts[1:], len(places)], strict=True):
+        try:
+            on_batch(places[start], images[start:stop])
+        except Cancelled as asked:
+            pictures.cancel(asked)
+
+
+def _images(run: Run, job: Job, sampling: Sampling, latents: dict[int, Floats]) -> Images:
+    """What comes out for the latents (C, h, w) of some of a job's pictures, by place."""
+    output_type, stacked = job.request.parameters["output_type"], np.stack(list(latents.values()))
     if output_type == "latent":
-        return latents
-    pixels = movq.to_pixels(run, latents)
+        return stacked
+    pixels = movq.to_pixels(run, stacked)
     if sampling.inputs.overlay:
-        pixels = conditions.overlaid(sampling.inputs, pixels, of, len(job.seeds))
+        pixels = conditions.overlaid(sampling.inputs, pixels, list(latents), len(job.seeds))
     return to_pil(pixels) if output_type == "pil" else pixels

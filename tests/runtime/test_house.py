@@ -18,7 +18,7 @@ ORDER = (
     ("measure",),
     ("pipeline",),
     ("conditioning", "sampling"),
-    ("components", "callbacks"),
+    ("components", "callbacks", "rows"),
     ("request",),
     ("memory",),
     ("backends",),

@@ -15,6 +15,7 @@ from kandinsky22.bundle.manifest import Role
 from kandinsky22.components import Run, finite
 from kandinsky22.conditioning.tokenizer import Tokenizer
 from kandinsky22.noise import Generator
+from kandinsky22.rows import Pictures, Rows
 from kandinsky22.sampling.guidance import guidance_weights
 from kandinsky22.schedulers.schedule import Schedule
 
@@ -45,13 +46,13 @@ def embed(
     run: Run,
     tokenizer: Tokenizer,
     asked: PriorRun,
-    of: slice,
-    generators: Sequence[Generator],
+    rows: Mapping[int, int],
+    pictures: Pictures,
     *,
     at_once: int | None = None,
     begin: Floats | None = None,
     on_step: OnStep | None = None,
-) -> Embeddings:
+) -> dict[int, Embeddings]:
     """The image embeddings of some of the pictures of a run of the prior, as KandinskyV22PriorPipeline computes them.
 
     With negative prompts the batch is doubled: the second half are the embeddings of the negative prompts themselves,
@@ -61,55 +62,83 @@ def embed(
     Args:
         run: The call's use of the components.
         tokenizer: Of the bundle.
-        asked: The run of the prior, for all pictures of the job.
-        of: Which of the pictures.
-        generators: One for each picture of the job; picture i draws its noise from `generators[i]` alone.
+        asked: The run of the prior.
+        rows: The row of `asked` of each picture, by the picture's place in the call.
+        pictures: Of the call; each draws its noise from its own generator alone.
         at_once: Pictures that are denoised in one run; None: all.
-        begin: Embeddings (n, E) of all pictures that are mixed with the first noise, as in
+        begin: Embeddings (n, E) of all rows of `asked` that are mixed with the first noise, as in
             KandinskyV22PriorEmb2EmbPipeline; None: the run begins with noise.
         on_step: Called after each step.
+
+    Returns:
+        Embeddings (1, E) by place of those pictures that stay.
     """
-    guided = asked.guidance_scale > 1
-    prompts, negatives = asked.prompts[of], None if asked.negatives is None else asked.negatives[of]
-    away = negatives if negatives is not None else ("",) * len(prompts)
-    texts = encode_text(run, tokenizer, [*prompts, *(away if guided else negatives or ())], at_once)
-    embeds = []
+    found: dict[int, Embeddings] = pictures.hold({})
     name = run.bundle.manifest.name_of(Role.PRIOR)
+    texts = encode_text(run, tokenizer, _texts(asked, list(rows.values())), at_once) if rows else {}
+    guidance = guidance_weights(asked.guidance_scale)
     with run.use(name) as prior_step:
-        for part in parts(len(prompts), at_once):
-            rows = [*prompts[part], *(negatives[part] if negatives is not None else ())]
-            copies = len(rows) // len(prompts[part])
-            branches = [[*away[part]] * copies, rows] if guided else [rows]
-            place = slice((of.start or 0) + part.start, (of.start or 0) + part.start + len(prompts[part]))
-            noise = _noise(generators[place], copies, run.bundle.manifest.geometry.embedding_dim)
-            latents = _first_latents(asked, place, copies, noise, begin)
-            nothing = np.zeros_like(latents)
-            state = prior_step.loop(
-                {"latents": latents, "x0_before": nothing},
-                asked.schedule.per_step(functools.partial(next, noise), nothing),
-                {
-                    **_stacked(texts, branches),
-                    "guidance": guidance_weights(asked.guidance_scale),
-                    "thresholding": asked.schedule.thresholding.array,
-                },
-                on_step,
-            )
-            embeds.append(np.stack(np.split(finite(name, state["latents"]), copies)))
+        for part in parts(len(rows), at_once):
+            places = pictures.staying(list(rows)[part])
+            if places:
+                fed = _begin(run, asked, [rows[place] for place in places], pictures, places, texts, begin)
+                fed.loop(prior_step, slice(0, asked.steps), guidance, on_step)
+                found.update(_results(run, fed, finite(name, fed.state["latents"])))
+    return found
+
+
+def _texts(asked: PriorRun, of: Sequence[int]) -> list[str]:
+    """The texts that the rows `of` what was asked are led towards and, where they are, away from."""
+    prompts = [asked.prompts[row] for row in of]
+    if asked.negatives is not None:
+        return [*prompts, *(asked.negatives[row] for row in of)]
+    return [*prompts, ""] if asked.guidance_scale > 1 else prompts
+
+
+def _begin(
+    run: Run,
+    asked: PriorRun,
+    of: Sequence[int],
+    pictures: Pictures,
+    places: Sequence[int],
+    texts: Mapping[str, Mapping[str, Array]],
+    begin: Floats | None,
+) -> Rows:
+    """What a run begins with, for the rows `of` what was asked, whose pictures are at `places`."""
+    prompts = [asked.prompts[row] for row in of]
+    negatives = None if asked.negatives is None else [asked.negatives[row] for row in of]
+    copies = 1 if negatives is None else 2
+    towards = [*prompts, *(negatives or ())]
+    away = [""] * len(prompts) if negatives is None else negatives * copies
+    generators = [pictures.generators[place] for place in places]
+    noise = _noise(generators, copies, run.bundle.manifest.geometry.embedding_dim)
+    latents = next(noise) if asked.noise is None else np.concatenate(asked.noise[:, of])
+    if begin is not None:
+        signal, rest = asked.schedule.scales[0]
+        latents = signal * np.concatenate([begin[of]] * copies) + rest * latents
+    nothing = np.zeros_like(latents)
+    return Rows(
+        pictures,
+        places,
+        run.bundle.component(run.bundle.manifest.name_of(Role.PRIOR)).inputs,
+        {"latents": latents, "x0_before": nothing},
+        asked.schedule.per_step(functools.partial(next, noise), nothing),
+        {
+            **_stacked(texts, [away, towards] if asked.guidance_scale > 1 else [towards]),
+            "thresholding": asked.schedule.thresholding.array,
+        },
+    )
+
+
+def _results(run: Run, fed: Rows, latents: Floats) -> dict[int, Embeddings]:
+    """The embeddings (1, E) that a finished run means, by place."""
     constants = run.bundle.constants()
-    results: Floats = np.concatenate(embeds, axis=1) * constants["clip_std"] + constants["clip_mean"]
-    if negatives is None:
-        return Embeddings(results[0], np.repeat(constants["zero_image_embeds"], len(prompts), axis=0))
-    return Embeddings(results[0], results[1])
-
-
-def _first_latents(asked: PriorRun, place: slice, copies: int, drawn: Iterator[Floats], begin: Floats | None) -> Floats:
-    """First latents (copies · pictures, E) of the pictures in the slice `place`."""
-    noise = next(drawn) if asked.noise is None else np.concatenate(asked.noise[:, place])
-    if begin is None:
-        return noise
-    signal, rest = asked.schedule.scales[0]
-    latents: Floats = signal * np.concatenate([begin[place]] * copies) + rest * noise
-    return latents
+    results: Floats = np.stack(np.split(latents, fed.copies)) * constants["clip_std"] + constants["clip_mean"]
+    found = {}
+    for row, place in enumerate(fed.places):
+        away = results[1, row : row + 1] if fed.copies == 2 else constants["zero_image_embeds"]
+        found[place] = Embeddings(results[0, row : row + 1], away)
+    return found
 
 
 def _noise(generators: Sequence[Generator], copies: int, width: int) -> Iterator[Floats]:

@@ -71,7 +71,19 @@ class Blend:
         return sum(each.steps for each in (*self.parts, self.away) if isinstance(each, PriorRun))
 
 
-Source = GivenEmbeddings | PriorRun | Blend
+@dataclass(frozen=True)
+class Together:
+    """Sources of jobs that are merged: each with the places of its pictures among all, one for each of its rows."""
+
+    parts: tuple[tuple[GivenEmbeddings | PriorRun | Blend, tuple[int, ...]], ...]
+
+    @property
+    def steps(self) -> int:
+        """Steps of the prior's graph for each batch."""
+        return sum(source.steps for source, _ in self.parts)
+
+
+Source = GivenEmbeddings | PriorRun | Blend | Together
 """Where a decoder's embeddings come from."""
 
 
@@ -109,7 +121,8 @@ class Job:
     """All that is decided about a request: `components` by name in the order of their use, one of `seeds` a picture.
 
     `batches` are the pictures that are denoised at once, in order. `sampling` is None where embeddings alone were
-    asked for.
+    asked for. Of jobs that were merged, `request` is the first one's: it tells of all only what their key does, see
+    `kandinsky22.request.merge`.
     """
 
     request: Request

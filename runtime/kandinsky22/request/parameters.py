@@ -355,7 +355,7 @@ class Parameters(TypedDict, total=False):
             "output",
             "Called after each step of the decoder as `callback(pipeline, step, timestep, tensors)` with `latents` "
             "and the predicted clean `x0`; may return {'latents': …} to replace them. To stop, raise "
-            "`kandinsky22.Cancelled` in it.",
+            "`kandinsky22.Cancelled` in it; with places, these pictures end and the others go on.",
             stored=False,
         ),
     ]
@@ -366,7 +366,8 @@ class Parameters(TypedDict, total=False):
             None,
             "output",
             "Called as `callback(first, images)` as soon as a batch of `batch_size` pictures is finished, with the "
-            "place of its first in all. Each batch then has its own run of the prior.",
+            "place of its first in all, and in parts where pictures in between were cancelled. Each batch then has "
+            "its own run of the prior.",
             stored=False,
         ),
     ]

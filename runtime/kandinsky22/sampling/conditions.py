@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,95 +20,110 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Conditions:
-    """What leads n pictures beside their embeddings: float32 arrays with one entry a picture.
+    """What leads a picture beside its embeddings: float32 arrays, each None where it has none.
 
-    noise: (n, C, h, w), the caller's, in place of the noise that the run draws first.
-    known: (n, C, h, w), clean latents of a picture.
-    start: (2,); the run begins from start[0]·known + start[1]·noise. None: from noise.
-    mask: (n, 1, h, w), 1 where `known` is kept.
-    paste: (steps, 2); after step i, paste[i, 0]·known + paste[i, 1]·noise is pasted where the mask is 1.
-    hint_latents: (n, C, h, w), an encoded depth map.
+    noise: (C, h, w), the caller's, in place of the noise that the run draws first.
+    known: (C, h, w), clean latents of a picture.
+    mask: (1, h, w), 1 where `known` is kept.
+    hint_latents: (C, h, w), an encoded depth map.
     """
 
     noise: Floats | None = None
     known: Floats | None = None
-    start: Floats | None = None
     mask: Floats | None = None
-    paste: Floats | None = None
     hint_latents: Floats | None = None
 
-    def part(self, of: slice) -> Conditions:
-        """The conditions of some of the pictures."""
-        arrays = {name: getattr(self, name) for name in ("noise", "known", "mask", "hint_latents")}
-        return dataclasses.replace(self, **{name: a[of] for name, a in arrays.items() if a is not None})
 
-    def latents(self, noise: Floats) -> Floats:
-        """Latents (n, C, h, w) that the run begins with: `noise`, or a picture's latents mixed with it."""
-        if self.start is None or self.known is None:
-            return noise
-        latents: Floats = self.start[0] * self.known + self.start[1] * noise
-        return latents
+def stacked(each: Sequence[Conditions]) -> Conditions:
+    """The conditions of n pictures, which have the same, as arrays (n, …) of their own."""
 
-    def feeds(self, noise: Floats) -> dict[str, Floats]:
-        """Inputs of the step graph that text to image lacks; `noise` is the noise that the run began with."""
-        if self.mask is not None and self.known is not None:
-            return {"mask": self.mask, "known": self.known, "known_noise": noise}
-        return {} if self.hint_latents is None else {"hint_latents": self.hint_latents}
+    def stack(arrays: Sequence[Floats | None]) -> Floats | None:
+        found = [array for array in arrays if array is not None]
+        return np.stack(found) if found else None
 
-    def pasted(self, latents: Floats) -> Floats:
-        """The last `latents` with what is known pasted clean, as diffusers pastes it once more after its loop.
-
-        The last step has done so already: this undoes what a callback put there.
-        """
-        if self.mask is None or self.known is None:
-            return latents
-        pasted: Floats = self.mask * self.known + (1 - self.mask) * latents
-        return pasted
+    return Conditions(
+        stack([one.noise for one in each]),
+        stack([one.known for one in each]),
+        stack([one.mask for one in each]),
+        stack([one.hint_latents for one in each]),
+    )
 
 
-def encode(run: Run, sampling: Sampling, pictures: int) -> Conditions:
-    """The decoder's inputs, resized to the size of the pictures, encoded, and repeated to one entry a picture."""
-    inputs, schedule, downscale = sampling.inputs, sampling.schedule, run.bundle.manifest.downscale
+def encode(run: Run, sampling: Sampling, places: Sequence[int], count: int) -> dict[int, Conditions]:
+    """The inputs of the pictures at `places` of a call for `count`, resized to the size of the pictures and encoded.
+
+    What serves several pictures is encoded once, and they share the array.
+    """
+    inputs, downscale = sampling.inputs, run.bundle.manifest.downscale
     height, width = (side * downscale for side in sampling.shape[1:])
-    known = mask = paste = hint_latents = None
+    nothing = [None] * len(places)
+    known: Sequence[Floats | None] = nothing
+    mask: Sequence[Floats | None] = nothing
+    hints: Sequence[Floats | None] = nothing
     if isinstance(inputs.images, list):
-        pixels = np.stack([reading.resized_picture(image, height, width) for image in inputs.images])
-        known = _spread(movq.to_latents(run, pixels), pictures)
+        images = _of(inputs.images, places, count)
+        known = _once(
+            lambda some: movq.to_latents(
+                run, np.stack([reading.resized_picture(each, height, width) for each in some])
+            ),
+            images,
+        )
     elif inputs.images is not None:
-        known = _spread(inputs.images, pictures)
+        known = [*_of(list(inputs.images), places, count)]
     if inputs.masks is not None:
-        mask = _spread(latent_masks(inputs.masks, sampling.shape, downscale), pictures)
-        # What is known is noised to the next timestep, and not at all after the last.
-        paste = np.concatenate([schedule.scales[1:], np.array([[1, 0]], np.float32)])
+        mask = _once(lambda some: latent_masks(some, sampling.shape, downscale), _of(inputs.masks, places, count))
     if inputs.hints is not None:
-        hints = np.stack([reading.resized_depth(hint, height, width) for hint in inputs.hints])
-        hint_latents = _spread(movq.encode_hints(run, hints), pictures)
-    start = None if inputs.strength is None else schedule.scales[0]
-    return Conditions(sampling.noise, known, start, mask, paste, hint_latents)
+        hints = _once(
+            lambda some: movq.encode_hints(
+                run, np.stack([reading.resized_depth(each, height, width) for each in some])
+            ),
+            _of(inputs.hints, places, count),
+        )
+    noise = nothing if sampling.noise is None else [sampling.noise[place] for place in places]
+    arrays = zip(noise, known, mask, hints, strict=True)
+    return {place: Conditions(*found) for place, found in zip(places, arrays, strict=True)}
 
 
-def overlaid(inputs: Inputs, pixels: Floats, of: range, count: int) -> Floats:
+def pasted(latents: Floats, mask: Array | None, known: Array | None) -> Floats:
+    """The last latents (n, C, h, w) with what is known pasted clean, as diffusers pastes it once more after its loop.
+
+    The last step has done so already: this undoes what a callback put there.
+    """
+    if mask is None or known is None:
+        return latents
+    whole: Floats = mask * known + (1 - mask) * latents
+    return whole
+
+
+def overlaid(inputs: Inputs, pixels: Floats, places: Sequence[int], count: int) -> Floats:
     """Painted `pixels` (n, H, W, 3) in 0..1 with the task's images put back where its masks are black.
 
-    `pixels` are the pictures `of` a call for `count`. Grey mixes in proportion, as in diffusers'
+    `pixels` are the pictures at `places` of a call for `count`. Grey mixes in proportion, as in diffusers'
     `VaeImageProcessor.apply_overlay` for masks and images of one size; diffusers rounds on the way, so that grey may
     differ in the last bits.
     """
     if not isinstance(inputs.images, list) or inputs.masks is None:
         raise TypeError("Only inpainting has images and masks to overlay.")
     height, width = pixels.shape[1:3]
-    images = np.stack([reading.resized_picture(image, height, width) for image in _of(inputs.images, of, count)])
-    painted = np.stack([mask.whiteness(height, width) for mask in _of(inputs.masks, of, count)])
-    return pixels * painted + images * (1 - painted)
+    originals = _once(
+        lambda some: np.stack([reading.resized_picture(each, height, width) for each in some]),
+        _of(inputs.images, places, count),
+    )
+    painted = _once(
+        lambda some: np.stack([each.whiteness(height, width) for each in some]), _of(inputs.masks, places, count)
+    )
+    white: Floats = np.stack(painted)
+    overlay: Floats = pixels * white + np.stack(originals) * (1 - white)
+    return overlay
 
 
-def _of(given: Sequence[_T], of: range, count: int) -> list[_T]:
-    """Inputs of the pictures `of` a call for `count`, one each; a single input serves all."""
-    if len(given) == 1:
-        return list(given)
-    return [given[place * len(given) // count] for place in of]
+def _of(given: Sequence[_T], places: Sequence[int], count: int) -> list[_T]:
+    """The input of each picture at `places` of a call for `count`; pictures of one prompt follow each other."""
+    return [given[place * len(given) // count] for place in places]
 
 
-def _spread(values: Array, pictures: int) -> Floats:
-    """Values repeated to one entry a picture; pictures of one prompt follow each other."""
-    return np.repeat(values, pictures // len(values), axis=0)
+def _once(make: Callable[[Sequence[_T]], Array], values: Sequence[_T]) -> list[Floats]:
+    """What `make` gives for some values, a row each; values that are one object are given once."""
+    different = {id(value): value for value in values}
+    made = {key: row.copy() for key, row in zip(different, make(list(different.values())), strict=True)}
+    return [made[id(value)] for value in values]

@@ -8,62 +8,77 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kandinsky22.arrays import Array, Embeddings, Floats
+from kandinsky22.arrays import Embeddings, Floats
 from kandinsky22.backends import OnStep
-from kandinsky22.callbacks import counted_from
 from kandinsky22.components import Run, finite
-from kandinsky22.noise import Generator
+from kandinsky22.rows import Pictures, Rows
+from kandinsky22.sampling.conditions import Conditions, pasted, stacked
 from kandinsky22.sampling.guidance import guidance_weights
 
 if TYPE_CHECKING:
     from kandinsky22.request.job import Sampling
-    from kandinsky22.sampling.conditions import Conditions
 
 
-def sample(
+def begin(
     run: Run,
     sampling: Sampling,
-    embeddings: Embeddings,
-    generators: Sequence[Generator],
-    conditions: Conditions,
-    on_step: OnStep | None = None,
-) -> Floats:
-    """Latents (n, C, h, w) of n pictures, as diffusers' Kandinsky 2.2 decoders make them.
+    pictures: Pictures,
+    places: Sequence[int],
+    embeddings: dict[int, Embeddings],
+    conditions: dict[int, Conditions],
+) -> Rows:
+    """What a run for the pictures at `places` begins with, as diffusers' Kandinsky 2.2 decoders begin.
 
-    Picture i draws its noise from `generators[i]` alone. The state passes from one of `sampling`'s segments to the
-    next; neighbours of one component are run without giving its turn away.
+    Each picture draws its noise from its own generator alone. Its embeddings and its conditions are taken out of the
+    dictionaries: they are the rows' from now on.
     """
     schedule = sampling.schedule
+    generators = [pictures.generators[place] for place in places]
+    given = stacked([conditions.pop(place) for place in places])
+    pairs = [embeddings.pop(place) for place in places]
 
     def draw() -> Floats:
         return np.stack([generator.randn(sampling.shape) for generator in generators])
 
-    noise = draw() if conditions.noise is None else conditions.noise
-    latents = conditions.latents(noise)
+    noise = draw() if given.noise is None else given.noise
+    latents = noise
+    if sampling.inputs.strength is not None and given.known is not None:
+        latents = schedule.scales[0, 0] * given.known + schedule.scales[0, 1] * noise
     nothing = np.zeros_like(latents)
     per_step = schedule.per_step(draw, nothing)
-    if conditions.paste is not None:
-        per_step["known_scales"] = list(conditions.paste)
-    state: dict[str, Array] = {"latents": latents, "x0_before": nothing}
     constants = {
-        **conditions.feeds(noise),
         "thresholding": schedule.thresholding.array,
         "ranks": sampling.ranks,
         "rank_weight": sampling.rank_weight,
+        "image_embeds": np.stack(
+            [
+                np.concatenate([pair.negative_image_embeds for pair in pairs]),
+                np.concatenate([pair.image_embeds for pair in pairs]),
+            ]
+        ),
     }
-    towards, away = embeddings.image_embeds, embeddings.negative_image_embeds
+    if given.mask is not None and given.known is not None:
+        constants |= {"mask": given.mask, "known": given.known, "known_noise": noise}
+        # What is known is noised to the next timestep, and not at all after the last.
+        per_step["known_scales"] = list(np.concatenate([schedule.scales[1:], np.array([[1, 0]], np.float32)]))
+    if given.hint_latents is not None:
+        constants["hint_latents"] = given.hint_latents
+    names = {segment.component for segment in sampling.segments}
+    inputs = [spec for name in names for spec in run.bundle.component(name).inputs]
+    return Rows(pictures, places, inputs, {"latents": latents, "x0_before": nothing}, per_step, constants)
+
+
+def sample(run: Run, sampling: Sampling, rows: Rows, on_step: OnStep | None = None) -> dict[int, Floats]:
+    """Latents (C, h, w) of the pictures that `begin` has begun, by their places: those that stay to the end.
+
+    The state passes from one of `sampling`'s segments to the next; neighbours of one component are run without giving
+    its turn away.
+    """
     for component, segments in itertools.groupby(sampling.segments, lambda segment: segment.component):
         with run.use(component) as decoder_step:
             for segment in segments:
-                state = decoder_step.loop(
-                    state,
-                    {name: rows[segment.steps] for name, rows in per_step.items()},
-                    {
-                        **constants,
-                        "image_embeds": np.stack([away, towards] if segment.guided else [towards]),
-                        "guidance": guidance_weights(sampling.guidance_scale if segment.guided else 1.0),
-                    },
-                    counted_from(segment.steps.start, on_step),
-                )
-                finite(component, state["latents"])
-    return conditions.pasted(state["latents"])
+                guidance = guidance_weights(sampling.guidance_scale if segment.guided else 1.0)
+                rows.loop(decoder_step, segment.steps, guidance, on_step)
+                finite(component, rows.state["latents"])
+    latents = pasted(rows.state["latents"], rows.constant("mask"), rows.constant("known"))
+    return dict(zip(rows.places, latents, strict=True))
