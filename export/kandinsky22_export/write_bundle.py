@@ -146,7 +146,8 @@ def _write(
         components[component] = exported
         constants |= known
     if constants:
-        np.savez(folder / bundle.CONSTANTS, **constants)
+        # In order: of several jobs, another may be the first to end the next time.
+        np.savez(folder / bundle.CONSTANTS, **{name: constants[name] for name in sorted(constants)})
     note("manifest", "hashing")
     manifest = Manifest(
         name=name,

@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 
 from kandinsky22 import backends, checks, memory
-from kandinsky22.arrays import Embeddings, Floats
+from kandinsky22.arrays import Array, Embeddings, Floats
 from kandinsky22.backends import Availability, Settings
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.callbacks import NO_CALLBACKS, Callbacks, OnBatch
@@ -31,6 +31,7 @@ from kandinsky22.request.resolve import resolve
 from kandinsky22.request.signatures import bind, takes
 from kandinsky22.rows import Pictures
 from kandinsky22.sampling import conditions, decoder, movq
+from kandinsky22.sampling.preview import LatentsToRgb, latents_to_rgb
 
 log = logging.getLogger(__name__)
 
@@ -224,6 +225,20 @@ class Pipeline:
             np.concatenate([each.negative_image_embeds for each in found]),
         )
 
+    def preview(self, latents: Array, size: tuple[int, int] | None = None) -> list[PIL.Image.Image]:
+        """Small pictures of latents, by a linear map to colours that the bundle has: no component is loaded or run.
+
+        Args:
+            latents: floats (n, C, h, w), as callbacks are given them. While a run lasts, `x0` shows what the picture
+                will be; `latents` is under noise.
+            size: width and height in pixels that the previews are resized to; None: one pixel a latent, w and h.
+
+        Raises:
+            BundleError: the bundle has no such map.
+            InputError: `latents` or `size` is something else.
+        """
+        return self._latents_to_rgb.pictures(latents, size)
+
     def _begin(self, job: Job) -> Run:
         """What a job uses the components through, once it is known to fit into memory."""
         log.info("%s: %d picture(s) by %s", job.request.task.name, len(job.seeds), ", ".join(job.components))
@@ -257,6 +272,10 @@ class Pipeline:
     def _callbacks(self, request: Request) -> Callbacks:
         names = ("callback_on_step_end", "prior_callback_on_step_end", "callback_on_batch_end")
         return Callbacks(self, *(request.given.get(name) for name in names))
+
+    @functools.cached_property
+    def _latents_to_rgb(self) -> LatentsToRgb:
+        return latents_to_rgb(self.bundle)
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:

@@ -11,6 +11,7 @@ from kandinsky22_export.checkpoints import Network
 from kandinsky22_export.graphs.base import Graph
 from kandinsky22_export.graphs.encoders import HintEncoder, ImageEncoder, MovqDecoder, MovqEncoder, TextEncoder
 from kandinsky22_export.graphs.steps import ControlnetStep, DecoderStep, InpaintStep, PriorStep, UNetStep
+from kandinsky22_export.preview import fit_preview
 
 _MADE_OF: dict[type[Graph], str] = {
     TextEncoder: "text_encoder",
@@ -29,7 +30,7 @@ NETWORKS = {graph.name: network for graph, network in _MADE_OF.items()}
 """The network of the checkpoint that each component is made of, in the order of the export."""
 
 Constants = dict[str, Any]
-"""Arrays (1, E) of float32, by the names of constants.npz."""
+"""Arrays of float32, by the names of constants.npz."""
 
 
 def build_graph(component: str, networks: Mapping[str, Network], ranks: int | None) -> tuple[Graph, Constants]:
@@ -44,6 +45,8 @@ def build_graph(component: str, networks: Mapping[str, Network], ranks: int | No
         constants = embed_zeros(network)
     if graph is PriorStep:
         constants = {name: getattr(network, name).numpy().copy() for name in ("clip_mean", "clip_std")}
+    if graph is MovqDecoder:
+        constants = fit_preview(network)  # while it has its encoder still
     if issubclass(graph, UNetStep):
         assert ranks is not None  # a UNet comes with its MoVQ, by which they are known
         return graph(network, ranks), constants
