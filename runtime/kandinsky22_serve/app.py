@@ -14,17 +14,24 @@ from kandinsky22_serve.auth import Auth
 from kandinsky22_serve.contracts import cog, files, health, openai, replicate
 from kandinsky22_serve.limits import Limits
 from kandinsky22_serve.service import Service
+from kandinsky22_serve.webhooks import Webhooks
 
 
 def create_app(service: Service, tokens: Sequence[bytes] = ()) -> FastAPI:
     """The application over a service, which it starts and closes with itself."""
 
+    bodies = {"replicate": replicate.body(service), "cog": cog.body(service)}
+    webhooks = Webhooks(service.store, bodies, service.settings.allow_webhook_host)
+    service.hearers.append(webhooks)
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
+        await webhooks.start()
         try:
             yield
         finally:
+            await webhooks.close()
             await service.close()
 
     app = FastAPI(

@@ -6,6 +6,7 @@ declaration in `kandinsky22.request.parameters`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -68,7 +69,11 @@ def _declared(name: str) -> dict[str, Any]:
 
 def input_model(manifest: Manifest, most_outputs: int = MOST_OUTPUTS) -> type[Input]:
     """The model of what this bundle can be asked for, with up to `most_outputs` pictures a job."""
-    most = min(2048, manifest.limits.max_size)
+    return _input_model(min(2048, manifest.limits.max_size), most_outputs)
+
+
+@functools.cache  # one class, so that OpenAPI has it under one name, whichever contracts take it
+def _input_model(most: int, most_outputs: int) -> type[Input]:
     side: dict[str, Any] = {
         "ge": 64,
         "le": most,

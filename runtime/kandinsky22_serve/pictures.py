@@ -28,31 +28,31 @@ async def take(service: Service, name: str, value: str, base: str) -> File:
     if ours is not None:
         return ours
     if value[:5].lower() == "data:":
-        body = data_uri(value, MOST_BYTES)
+        body = data_uri(value, MOST_BYTES, name=name)
     elif urlsplit(value).scheme.lower() in ("http", "https"):
         allowed = service.settings.allow_input_host
-        fetched = await client.fetch(value, most_bytes=MOST_BYTES, seconds=FETCH_SECONDS, allowed_hosts=allowed)
+        fetched = await client.fetch(
+            value, most_bytes=MOST_BYTES, seconds=FETCH_SECONDS, allowed_hosts=allowed, name=name
+        )
         body = fetched.body
     else:
         raise InputError(f"{name} is no picture; give an http(s) URL, a data: URI or an uploaded file.")
     return await keep(service, name, body, kind="input", file_name=name)
 
 
-async def keep(service: Service, name: str, body: bytes, *, kind: str, file_name: str) -> File:
+async def keep(service: Service, name: str, body: bytes, *, kind: str, file_name: str, metadata: str = "{}") -> File:
     """Keep the bytes of a picture, checked; raises InputError, naming the input `name`, where they are none."""
 
     def checked() -> File:
-        found = check_picture(body, most_bytes=MOST_BYTES, most_pixels=MOST_PIXELS)
-        return service.store.files.add(body, MEDIA_TYPES[found.format.lower()], kind, file_name, UPLOAD_SECONDS)
+        found = check_picture(body, most_bytes=MOST_BYTES, most_pixels=MOST_PIXELS, name=name)
+        media_type = MEDIA_TYPES[found.format.lower()]
+        return service.store.files.add(body, media_type, kind, file_name, UPLOAD_SECONDS, metadata)
 
-    try:
-        return await asyncio.to_thread(checked)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
+    return await asyncio.to_thread(checked)
 
 
 def _own_file(service: Service, value: str, base: str) -> File | None:
-    """The file that a URL of ours names, or a copy of it where it is a job's; None where the URL is none of ours.
+    """The file that came with this job, or a copy of that which a URL of ours names; None where it is none of ours.
 
     Fetching it would be refused: it is local.
     """
@@ -65,10 +65,14 @@ def _own_file(service: Service, value: str, base: str) -> File | None:
     if url.scheme not in ("http", "https") or not found or url.netloc not in (public.netloc, urlsplit(base).netloc):
         return None
     file = service.store.files.get(found[1])
+    gone = InputError("The uploaded file does not exist or has expired; upload it again.")
     if file is None:
-        raise InputError("The uploaded file does not exist or has expired; upload it again.")
-    if file.job is None:
-        return file
-    # Another job's picture, which stays that job's: it may expire before this one runs.
-    body = service.store.files.path(file).read_bytes()
-    return service.store.files.add(body, file.media_type, "input", file.name, UPLOAD_SECONDS)
+        raise gone
+    if file.kind == "input" and file.job is None:
+        return file  # it came with this very job
+    try:
+        # A copy: the job keeps it for as long as it needs it, and what it is of (an upload, another job's picture)
+        # stays what it was.
+        return service.store.files.copy(file, UPLOAD_SECONDS)
+    except FileNotFoundError:
+        raise gone from None

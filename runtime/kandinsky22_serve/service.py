@@ -23,7 +23,6 @@ from kandinsky22.request.request import Request
 from kandinsky22.request.resolve import resolve
 from kandinsky22_serve.engine.supervisor import MOST_DEATHS, Supervisor
 from kandinsky22_serve.events import Hearer
-from kandinsky22_serve.inputs import input_model
 from kandinsky22_serve.settings import Settings
 from kandinsky22_serve.store.jobs import NewJob
 from kandinsky22_serve.store.records import File, Job, Options, Status, new_id
@@ -86,8 +85,6 @@ class Service:
         """Who is told what happens; added before `start`."""
         self.bundle = Bundle(settings.bundle)
         self.manifest = self.bundle.manifest
-        self.inputs = input_model(self.manifest)
-        """What contracts take as inputs: one class, so that OpenAPI has it under one name."""
         self.store = Store(settings.data)
         self.supervisor = Supervisor(settings, self.manifest, self.store.jobs, self.store.files.folder, self)
         self._progress: dict[str, Progress] = {}
@@ -225,7 +222,7 @@ class Service:
     def started(self, jobs: Sequence[Job]) -> None:
         """Jobs run now."""
         for job in jobs:
-            self._progress[job.id] = Progress(time.monotonic())
+            self._progress[job.id] = Progress(time.monotonic(), lines=[f"Using seed: {job.seeds[0]}"])
             for hearer in self.hearers:
                 hearer.started(job)
             self._tell(job.id)

@@ -89,7 +89,7 @@ def test_what_belongs_to_an_end_is_written_with_it_or_not_at_all(store):
     job = store.jobs.accept(new_job(), 10)
 
     def fail(_):
-        store.deliveries.add(job.id, "completed", "http://a", b"{}", terminal=True)
+        store.deliveries.add(job.id, "completed", "http://a", terminal=True)
         raise RuntimeError
 
     with pytest.raises(RuntimeError):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
 
+from kandinsky22_serve import webhooks
 from kandinsky22_serve.inputs import PICTURES, Input, request_of, task_of
 from kandinsky22_serve.pictures import take
 from kandinsky22_serve.service import Service, Submission
@@ -42,29 +43,40 @@ async def submit(
     Pictures that no job was made of are not kept.
     """
     asked: Any = given
-    taken: list[File] = []
+    taken: dict[str, File] = {}
 
     async def path_of(name: str, value: str) -> Path:
-        file = await take(service, name, value, options.base)
-        taken.append(file)
+        taken[name] = file = await take(service, name, value, options.base)
         return service.store.files.path(file).absolute()
 
     try:
         task_of(given)
-        paths = {name: await path_of(name, value) for name in PICTURES if (value := getattr(given, name)) is not None}
-        mixed = [await path_of(f"mix_images[{place}]", value) for place, value in enumerate(asked.mix_images or ())]
+        if options.webhook is not None:
+            await webhooks.check(options.webhook.url, service.settings.allow_webhook_host)
+        sources = {name: value for name in PICTURES if (value := getattr(given, name)) is not None}
+        several = {f"mix_images[{place}]": value for place, value in enumerate(asked.mix_images or ())}
+        paths = {name: await path_of(name, value) for name, value in sources.items()}
+        mixed = [await path_of(name, value) for name, value in several.items()]
         request = request_of(given, paths, mixed)
-        files = tuple(file.id for file in taken)
-        submission = Submission(contract, request, shown, options, files, seconds, job)
+
+        def link(name: str, value: str) -> str:
+            return picture_url(options.base, service, taken[name]) if value[:5].lower() == "data:" else value
+
+        # What is shown back has addresses in place of whole pictures: it is kept, listed and sent to webhooks.
+        links: dict[str, Any] = {name: link(name, value) for name, value in sources.items() if name in shown}
+        if shown.get("mix_images"):
+            links["mix_images"] = [link(name, value) for name, value in several.items()]
+        files = tuple(file.id for file in taken.values())
+        submission = Submission(contract, request, {**shown, **links}, options, files, seconds, job)
         return await asyncio.to_thread(service.submit, submission)
     except Exception:
         await asyncio.to_thread(_forget, service, taken)
         raise
 
 
-def _forget(service: Service, taken: Sequence[File]) -> None:
-    """Remove pictures that came with a job which was refused; uploads stay for another."""
-    for file in taken:
+def _forget(service: Service, taken: Mapping[str, File]) -> None:
+    """Remove pictures that came with a job which was refused."""
+    for file in taken.values():
         now = service.store.files.get(file.id)
         if now is not None and now.kind == "input" and now.job is None:
             service.store.files.remove(now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
@@ -14,10 +15,11 @@ from kandinsky22_serve.contracts import base, cog_schemas, waiting
 from kandinsky22_serve.contracts.cog_health import Watch, iso
 from kandinsky22_serve.contracts.cog_schemas import Health, Index, PredictionResponse
 from kandinsky22_serve.contracts.index import IndexRoute
+from kandinsky22_serve.inputs import input_model
 from kandinsky22_serve.problems import Problem
 from kandinsky22_serve.service import Service
 from kandinsky22_serve.store.jobs import QueueFullError
-from kandinsky22_serve.store.records import Job, Options, Webhook
+from kandinsky22_serve.store.records import File, Job, Options, Webhook
 
 _Id = Annotated[str, Path(pattern=cog_schemas.PREDICTION_ID)]
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -39,7 +41,7 @@ def router(service: Service) -> APIRouter:
         """Make a prediction under an id; asked for again, the one that there is."""
         return await predictions.put(request, prediction_id, body)
 
-    model = cog_schemas.request_model(service.inputs)
+    model = cog_schemas.request_model(input_model(service.manifest))
     for endpoint, path, method in ((create, "/predictions", "POST"), (put, "/predictions/{prediction_id}", "PUT")):
         endpoint.__annotations__["body"] = model | None
         routes.add_api_route(path, endpoint, methods=[method], responses=_RESPONSES, response_model=None)
@@ -68,7 +70,7 @@ class Predictions:
     """Predictions over one service."""
 
     def __init__(self, service: Service) -> None:
-        self._service = service
+        self._service, self._inputs = service, input_model(service.manifest)
 
     async def create(self, request: Request, asked: Any) -> Response:
         """A new prediction. A client that leaves while it waits has it canceled, as Cog does."""
@@ -103,7 +105,7 @@ class Predictions:
             raise Problem(406, "Predictions are not streamed; ask without Accept: text/event-stream.")
         if not _is_async(request):
             waiting.require_engine(self._service)
-        given = self._service.inputs() if asked is None or asked.input is None else asked.input
+        given = self._inputs() if asked is None or asked.input is None else asked.input
         webhook = None
         if asked is not None and asked.webhook is not None:
             events = cog_schemas.EVENTS if asked.webhook_events_filter is None else asked.webhook_events_filter
@@ -132,31 +134,47 @@ class Predictions:
 
     async def _answer(self, job: Job) -> Response:
         """A prediction: 200 where it has ended, however; 202 where it has not."""
-        body = await asyncio.to_thread(self._described, job)
+        body = await asyncio.to_thread(_described, self._service, job)
         return JSONResponse(body.model_dump(mode="json"), 200 if job.status.is_terminal else 202)
 
-    def _described(self, job: Job) -> PredictionResponse:
-        outputs = [self._uri(job, file) for file in self._service.outputs(job)]
-        return PredictionResponse.model_validate(
-            {
-                "id": job.id,
-                "status": job.status.value,
-                "input": job.input,
-                "output": outputs or None,
-                "error": job.error,
-                "logs": self._service.logs(job),
-                "metrics": None if job.predict_seconds is None else {"predict_time": job.predict_seconds},
-                "created_at": iso(job.created),
-                "started_at": job.started and iso(job.started),
-                "completed_at": job.completed and iso(job.completed),
-            }
-        )
 
-    def _uri(self, job: Job, file: Any) -> str:
-        if not job.options.data_uris:
-            return base.picture_url(job.options.base, self._service, file)
-        body = self._service.store.files.path(file).read_bytes()
-        return f"data:{file.media_type};base64,{base64.b64encode(body).decode()}"
+def body(service: Service) -> Callable[[Job, str], Mapping[str, Any]]:
+    """What webhooks are sent: the prediction; for events before the end, as it was before it."""
+
+    def body_at(job: Job, event: str) -> Mapping[str, Any]:
+        found = _described(service, job).model_dump(mode="json")
+        if event != "completed" and job.status.is_terminal:
+            found |= {"status": "processing", "error": None, "completed_at": None, "metrics": None}
+            found |= {} if event == "output" else {"output": None}
+        return found
+
+    return body_at
+
+
+def _described(service: Service, job: Job) -> PredictionResponse:
+    """A prediction as it is now. Reads the store."""
+    outputs = [_uri(service, job, file) for file in service.outputs(job)]
+    return PredictionResponse.model_validate(
+        {
+            "id": job.id,
+            "status": job.status.value,
+            "input": job.input,
+            "output": outputs or None,
+            "error": job.error,
+            "logs": service.logs(job),
+            "metrics": None if job.predict_seconds is None else {"predict_time": job.predict_seconds},
+            "created_at": iso(job.created),
+            "started_at": job.started and iso(job.started),
+            "completed_at": job.completed and iso(job.completed),
+        }
+    )
+
+
+def _uri(service: Service, job: Job, file: File) -> str:
+    if not job.options.data_uris:
+        return base.picture_url(job.options.base, service, file)
+    data = base64.b64encode(service.store.files.path(file).read_bytes()).decode()
+    return f"data:{file.media_type};base64,{data}"
 
 
 def _is_async(request: Request) -> bool:

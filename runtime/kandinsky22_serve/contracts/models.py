@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
+from starlette.requests import Request
 
 from kandinsky22_serve import problems
+from kandinsky22_serve.contracts.base import base_of
+from kandinsky22_serve.contracts.replicate import models as replicate_models
 from kandinsky22_serve.problems import Problem
 from kandinsky22_serve.service import Service
 
 
-class Model(BaseModel):
+class ListedModel(BaseModel):
     """A model, as OpenAI has it."""
 
     id: str
@@ -26,8 +29,8 @@ class Models(BaseModel):
     """The models of this server: one."""
 
     object: str = "list"
-    data: list[Model] = Field(description="As OpenAI lists them")
-    results: list[dict[str, Any]] = Field(description="As Replicate lists them")
+    data: list[ListedModel] = Field(description="As OpenAI lists them")
+    results: list[replicate_models.Model] = Field(description="As Replicate lists them")
     next: str | None = None
     previous: str | None = None
 
@@ -49,33 +52,19 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(tags=["models"])
     began = int(time.time())
 
-    def described() -> Model:
+    def described() -> ListedModel:
         owner, _, _ = service.settings.model.rpartition("/")
-        return Model(id=service.settings.model, created=began, owned_by=owner or "kandinsky22")
+        return ListedModel(id=service.settings.model, created=began, owned_by=owner or "kandinsky22")
 
     @routes.get("/v1/models", response_model=Models)
     @routes.get("/v1/v1/models", response_model=Models, include_in_schema=False)
-    async def models() -> Models:
+    async def models(request: Request) -> Models:
         """The one model that is served."""
-        owner, _, name = service.settings.model.rpartition("/")
-        listed = {
-            "url": f"/{service.settings.model}",
-            "owner": owner,
-            "name": name,
-            "description": "Kandinsky 2.2",
-            "visibility": "private",
-            "run_count": 0,
-            "github_url": None,
-            "paper_url": None,
-            "license_url": None,
-            "cover_image_url": None,
-            "default_example": None,
-            "latest_version": None,
-        }
+        listed = await asyncio.to_thread(replicate_models.model, service, base_of(service, request))
         return Models(data=[described()], results=[listed])
 
-    @routes.get("/v1/models/{model}", response_model=Model, responses=problems.OPENAI_RESPONSES)
-    async def model(model: str) -> Model:
+    @routes.get("/v1/models/{model}", response_model=ListedModel, responses=problems.OPENAI_RESPONSES)
+    async def model(model: str) -> ListedModel:
         """The model, by its name without the owner; owner/name is Replicate's route."""
         require_model(service, model)
         return described()

@@ -32,7 +32,7 @@ _STREAM = {
 
 def router(service: Service) -> APIRouter:
     """The routes, and those of the list of models."""
-    images = Images(service)
+    images, inputs = Images(service), input_model(service.manifest)
     routes = APIRouter(tags=["OpenAI images"], responses=problems.OPENAI_RESPONSES)
     whole = {"model": openai_schemas.Images}
     streamed = {**whole, **_STREAM}
@@ -41,7 +41,7 @@ def router(service: Service) -> APIRouter:
         ("edits", images.edits, openai_schemas.edit_model, FormFile(), streamed),
         ("variations", images.variations, openai_schemas.variation_model, FormFile(), whole),
     ):
-        _add(routes, name, endpoint, Annotated[model(service.inputs), place], responses)
+        _add(routes, name, endpoint, Annotated[model(inputs), place], responses)
     routes.include_router(models.router(service))
     return routes
 

@@ -49,7 +49,8 @@ CREATE TABLE files (
     bytes      INTEGER NOT NULL,
     sha256     TEXT NOT NULL,
     created    REAL NOT NULL,
-    expires    REAL
+    expires    REAL,
+    metadata   TEXT NOT NULL DEFAULT '{}'
 );
 CREATE INDEX of_job ON files (job, kind, place);
 CREATE INDEX expiring ON files (expires);
@@ -58,7 +59,7 @@ CREATE TABLE deliveries (
     job        TEXT NOT NULL,
     event      TEXT NOT NULL,
     url        TEXT NOT NULL,
-    body       BLOB NOT NULL,
+    host       TEXT NOT NULL,
     terminal   INTEGER NOT NULL,
     created    REAL NOT NULL,
     due        REAL NOT NULL,
@@ -66,6 +67,7 @@ CREATE TABLE deliveries (
     state      TEXT NOT NULL DEFAULT 'waiting'
 );
 CREATE INDEX due ON deliveries (state, due);
+CREATE INDEX called ON deliveries (job, event);
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from kandinsky22 import files as disk
@@ -34,18 +36,48 @@ class Files:
         """Where the bytes of the file with this id go; media types are those of SUFFIXES."""
         return self.folder / f"{file}{SUFFIXES[media_type]}"
 
-    def add(self, body: bytes, media_type: str, kind: str, name: str, seconds: float) -> File:
+    def add(self, body: bytes, media_type: str, kind: str, name: str, seconds: float, metadata: str = "{}") -> File:
         """Keep a file for so many seconds, or longer where a job takes it. Raises OSError where the disk is full."""
         now = time.time()
-        file = File(new_id(), kind, name, media_type, len(body), hashlib.sha256(body).hexdigest(), now, now + seconds)
+        digest = hashlib.sha256(body).hexdigest()
+        file = File(new_id(), kind, name, media_type, len(body), digest, now, now + seconds, metadata=metadata)
         disk.write_file(self.path(file), body)
+        self._insert(file)
+        return file
+
+    def copy(self, file: File, seconds: float) -> File:
+        """A file of its own with the bytes of another, as an input that a job can take; they share the disk's space.
+
+        Raises FileNotFoundError where the other has just been deleted.
+        """
+        now = time.time()
+        copied = replace(file, id=new_id(), kind="input", created=now, expires=now + seconds, job=None, place=0)
+        try:
+            os.link(self.path(file), self.path(copied))
+        except FileNotFoundError:
+            raise
+        except OSError:  # a file system without links
+            disk.write_file(self.path(copied), self.path(file).read_bytes())
+        self._insert(copied)
+        return copied
+
+    def _insert(self, file: File) -> None:
         with self._database.write() as connection:
             connection.execute(
-                "INSERT INTO files (id, kind, name, media_type, bytes, sha256, created, expires)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (file.id, kind, name, media_type, file.bytes, file.sha256, now, file.expires),
+                "INSERT INTO files (id, kind, name, media_type, bytes, sha256, created, expires, metadata)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    file.id,
+                    file.kind,
+                    file.name,
+                    file.media_type,
+                    file.bytes,
+                    file.sha256,
+                    file.created,
+                    file.expires,
+                    file.metadata,
+                ),
             )
-        return file
 
     def get(self, file: str) -> File | None:
         """The file of that id, or None: where there never was one, or it has expired."""
@@ -64,6 +96,13 @@ class Files:
             (kind, 1e18 if before is None else before, limit),
         )
         return [File.of(row) for row in rows]
+
+    def newer(self, kind: str, limit: int, after: float) -> list[File]:
+        """The files of a kind that came next after a time of creation, the newest first."""
+        rows = self._database.rows(
+            "SELECT * FROM files WHERE kind = ? AND created > ? ORDER BY created LIMIT ?", (kind, after, limit)
+        )
+        return [File.of(row) for row in reversed(rows)]
 
     def remove(self, file: File) -> None:
         """Forget a file and delete its bytes."""

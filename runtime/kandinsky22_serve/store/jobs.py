@@ -96,6 +96,15 @@ class Jobs:
         )
         return [Job.of(row) for row in rows]
 
+    def newer(self, limit: int, after: int, contracts: Sequence[str] = ()) -> list[Job]:
+        """The jobs that came next after a `seq`, the newest first: the page before that of `newest`."""
+        marks = ", ".join("?" * len(contracts))
+        which = f"AND contract IN ({marks})" if contracts else ""
+        rows = self._database.rows(
+            f"SELECT * FROM jobs WHERE seq > ? {which} ORDER BY seq LIMIT ?", (after, *contracts, limit)
+        )
+        return [Job.of(row) for row in reversed(rows)]
+
     def count(self, status: Status) -> int:
         """How many jobs are in a status that is not terminal."""
         row = self._database.row("SELECT count(*) FROM jobs WHERE status = ?", (status.value,))

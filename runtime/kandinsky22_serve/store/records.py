@@ -72,7 +72,10 @@ class Options:
 
 @dataclass(frozen=True)
 class File:
-    """A file of the store: `kind` is "output", "input" or "upload". `name` is the one that a client gave, or ours."""
+    """A file of the store: `kind` is "output", "input" or "upload". `name` is the one that a client gave, or ours.
+
+    `metadata` is JSON that a client gave with an upload.
+    """
 
     id: str
     kind: str
@@ -84,6 +87,7 @@ class File:
     expires: float | None = None
     job: str | None = None
     place: int = 0
+    metadata: str = "{}"
 
     @classmethod
     def of(cls, row: sqlite3.Row) -> File:
@@ -150,13 +154,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Delivery:
-    """A webhook's call: `body` goes to `url`. `terminal` ones are tried again."""
+    """A webhook's call: what a job's state is goes to `url`. `terminal` ones, of its end, are tried again.
+
+    `host` is the part of the URL that calls are counted by.
+    """
 
     id: str
     job: str
     event: str
     url: str
-    body: bytes
+    host: str
     terminal: bool
     created: float
     due: float
@@ -167,4 +174,4 @@ class Delivery:
     def of(cls, row: sqlite3.Row) -> Delivery:
         """From its row."""
         plain = {name: row[name] for name in cls.__dataclass_fields__}
-        return cls(**{**plain, "terminal": bool(row["terminal"]), "body": bytes(row["body"])})
+        return cls(**{**plain, "terminal": bool(row["terminal"])})
