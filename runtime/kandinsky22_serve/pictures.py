@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from kandinsky22.errors import InputError
@@ -49,6 +50,18 @@ async def keep(service: Service, name: str, body: bytes, *, kind: str, file_name
         return service.store.files.add(body, media_type, kind, file_name, UPLOAD_SECONDS, metadata)
 
     return await asyncio.to_thread(checked)
+
+
+async def forget(service: Service, files: Iterable[File]) -> None:
+    """Remove pictures that came with a job which was refused; what a job has taken stays."""
+
+    def forgotten() -> None:
+        for file in files:
+            now = service.store.files.get(file.id)
+            if now is not None and now.kind == "input" and now.job is None:
+                service.store.files.remove(now)
+
+    await asyncio.to_thread(forgotten)
 
 
 def _own_file(service: Service, value: str, base: str) -> File | None:

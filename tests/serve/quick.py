@@ -35,7 +35,7 @@ class QuickEngine:
         self.engine: Mapping[str, Any] = {}
         self.pid = None
         self.hold = threading.Event()
-        self.steps, self.fails = steps, fails
+        self.steps, self.step_seconds, self.fails = steps, 0.0, fails
         self.canceled: list[str] = []
         self._service, self._turn = service, threading.Lock()
         self._threads: list[threading.Thread] = []
@@ -76,6 +76,7 @@ class QuickEngine:
             self._service.stepped([job.id], "decoder", step, self.steps)
             if job.options.previews:
                 self._service.previewed(job.id, _base64(_picture(job, "png")))
+            time.sleep(self.step_seconds)
         if self.fails is not None:
             self._service.failed(job.id, self.fails)
             return
@@ -110,6 +111,13 @@ class Serving(NamedTuple):
                 return job
             time.sleep(0.01)
         raise TimeoutError(f"the newest job is {job and job.status}, not {status}")
+
+    def wait_until_told(self, job: Job, seconds: float = 20) -> None:
+        """Wait until the engine is told that a job is canceled."""
+        deadline = time.monotonic() + seconds
+        while job.id not in self.engine.canceled:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 @contextlib.contextmanager

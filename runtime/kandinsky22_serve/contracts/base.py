@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from kandinsky22_serve import webhooks
 from kandinsky22_serve.inputs import PICTURES, Input, request_of, task_of
-from kandinsky22_serve.pictures import take
+from kandinsky22_serve.pictures import forget, take
 from kandinsky22_serve.service import Service, Submission
 from kandinsky22_serve.store.records import File, Job, Options
 
@@ -70,13 +70,5 @@ async def submit(
         submission = Submission(contract, request, {**shown, **links}, options, files, seconds, job)
         return await asyncio.to_thread(service.submit, submission)
     except Exception:
-        await asyncio.to_thread(_forget, service, taken)
+        await forget(service, taken.values())
         raise
-
-
-def _forget(service: Service, taken: Mapping[str, File]) -> None:
-    """Remove pictures that came with a job which was refused."""
-    for file in taken.values():
-        now = service.store.files.get(file.id)
-        if now is not None and now.kind == "input" and now.job is None:
-            service.store.files.remove(now)

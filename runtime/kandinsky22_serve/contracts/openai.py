@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
@@ -20,6 +20,7 @@ from kandinsky22_serve import problems
 from kandinsky22_serve.contracts import base, models, openai_schemas, openai_stream, waiting
 from kandinsky22_serve.contracts.openai_pictures import Kept, fitting, keep_mask, keep_upload
 from kandinsky22_serve.inputs import Input, input_model
+from kandinsky22_serve.pictures import forget
 from kandinsky22_serve.service import Service
 from kandinsky22_serve.store.records import File, Job, Options
 
@@ -88,18 +89,25 @@ class Images:
         if len(uploads) == 1 and asked.mix_weights:
             raise InputError("mix_weights is of several pictures; send more of them, or leave it out.")
         names = ["image"] if len(uploads) == 1 else [f"image[{place}]" for place in range(len(uploads))]
-        kept = [await keep_upload(self._service, name, each) for name, each in zip(names, uploads, strict=True)]
+        kept: list[Kept] = []
+        try:
+            for name, upload in zip(names, uploads, strict=True):
+                kept.append(await keep_upload(self._service, name, upload))
+            values = await self._edit(request, asked, kept)
+            return await self._made(request, asked, values, kind="image_edit")
+        except Exception:
+            await forget(self._service, [each.file for each in kept])
+            raise
+
+    async def _edit(self, request: Request, asked: Any, kept: Sequence[Kept]) -> dict[str, Any]:
+        """The inputs of an edit of these pictures."""
         values = {**_sent(asked, self._inputs), **self._sized(asked, kept[0])}
         if len(kept) > 1:
             values |= {"mix_prompts": [values.pop("prompt")], "mix_images": [self._url(request, k.file) for k in kept]}
-            if asked.mix_weights:
-                values["mix_weights"] = asked.mix_weights
-        else:
-            values["image"] = self._url(request, kept[0].file)
-            mask = await keep_mask(self._service, kept[0], asked.mask)
-            if mask is not None:
-                values["mask"] = self._url(request, mask)
-        return await self._made(request, asked, values, kind="image_edit")
+            return {**values, "mix_weights": asked.mix_weights or None}
+        values["image"] = self._url(request, kept[0].file)
+        mask = await keep_mask(self._service, kept[0], asked.mask)
+        return values if mask is None else {**values, "mask": self._url(request, mask)}
 
     async def variations(self, request: Request, asked: Any) -> Response:
         """More pictures of what a picture shows."""
