@@ -27,7 +27,7 @@ SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 class QuickEngine:
     """Stands in the place of a service's supervisor. `hold` keeps jobs waiting; `fails` is what they fail with.
 
-    `steps` are told before a job ends, with a preview each where it asked for some.
+    `steps` are told before a job ends, with a preview each where it asked for some. `most_side` bounds its pictures.
     """
 
     def __init__(self, service: Service, *, steps: int = 0, fails: str | None = None) -> None:
@@ -36,6 +36,7 @@ class QuickEngine:
         self.pid = None
         self.hold = threading.Event()
         self.steps, self.step_seconds, self.fails = steps, 0.0, fails
+        self.most_side = 4096
         self.canceled: list[str] = []
         self._service, self._turn = service, threading.Lock()
         self._threads: list[threading.Thread] = []
@@ -75,7 +76,7 @@ class QuickEngine:
         for step in range(1, self.steps + 1):
             self._service.stepped([job.id], "decoder", step, self.steps)
             if job.options.previews:
-                self._service.previewed(job.id, _base64(_picture(job, "png")))
+                self._service.previewed(job.id, _base64(self._picture(job, "png")))
             time.sleep(self.step_seconds)
         if self.fails is not None:
             self._service.failed(job.id, self.fails)
@@ -84,10 +85,16 @@ class QuickEngine:
         ids = [new_id() for _ in range(job.pictures)]
         told = []
         for each in ids:
-            body = _picture(job, job.options.form)
+            body = self._picture(job, job.options.form)
             (files.folder / f"{each}{SUFFIXES[job.options.form]}").write_bytes(body)
             told.append({"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()})
         self._service.saved(job.id, ids, told)
+
+    def _picture(self, job: Job, form: str) -> bytes:
+        stream = io.BytesIO()
+        height, width = (min(self.most_side, side * 8) for side in job.demand["latents"])
+        PIL.Image.new("RGB", (width, height), (job.seeds[0] % 256, 20, 200)).save(stream, form)
+        return stream.getvalue()
 
 
 class Serving(NamedTuple):
@@ -139,13 +146,6 @@ def serving(bundle: Path, data: Path, tokens: Sequence[bytes] = (), **settings: 
     finally:
         server.should_exit = True
         thread.join(30)
-
-
-def _picture(job: Job, form: str) -> bytes:
-    stream = io.BytesIO()
-    height, width = (side * 8 for side in job.demand["latents"])
-    PIL.Image.new("RGB", (width, height), (job.seeds[0] % 256, 20, 200)).save(stream, form)
-    return stream.getvalue()
 
 
 def _base64(body: bytes) -> str:

@@ -27,7 +27,18 @@ from kandinsky22_serve.store.records import File, Job, Options
 _PATH = "/v1/images"
 _STREAM = {
     "description": "The pictures; with `stream`, server-sent events with them",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {
+        "text/event-stream": {
+            "schema": {
+                "type": "object",
+                "description": "Of each event",
+                "properties": {
+                    "event": {"type": "string"},
+                    "data": {"type": "string", "contentMediaType": "application/json"},
+                },
+            }
+        }
+    },
 }
 
 
