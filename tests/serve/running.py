@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -32,21 +33,21 @@ class Running:
         self._log = log or data.parent / f"{data.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, seconds: float = 120) -> Running:
-        """Start it, and wait until it answers."""
+    def start(self, seconds: float = 120, verify: ssl.SSLContext | bool = True) -> Running:
+        """Start it, and wait until it answers; `verify` are certificates to trust."""
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        self.wait_for("/healthz", seconds)
+        self.wait_for("/healthz", seconds, verify)
         return self
 
-    def wait_for(self, path: str, seconds: float = 120) -> None:
+    def wait_for(self, path: str, seconds: float = 120, verify: ssl.SSLContext | bool = True) -> None:
         """Wait until a path answers with 200."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             assert self.process is not None
             assert self.process.poll() is None, self._log.read_text()[-2000:]
             try:
-                if httpx.get(self.base + path, timeout=5).status_code == 200:
+                if httpx.get(self.base + path, timeout=5, verify=verify).status_code == 200:
                     return
             except httpx.TransportError:
                 pass

@@ -17,10 +17,9 @@ __all__ = ["CONTRACT", "body", "router"]
 def router(service: Service) -> APIRouter:
     """The routes."""
     whole = APIRouter()
-    for prefix in ("/v1", "/v1/v1"):
-        for part in (predictions, models, files, secret):
-            whole.include_router(
-                part.router(service), prefix=prefix, tags=["replicate"], include_in_schema=prefix == "/v1"
-            )
+    for part in (predictions, models, files, secret):
+        routes = part.router(service)
+        whole.include_router(routes, prefix="/v1", tags=["replicate"])
+        whole.include_router(routes, prefix="/v1/v1", include_in_schema=False)
     whole.include_router(stream.router(service), tags=["replicate"])
     return whole
