@@ -22,7 +22,8 @@ from kandinsky22_serve.webhooks import Webhooks
 def create_app(service: Service, tokens: Sequence[bytes] = ()) -> FastAPI:
     """The application over a service, which it starts and closes with itself."""
 
-    webhooks = Webhooks(service.store, {"replicate": replicate.body(service)}, service.settings.allow_webhook_host)
+    bodies = {"replicate": replicate.body(service), "cog": cog.body(service)}
+    webhooks = Webhooks(service.store, bodies, service.settings.allow_webhook_host)
     service.hearers.append(webhooks)
 
     @contextlib.asynccontextmanager
@@ -35,7 +36,13 @@ def create_app(service: Service, tokens: Sequence[bytes] = ()) -> FastAPI:
             await webhooks.close()
             await service.close()
 
-    app = FastAPI(title="kandinsky22", version=VERSION, lifespan=lifespan, redoc_url=None)
+    app = FastAPI(
+        title="kandinsky22",
+        version=VERSION,
+        lifespan=lifespan,
+        redoc_url=None,
+        responses=problems.PLAIN_RESPONSES,
+    )
     app.state.service = service
     metrics = Metrics(service)
     service.hearers.append(metrics)

@@ -6,6 +6,7 @@ declaration in `kandinsky22.request.parameters`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -66,9 +67,13 @@ def _declared(name: str) -> dict[str, Any]:
     return {"description": parameter.help.replace("`", ""), **found}
 
 
-def input_model(manifest: Manifest) -> type[Input]:
-    """The model of what this bundle can be asked for."""
-    most = min(2048, manifest.limits.max_size)
+def input_model(manifest: Manifest, most_outputs: int = MOST_OUTPUTS) -> type[Input]:
+    """The model of what this bundle can be asked for, with up to `most_outputs` pictures a job."""
+    return _input_model(min(2048, manifest.limits.max_size), most_outputs)
+
+
+@functools.cache  # one class, so that OpenAPI has it under one name, whichever contracts take it
+def _input_model(most: int, most_outputs: int) -> type[Input]:
     side: dict[str, Any] = {
         "ge": 64,
         "le": most,
@@ -90,7 +95,7 @@ def input_model(manifest: Manifest) -> type[Input]:
             int,
             Field(25, description="Number of denoising steps for priors", ge=2, le=500),
         ),
-        "num_outputs": (int, Field(1, description="Number of images to output.", ge=1, le=MOST_OUTPUTS)),
+        "num_outputs": (int, Field(1, description="Number of images to output.", ge=1, le=most_outputs)),
         "seed": (int | None, Field(None, description="Random seed. Leave blank to randomize the seed", ge=0, le=2**63)),
         "output_format": (Literal["webp", "jpeg", "png"], Field("webp", description="Output image format")),
         "output_quality": (int, Field(95, description="Quality of webp and jpeg", ge=1, le=100)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from kandinsky22.errors import InputError
@@ -51,8 +52,20 @@ async def keep(service: Service, name: str, body: bytes, *, kind: str, file_name
     return await asyncio.to_thread(checked)
 
 
+async def forget(service: Service, files: Iterable[File]) -> None:
+    """Remove pictures that came with a job which was refused; what a job has taken stays."""
+
+    def forgotten() -> None:
+        for file in files:
+            now = service.store.files.get(file.id)
+            if now is not None and now.kind == "input" and now.job is None:
+                service.store.files.remove(now)
+
+    await asyncio.to_thread(forgotten)
+
+
 def _own_file(service: Service, value: str, base: str) -> File | None:
-    """A copy of the file that a URL of ours names; None where it is none of ours.
+    """The file that came with this job, or a copy of that which a URL of ours names; None where it is none of ours.
 
     Fetching it would be refused: it is local.
     """
@@ -68,6 +81,8 @@ def _own_file(service: Service, value: str, base: str) -> File | None:
     gone = InputError("The uploaded file does not exist or has expired; upload it again.")
     if file is None:
         raise gone
+    if file.kind == "input" and file.job is None:
+        return file  # it came with this very job
     try:
         # A copy: the job keeps it for as long as it needs it, and what it is of (an upload, another job's picture)
         # stays what it was.

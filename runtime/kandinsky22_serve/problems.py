@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import sqlite3
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -36,15 +38,50 @@ def plain(status: int, detail: str) -> Response:
 
 
 def openai(status: int, detail: str) -> Response:
-    """As OpenAI answers."""
+    """As OpenAI answers, which has 400 for what cannot be asked."""
+    status = 400 if status == 422 else status
     kind = "invalid_request_error" if status < 500 else "server_error"
     codes = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
     return JSONResponse({"error": {"message": detail, "type": kind, "param": None, "code": codes.get(status)}}, status)
 
 
+_PLAIN = {
+    "type": "object",
+    "properties": {"title": {"type": "string"}, "detail": {"type": "string"}, "status": {"type": "integer"}},
+    "required": ["title", "detail", "status"],
+}
+_OPENAI_ERROR = {
+    "type": "object",
+    "properties": {
+        "message": {"type": "string"},
+        "type": {"type": "string"},
+        "param": {"type": ["string", "null"]},
+        "code": {"type": ["string", "null"]},
+    },
+    "required": ["message", "type", "param", "code"],
+}
+
+
+def _documented(media_type: str, schema: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    content = {media_type: {"schema": schema}}
+    return {
+        "4XX": {"description": "What was asked for cannot be", "content": content},
+        "5XX": {"description": "The server cannot do it now", "content": content},
+    }
+
+
+PLAIN_RESPONSES = _documented("application/problem+json", _PLAIN)
+"""For OpenAPI: what `plain` writes."""
+OPENAI_RESPONSES = _documented(
+    "application/json", {"type": "object", "properties": {"error": _OPENAI_ERROR}, "required": ["error"]}
+)
+"""For OpenAPI: what `openai` writes."""
+
+
 def answer(path: str) -> Answer:
     """How errors are written at a path."""
-    return openai if path.startswith("/v1/images") else plain
+    is_openai = path.startswith("/v1/images") or re.fullmatch(r"/v1/models/[^/]+", path)
+    return openai if is_openai else plain
 
 
 def add_handlers(app: FastAPI) -> None:

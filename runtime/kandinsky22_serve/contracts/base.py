@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
 
 from kandinsky22_serve import webhooks
 from kandinsky22_serve.inputs import PICTURES, Input, request_of, task_of
-from kandinsky22_serve.pictures import take
+from kandinsky22_serve.pictures import forget, take
 from kandinsky22_serve.service import Service, Submission
 from kandinsky22_serve.store.records import File, Job, Options
 
@@ -37,27 +38,37 @@ async def submit(
     seconds: float | None = None,
     job: str = "",
 ) -> Job:
-    """Accept a job for a client's inputs: its pictures are taken, its request is checked. Raises as these do."""
+    """Accept a job for a client's inputs: its pictures are taken, its request is checked. Raises as these do.
+
+    Pictures that no job was made of are not kept.
+    """
     asked: Any = given
-    task_of(given)
-    if options.webhook is not None:
-        await webhooks.check(options.webhook.url, service.settings.allow_webhook_host)
-    sources = {name: value for name in PICTURES if (value := getattr(given, name)) is not None}
-    taken = {name: await take(service, name, value, options.base) for name, value in sources.items()}
-    mixed = [
-        await take(service, f"mix_images[{place}]", value, options.base)
-        for place, value in enumerate(asked.mix_images or ())
-    ]
-    paths = {name: service.store.files.path(file).absolute() for name, file in taken.items()}
-    request = request_of(given, paths, [service.store.files.path(file).absolute() for file in mixed])
-    files = tuple(file.id for file in (*taken.values(), *mixed))
+    taken: dict[str, File] = {}
 
-    def link(file: File, value: str) -> str:
-        return picture_url(options.base, service, file) if value[:5].lower() == "data:" else value
+    async def path_of(name: str, value: str) -> Path:
+        taken[name] = file = await take(service, name, value, options.base)
+        return service.store.files.path(file).absolute()
 
-    # What is shown back has addresses in place of whole pictures: it is kept, listed and sent to webhooks.
-    links: dict[str, Any] = {name: link(taken[name], value) for name, value in sources.items() if name in shown}
-    if shown.get("mix_images"):
-        links["mix_images"] = [link(file, value) for file, value in zip(mixed, asked.mix_images, strict=True)]
-    submission = Submission(contract, request, {**shown, **links}, options, files, seconds, job)
-    return await asyncio.to_thread(service.submit, submission)
+    try:
+        task_of(given)
+        if options.webhook is not None:
+            await webhooks.check(options.webhook.url, service.settings.allow_webhook_host)
+        sources = {name: value for name in PICTURES if (value := getattr(given, name)) is not None}
+        several = {f"mix_images[{place}]": value for place, value in enumerate(asked.mix_images or ())}
+        paths = {name: await path_of(name, value) for name, value in sources.items()}
+        mixed = [await path_of(name, value) for name, value in several.items()]
+        request = request_of(given, paths, mixed)
+
+        def link(name: str, value: str) -> str:
+            return picture_url(options.base, service, taken[name]) if value[:5].lower() == "data:" else value
+
+        # What is shown back has addresses in place of whole pictures: it is kept, listed and sent to webhooks.
+        links: dict[str, Any] = {name: link(name, value) for name, value in sources.items() if name in shown}
+        if shown.get("mix_images"):
+            links["mix_images"] = [link(name, value) for name, value in several.items()]
+        files = tuple(file.id for file in taken.values())
+        submission = Submission(contract, request, {**shown, **links}, options, files, seconds, job)
+        return await asyncio.to_thread(service.submit, submission)
+    except Exception:
+        await forget(service, taken.values())
+        raise

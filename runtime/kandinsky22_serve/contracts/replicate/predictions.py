@@ -82,7 +82,7 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter()
     ours = names(service)
     inputs = input_model(service.manifest)
-    body = create_model("PredictionRequest", __base__=NewPrediction, input=(inputs, ...))
+    body = create_model("ModelPredictionRequest", __base__=NewPrediction, input=(inputs, ...))
     versioned = create_model("VersionedPredictionRequest", __base__=body, version=(str, ...))
     prefer_header = Annotated[str | None, Header(description="wait, or wait=n with n seconds: answer at the end")]
     after_header = Annotated[str | None, Header(description="A deadline: 90s, 15m, 1h30m")]
