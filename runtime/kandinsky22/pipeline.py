@@ -32,6 +32,7 @@ from kandinsky22.request.signatures import bind, takes
 from kandinsky22.sampling import conditions, decoder, movq
 
 log = logging.getLogger(__name__)
+logging.getLogger("kandinsky22").addHandler(logging.NullHandler())  # silent as a library
 
 Images = list[PIL.Image.Image] | Floats
 
