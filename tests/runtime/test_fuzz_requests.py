@@ -134,17 +134,6 @@ def test_a_config_of_a_scheduler_is_a_schedule_or_refused(count: int, handmade_b
 
 
 WORDS = ("a red circle ", "word ", "'s", "<|startoftext|>", "<|endoftext|>", "</w>", "\u00a0", "\ufb01", "\u0130", "ß")
-    "a red circle ",
-    "word ",
-    "'s",
-    "<|startoftext|>",
-    "<|endoftext|>",
-    "</w>",
-    "\u00a0",
-    "\ufb01",
-    "\u0130",
-    "\xdf",
-)
 pieces = st.text(max_size=12) | st.sampled_from((*TEXTS, *WORDS, "\ud55c", "\ufffd", "0123"))
 prompts = st.lists(pieces, max_size=40).map("".join)
 
