@@ -89,6 +89,8 @@ def test_a_request_of_json_is_a_job_or_refused(count: int, handmade_bundle: Bund
 
     for whole in WHOLE:
         Request.from_json(whole)
+    for task in TASKS:
+        check({"task": task})
     run(count, check, data=requests)
 
 
