@@ -145,10 +145,15 @@ def test_within_an_import_a_signal_waits(stop: signals.Stop, tmp_path: Path, mon
     code = "import signal, time\nsignal.raise_signal(signal.SIGTERM)\ntime.sleep(0.05)\nwhole = True\n"
     (tmp_path / "slow_to_import.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    found = importlib.import_module("slow_to_import")
-    with pytest.raises(KeyboardInterrupt):
+    found = []
+
+    def work() -> None:
+        found.append(importlib.import_module("slow_to_import"))
         wait()
-    assert found.whole
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert found[0].whole
     assert stop.number == signal.SIGTERM
 
 
@@ -181,10 +186,13 @@ def test_a_function_can_be_marked_as_whole(stop: signals.Stop) -> None:
     def inner() -> None:
         signal.raise_signal(signal.SIGINT)
 
-    work()
-    assert done
-    with pytest.raises(KeyboardInterrupt):
+    def all_of_it() -> None:
+        work()
         wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        all_of_it()
+    assert done
 
 
 def test_in_a_destructor_where_python_drops_it_it_is_raised_once_more(
