@@ -10,6 +10,7 @@ FLAVOUR    ?= auto
 BATCH      ?= 1
 PROMPT     ?= a large red circle in the middle of a blue background
 SEED       ?= 0
+MINUTES    ?= 30
 BUNDLE     ?= engines/shapes
 
 BIN    := $(VENV)/bin
@@ -22,7 +23,7 @@ SIZES  := $(if $(STATIC),--static $(STATIC),$(if $(MIN),--min $(MIN)) $(if $(OPT
 # Installed without bytecode (half of torch is never imported), so what is imported is compiled once and kept.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help demo engines test test-slow test-gpu scores bench docs lint format clean
+.PHONY: help demo engines test test-slow test-gpu fuzz scores bench docs lint format clean
 
 help:  ## Print this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -48,6 +49,9 @@ test-slow: $(READY)  ## Run the tests that take minutes or gigabytes: full parit
 
 test-gpu: $(SHAPES)  ## Run the tests that need an NVIDIA GPU (install an extra first, see docs/gpu.md; BUNDLE=…).
 	KANDINSKY22_BUNDLE="$(BUNDLE)" $(BIN)/python -m pytest -m gpu tests/gpu -s
+
+fuzz: $(SHAPES)  ## Give everything that reads somebody's files random ones, other ones every time, for MINUTES=30.
+	SHAPES_BUNDLE="$(abspath $(dir $(SHAPES)))" $(BIN)/python -m tests.fuzz $(MINUTES)
 
 scores: $(READY)  ## Score every task on unseen cases with the runtime and with diffusers: the tables of checkpoints/shapes.
 	$(BIN)/kandinsky22-export checkpoints/shapes/decoder --controlnet checkpoints/shapes/controlnet-depth \

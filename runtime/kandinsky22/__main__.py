@@ -2,6 +2,6 @@
 
 import sys
 
-from kandinsky22.cli.main import main
+from kandinsky22.cli.program import run
 
-sys.exit(main())
+sys.exit(run())

@@ -34,6 +34,7 @@ from kandinsky22.sampling import conditions, decoder, movq
 from kandinsky22.sampling.preview import LatentsToRgb, latents_to_rgb
 
 log = logging.getLogger(__name__)
+logging.getLogger("kandinsky22").addHandler(logging.NullHandler())  # silent as a library
 
 Images = list[PIL.Image.Image] | Floats
 

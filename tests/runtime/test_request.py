@@ -105,6 +105,7 @@ def test_callbacks_are_no_data() -> None:
         ({"task": "paint"}, "task is 'paint'; expected one of text2img"),
         ({"task": ["mix"]}, "expected one of text2img"),
         ({"task": "mix", "prompts": "a"}, "There is no parameter 'prompts'"),
+        ({"task": "mix", "a\nb": {"npy": "!"}}, r"There is no parameter 'a\\nb'"),
         ({"task": "mix", "prompt": "a"}, "mix does not use prompt"),
         ({"task": "text2img", "num_inference_steps": "9"}, "num_inference_steps is '9'; expected a whole number"),
         ({"task": "text2img", "latents": {"npy": "!"}}, "latents has npy that cannot be read"),

@@ -83,7 +83,7 @@ def _with_depth_maps(calls: list[Call]) -> list[Call]:
 
 def _read_prompts(name: str) -> list[str]:
     """The lines of a file that are not blank; "-" is standard input."""
-    data = sys.stdin.buffer.read(MOST_BYTES + 1) if name == "-" else files.read_regular(name, MOST_BYTES)
+    data = _standard_input() if name == "-" else files.read_regular(name, MOST_BYTES)
     if len(data) > MOST_BYTES:
         raise InputError(f"Standard input has more than {MOST_BYTES >> 20} MiB of prompts; give fewer at a time.")
     try:
@@ -91,3 +91,9 @@ def _read_prompts(name: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise InputError(f"The file of prompts {name} is not text in UTF-8 ({error.reason}).") from error
     return [line.strip() for line in lines if line.strip()]
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise InputError("Standard input is closed; give the prompts to it, or name a file with --prompts-file.")
+    return sys.stdin.buffer.read(MOST_BYTES + 1)

@@ -7,20 +7,19 @@ import contextlib
 import importlib
 import io
 import logging
-import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
+from kandinsky22.cli import signals, streams
 from kandinsky22.cli.printable import printable
 from kandinsky22.errors import BackendError, KandinskyError
 from kandinsky22.version import VERSION
 
-INTERRUPTED = 130
-"""What a shell expects of a program that Ctrl-C ended: 128 and the signal's number."""
 READER_GONE = 141
-
+"""What a shell says of a program that ended because nobody reads on: 128 and the number of SIGPIPE."""
 
 COMMANDS = {
     "generate": "make pictures from prompts",
@@ -52,38 +51,76 @@ class Command(Protocol):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with mistakes in one line."""
+    """argparse, with mistakes in one line, and errors where its help cannot be printed."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""
         self.exit(2, f"error: {printable(message)} (see {self.prog} --help)\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message:
+            file = file or sys.stderr
+            file.write(message)
+            file.flush()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name); the exit code.
 
     Mistakes of the user and failures of the machine become one sentence on stderr; anything else is a bug, and keeps
-    its traceback.
+    its traceback. A signal that stops it is 128 and the signal's number.
     """
-    _escape_what_cannot_be_printed()
+    stop = signals.Stop()
     try:
+        stop.listen()
+        return _outcome(sys.argv[1:] if argv is None else list(argv), stop)
+    except KeyboardInterrupt as stopped:
+        return _stopped(stop, stopped)
+    finally:
+        stop.close()
+
+
+def _outcome(argv: list[str], stop: signals.Stop) -> int:
+    """The exit code, after the sentence of what went wrong. Raises KeyboardInterrupt."""
+    try:
+        _escape_what_cannot_be_printed()
         with _one_line_warnings():
-            return _run(sys.argv[1:] if argv is None else list(argv))
-    except KandinskyError as error:
+            code = _run(argv)
+        sys.stdout.flush()  # here, where it may still fail in one sentence
+    except Exception as error:
+        if not stop.number:
+            return _failed(error)
+        raise KeyboardInterrupt from error  # C code may make another error of it
+    if stop.number:
+        raise KeyboardInterrupt
+    return code
+
+
+def _failed(error: Exception) -> int:
+    """The exit code for an error, after its sentence. Raises it again where it is a bug."""
+    if isinstance(error, KandinskyError):
         from kandinsky22.cli.flags import message_in_flags
 
-        return _fail(message_in_flags(str(error)))
-    except MemoryError:
-        return _fail("There is not enough memory; try --low-memory, a smaller --size or a smaller --batch-size.")
-    except BrokenPipeError:
-        # Whoever read the results has left, as `head` does. Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return READER_GONE
-    except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}." if error.filename else str(error))
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        return INTERRUPTED
+        return fail(message_in_flags(str(error)))
+    if isinstance(error, MemoryError):
+        return fail("There is not enough memory; try --low-memory, a smaller --size or a smaller --batch-size.")
+    if not isinstance(error, OSError):
+        raise error
+    if error.filename == streams.STDOUT:
+        streams.give_up(sys.stdout)
+        if isinstance(error, BrokenPipeError):  # whoever read it has left, as `head` does, and wants to know no more
+            return READER_GONE
+    return fail(f"{error.filename}: {error.strerror}." if error.filename else str(error))
+
+
+def _stopped(stop: signals.Stop, stopped: KeyboardInterrupt) -> int:
+    """The exit code for a signal, after its sentence: what was told about it as notes is the end of that."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        streams.give_up(sys.stdout)
+    print("; ".join(["Stopped", *getattr(stopped, "__notes__", ())]) + ".", file=sys.stderr)
+    return 128 + (stop.number or signal.SIGINT)
 
 
 def _run(argv: list[str]) -> int:
@@ -100,9 +137,7 @@ def _run(argv: list[str]) -> int:
     # Not with subparsers: below them, argparse takes no positional arguments after the first option.
     options = parser.parse_intermixed_args([*before, *argv[1:]])
     with _told(options.verbose):
-        code = command.run(options)
-    sys.stdout.flush()  # here, where it may still fail in one sentence
-    return code
+        return command.run(options)
 
 
 def _command(name: str) -> Command:
@@ -172,7 +207,8 @@ def _escape_what_cannot_be_printed() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _fail(sentence: str) -> int:
+def fail(sentence: str) -> int:
+    """Say what went wrong, in one sentence; the exit code."""
     print("error:", printable(sentence.strip()), file=sys.stderr)
     return 1
 

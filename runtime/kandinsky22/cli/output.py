@@ -13,6 +13,7 @@ from typing import Any
 
 import PIL.Image
 
+from kandinsky22.cli import signals
 from kandinsky22.errors import InputError
 from kandinsky22.files import kind_of
 from kandinsky22.images import writing
@@ -67,6 +68,7 @@ class Places:
                 raise InputError(f"{path} is no file, and only a file is replaced; choose another name.")
 
     @contextlib.contextmanager
+    @signals.whole
     def ready(self) -> Iterator[None]:
         """The folders, made where they are missing and tried out; a new one goes again if nothing came into it.
 

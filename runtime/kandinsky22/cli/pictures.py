@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from kandinsky22.pipeline import Pipeline
     from kandinsky22.request.job import Job
 
-INTERRUPTED = 130
 AT_ONCE = 64
 """Pictures that one call of a task is for. Their inputs are encoded once, and they are kept until its end."""
 OF_A_CALL = ("num_images_per_prompt", "batch_size", "output_type")
@@ -182,11 +181,10 @@ def make(options: argparse.Namespace, calls: Sequence[Call]) -> int:
             first = pipe.resolve(calls[0].as_run)  # what it refuses should leave no folder behind
             with places.ready():
                 _make(pipe, calls, first, places, options, told)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         written = len(told["pictures"])
-        count = "1 picture was" if written == 1 else f"{written} pictures were"
-        print(f"Stopped; {count} written.", file=sys.stderr)
-        return INTERRUPTED
+        stopped.add_note(f"{'1 picture was' if written == 1 else f'{written} pictures were'} written")
+        raise
     finally:
         if options.json:
             print(json.dumps(told, indent=2))

@@ -127,12 +127,14 @@ class _Sources:
         return Found(run, roles, len(run.prompts), len(prompts))
 
     def _blend(
-        self, things: Sequence[Any], weights: Sequence[float] | None, negative_prior_prompt: str | None
+        self, things: Sequence[Any] | None, weights: Sequence[float] | None, negative_prior_prompt: str | None
     ) -> Found:
         """A weighted sum, as KandinskyV22PriorPipeline.interpolate makes it; it runs the prior once a prompt.
 
         diffusers runs it for `negative_prompt` as well, and throws the result away where that is "".
         """
+        if things is None:  # a request of JSON may lack it
+            raise InputError("There is nothing to mix; expected a list of prompts and pictures.")
         shares = [1 / len(things)] * len(things) if weights is None else weights
         if len(shares) != len(things):
             raise InputError(

@@ -72,7 +72,9 @@ class Request:
         """The request that `to_json` wrote. Raises InputError where it is something else."""
         if not isinstance(data, Mapping) or not all(isinstance(name, str) for name in data):
             raise InputError(f"The request is {shown(data)}; expected an object with a task and parameters.")
-        given = {name: decoded(name, value) for name, value in data.items() if name != "task"}
+        # What `of` refuses by its name is not decoded: it may be anything, and large.
+        values = {name: value for name, value in data.items() if name != "task"}
+        given = {name: decoded(name, value) if name in PARAMETERS else value for name, value in values.items()}
         unstored = [name for name in given if name in PARAMETERS and not PARAMETERS[name].stored]
         if unstored:
             raise InputError(f"{unstored[0]} cannot be given as JSON; leave it out.")
