@@ -133,7 +133,7 @@ def commands() -> list[tuple[Path, list[str]]]:
 
 def parser_of(command: str) -> argparse.ArgumentParser:
     parser = cli.Parser(prog=f"kandinsky22 {command}")
-    importlib.import_module(f"kandinsky22.cli.{command}").add_arguments(parser)
+    importlib.import_module(cli.ELSEWHERE.get(command, f"kandinsky22.cli.{command}")).add_arguments(parser)
     parser.add_argument("-v", "--verbose", action="count")
     return parser
 
