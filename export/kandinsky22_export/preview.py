@@ -13,7 +13,7 @@ from torch.nn import functional
 from kandinsky22.errors import ExportError
 from kandinsky22_export.dead_leaves import dead_leaves
 
-PICTURES = 24
+PICTURES = 16
 SIDE = 8
 """Latents a side of each picture. Many small pictures have more colours than few large ones, for the same work."""
 

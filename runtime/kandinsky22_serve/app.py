@@ -9,10 +9,12 @@ from typing import cast
 from fastapi import FastAPI, Request
 
 from kandinsky22.version import VERSION
+from kandinsky22_serve import metrics as prometheus
 from kandinsky22_serve import problems
 from kandinsky22_serve.auth import Auth
 from kandinsky22_serve.contracts import cog, files, health, openai, replicate
 from kandinsky22_serve.limits import Limits
+from kandinsky22_serve.metrics import Counted, Metrics
 from kandinsky22_serve.service import Service
 from kandinsky22_serve.webhooks import Webhooks
 
@@ -42,11 +44,15 @@ def create_app(service: Service, tokens: Sequence[bytes] = ()) -> FastAPI:
         responses=problems.PLAIN_RESPONSES,
     )
     app.state.service = service
+    metrics = Metrics(service)
+    service.hearers.append(metrics)
     problems.add_handlers(app)
     for contract in (health, files, replicate, openai, cog):
         app.include_router(contract.router(service))
+    app.include_router(prometheus.router(metrics))
     app.add_middleware(Limits)
     app.add_middleware(Auth, tokens=tokens)
+    app.add_middleware(Counted, metrics=metrics)
     return app
 
 

@@ -28,8 +28,5 @@ class Hearer:
     def died(self, jobs: Sequence[Job]) -> None:
         """The engine died while it ran these."""
 
-    def computed(self, jobs: int, pictures: int, seconds: float, resident: int) -> None:
-        """A batch is computed; `resident` is the engine's memory in bytes."""
-
-    def engine(self, state: str, restarts: int) -> None:
-        """The engine's state is another."""
+    def computed(self, pictures: int, timings: dict[str, float], resident: int) -> None:
+        """A batch is computed; `timings` are seconds by stage, `resident` is the engine's memory in bytes."""

@@ -10,7 +10,7 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +81,8 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         """Open bundle and store. Raises InputError or BundleError where that cannot be."""
         self.settings = settings
+        self.give_up: Callable[[], None] = lambda: None
+        """Called in the event loop when the engine cannot start at all."""
         self.hearers: list[Hearer] = []
         """Who is told what happens; added before `start`."""
         self.bundle = Bundle(settings.bundle)
@@ -279,15 +281,17 @@ class Service:
                 )
             self._tell(job.id)
 
-    def computed(self, jobs: int, pictures: int, seconds: float, resident: int) -> None:
+    def computed(self, pictures: int, timings: dict[str, float], resident: int) -> None:
         """A batch is computed."""
         for hearer in self.hearers:
-            hearer.computed(jobs, pictures, seconds, resident)
+            hearer.computed(pictures, timings, resident)
 
     def changed(self) -> None:
-        """The engine's state is another."""
-        for hearer in self.hearers:
-            hearer.engine(self.supervisor.state, self.supervisor.restarts)
+        """The engine's state is another: one that is broken before it ever ran ends the server."""
+        loop, supervisor = self._loop, self.supervisor
+        if supervisor.state == "broken" and not supervisor.engine and loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self.give_up)
 
     # The end of a job, and who waits for it.
 

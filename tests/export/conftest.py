@@ -11,7 +11,7 @@ import pytest
 
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.manifest import Component, GraphCheck, Manifest
-from kandinsky22_export import write_bundle
+from kandinsky22_export import preview, write_bundle
 from kandinsky22_export.graphs.base import Graph
 from tests import tiny
 
@@ -46,7 +46,10 @@ def shapes_manifest(shapes_bundle: Path) -> Manifest:
 
 @pytest.fixture
 def no_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand-in for the seconds of tracing: graphs are built, and files of the right names written."""
+    """Stand-in for the seconds of tracing: graphs are built, and files of the right names written.
+
+    Previews are fitted to one picture: that is a second, too.
+    """
 
     def stand_in(build: Callable[[], Graph], folder: Path, precision: str, note: Callable[[str], None]) -> Component:
         note("tracing")
@@ -69,3 +72,4 @@ def no_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
     monkeypatch.setattr(write_bundle, "export_graph", stand_in)
+    monkeypatch.setattr(preview, "PICTURES", 1)

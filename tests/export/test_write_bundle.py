@@ -206,9 +206,10 @@ def test_text_becomes_what_diffusers_makes_of_it(shapes_bundle: Path, shapes_par
 def test_constants_are_diffusers_own(shapes_bundle: Path, shapes_parts: tiny.Parts) -> None:
     constants = np.load(shapes_bundle / "constants.npz")
     zero = shapes_parts.prior_pipeline().get_zero_embed(1).detach()
-    assert {name: (constants[name].dtype, constants[name].shape) for name in constants.files} == dict.fromkeys(
-        ("zero_image_embeds", "clip_mean", "clip_std"), (np.dtype(np.float32), (1, EMBEDDING))
-    )
+    shapes = dict.fromkeys(("zero_image_embeds", "clip_mean", "clip_std"), (1, EMBEDDING))
+    shapes |= {"preview_weight": (4, 3), "preview_bias": (3,)}
+    assert {name: constants[name].shape for name in constants.files} == shapes
+    assert {constants[name].dtype for name in constants.files} == {np.dtype(np.float32)}
     np.testing.assert_allclose(constants["zero_image_embeds"], zero, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(constants["clip_mean"], shapes_parts.prior.clip_mean.detach())
     np.testing.assert_array_equal(constants["clip_std"], shapes_parts.prior.clip_std.detach())
@@ -280,7 +281,8 @@ class TestWhole:
         assert manifest.text is None
         assert manifest.image_processor is None
         assert manifest.geometry.embedding_dim == tiny.EMBEDDING
-        assert {"tokenizer.json", "constants.npz"}.isdisjoint(files(tmp_path / "out"))
+        assert "tokenizer.json" not in files(tmp_path / "out")
+        assert set(Bundle(tmp_path / "out").constants()) == {"preview_weight", "preview_bias"}
 
     @pytest.mark.parametrize(
         ("role", "steps"),

@@ -49,7 +49,8 @@ def test_a_sound_bundle_hands_out_its_files(shapes_bundle: Path) -> None:
     for name in bundle.manifest.components:
         assert bundle.graph(name) == shapes_bundle / "onnx" / f"{name}.onnx"
     assert bundle.tokenizer() == shapes_bundle / "tokenizer.json"
-    assert set(bundle.constants()) == {"zero_image_embeds", "clip_mean", "clip_std"}
+    names = {"zero_image_embeds", "clip_mean", "clip_std", "preview_weight", "preview_bias"}
+    assert set(bundle.constants()) == names
 
 
 def test_a_manifest_is_what_it_was_written_from(shapes_bundle: Path) -> None:

@@ -84,7 +84,7 @@ class Stopping:
 
     def _called(self, where: str) -> Callable[..., None]:
         def called(_: Any, step: int, timestep: int, tensors: dict[str, Array]) -> None:
-            assert len(tensors["pictures"]) == len(tensors["latents"]) == len(tensors["x0"])
+            assert len(tensors["pictures"]) == len(tensors["latents"]) == len(tensors["x0"]) > 0
             self.seen.append((where, step, tensors["pictures"].tolist()))
             self._runs += where == "prior" and step == 0
             for stop in self._stops:
@@ -249,6 +249,23 @@ def test_overlay_puts_back_the_picture_s_own_pixels(pipe: Pipeline) -> None:
     asked = request("inpaint", overlay=True, output_type="np")
     every = np.asarray(pipe.pictures(pipe.resolve(asked)).images)
     assert_stays(pipe, asked, Stopping(Stop("decoder", 1, [1])), every, [0, 2])
+
+
+def test_what_a_mask_keeps_is_pasted_into_those_that_stay(pipe: Pipeline) -> None:
+    """Also over what a callback put there in the last step."""
+
+    def stop_and_erase(_: Any, step: int, timestep: int, tensors: dict[str, Array]) -> dict[str, Array] | None:
+        if step == 1 and cancel:
+            raise Cancelled(cancel)
+        return {"latents": np.zeros_like(tensors["latents"])} if step == STEPS - 1 else None
+
+    job = pipe.resolve(request("inpaint"))
+    cancel: list[int] = []
+    every = np.asarray(pipe.pictures(job, Callbacks(on_step=stop_and_erase)).images)
+    assert np.abs(every).max() > 0.1
+    cancel = [0]
+    out = pipe.pictures(job, Callbacks(on_step=stop_and_erase))
+    np.testing.assert_allclose(np.asarray(out.images), every[1:], rtol=0, atol=1e-5)
 
 
 # Batches that are handed over

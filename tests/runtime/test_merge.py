@@ -26,7 +26,7 @@ from .handmade import GRAPHS, MORE_GRAPHS, write_bundle
 DRAW = np.random.default_rng(0)
 PICTURES = list(DRAW.integers(0, 256, (3, 50, 70, 3), dtype=np.uint8))
 MASKS = [np.pad(np.full((9 + 7 * i, 20), 255, np.uint8), ((10, 31 - 7 * i), (5, 45))) for i in range(3)]
-NOISE = DRAW.standard_normal((2, 4, 8, 8)).astype(np.float32)
+NOISE = DRAW.standard_normal((4, 4, 8, 8)).astype(np.float32)
 EMBEDS = Embeddings(*DRAW.standard_normal((2, 2, 6)).astype(np.float32))
 QUICK: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 3, "output_type": "np", "seed": 3}
 PRIOR: dict[str, Any] = {"prior_num_inference_steps": 3}
@@ -64,6 +64,14 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
     "variations": ("variations", {"image": PICTURES[2], "num_images_per_prompt": 2, **PRIOR}),
 }
 """Every kind of source, which all lead the same decoder: task and parameters."""
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "prior's other noise": ("text2img", {"prompt": "a", "prior_latents": EMBEDS.image_embeds[1:], **PRIOR}),
+    "prior's other picture": (
+        "text2img",
+        {"prompt": "a", "prior_image": PICTURES[1], "prior_strength": 0.7, "prior_num_inference_steps": 5},
+    ),
+}
+"""The same with other arrays."""
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +90,7 @@ def job(pipe: Pipeline, task: str, **given: Any) -> Job:
 
 
 def sources(pipe: Pipeline, **more: Any) -> dict[str, Job]:
-    return {name: job(pipe, task, **{**given, **more}) for name, (task, given) in SOURCES.items()}
+    return {name: job(pipe, task, **{**given, **more}) for name, (task, given) in (SOURCES | OTHERS).items()}
 
 
 def images(output: Output) -> Floats:
@@ -100,7 +108,7 @@ def assert_as_alone(pipe: Pipeline, jobs: Sequence[Job], atol: float = 1e-5) -> 
 def test_latents_of_any_two_sources_are_as_if_made_alone(pipe: Pipeline) -> None:
     jobs = sources(pipe, output_type="latent", num_inference_steps=2)
     alone = {name: images(pipe.pictures(each)) for name, each in jobs.items()}
-    for one, other in itertools.combinations_with_replacement(jobs, 2):
+    for one, other in itertools.combinations_with_replacement(SOURCES, 2):
         together = pipe.pictures(merged([jobs[one], jobs[other]]))
         expected = np.concatenate([alone[one], alone[other]])
         np.testing.assert_allclose(together.images, expected, rtol=0, atol=1e-5, err_msg=f"{one}, {other}")
@@ -125,7 +133,7 @@ def test_pictures_of_all_sources_are_as_if_made_alone(pipe: Pipeline, scheduler:
 def test_pictures_with_inputs_are_as_if_made_alone(
     pipe: Pipeline, task: str, given: dict[str, Any], first_noise: str
 ) -> None:
-    """One input for a job's two pictures, one for each of its two prompts, and one for one."""
+    """One input for a job's two pictures, one for each of its two prompts, and one."""
     inputs = {"image": PICTURES, "mask_image": MASKS, "hint": PICTURES[::-1]}
 
     def asked(of: slice, prompt: str | list[str], each: int, **more: Any) -> Job:
@@ -139,7 +147,7 @@ def test_pictures_with_inputs_are_as_if_made_alone(
         pipe,
         [
             asked(slice(0, 1), "red", 2, **PRIOR),
-            asked(slice(1, 3), ["blue", "a"], 1, negative_prompt="star", **PRIOR),
+            asked(slice(1, 3), ["blue", "a"], 2, negative_prompt="star", **PRIOR),
             asked(slice(2, 3), "star", 1, image_embeds=None, prior_num_inference_steps=5),
         ],
     )

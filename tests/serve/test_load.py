@@ -58,9 +58,8 @@ def test_a_thousand_jobs_of_fifty_clients(shapes_bundle, tmp_path):
     p99 = statistics.quantiles(polls, n=100)[98]
     of_server, of_engine = ([each[place] / MIB for each in memory[len(memory) // 4 :]] for place in (0, 1))
     print(f"\n{len(polls)} polls: median {statistics.median(polls) * 1e3:.1f} ms, p99 {p99 * 1e3:.1f} ms")
-    print(
-        f"memory, MiB: server {min(of_server):.0f}..{max(of_server):.0f}, engine {min(of_engine):.0f}..{max(of_engine):.0f}"
-    )
+    for name, series in (("server", of_server), ("engine", of_engine)):
+        print(f"memory of the {name}: {min(series):.0f} to {max(series):.0f} MiB")
     assert p99 < 0.05
     assert growth(of_server) < 32
     assert growth(of_engine) < 64

@@ -217,6 +217,8 @@ def test_a_url_has_a_longest_length_and_the_schemes_that_are_asked_for() -> None
 
 
 def test_a_refused_url_is_not_repeated_as_it_may_have_a_password() -> None:
+    with pytest.raises(OutsideError, match="has a user's name or password; expected none"):
+        check_url("http://me:secret@example.org/")
     for url in ("http://me:secret@example.org/", "ftp://secret/", "http://example.org:0/?token=secret"):
         with pytest.raises(OutsideError) as refused:
             check_url(url)

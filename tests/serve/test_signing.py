@@ -93,7 +93,7 @@ def test_secrets_differ_and_have_24_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    "secret", ["", "whsec_", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_???", "whsec_abc", "whsec_é"]
+    "secret", ["", "whsec_", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_???", "whsec_abc", "whsec_AA-AA", "whsec_é"]
 )
 def test_a_secret_that_cannot_be_read_is_refused_and_not_told(secret: str) -> None:
     with pytest.raises(InputError, match="secret of the webhooks") as refused:

@@ -45,15 +45,17 @@ class Room:
 def next_batch(jobs: Jobs, room: Room) -> list[Job]:
     """The jobs that run next, the oldest first; none where none waits.
 
-    A job that is too large for the room runs alone: it was accepted, and the engine refuses it in one sentence if it
-    must.
+    Beside the oldest, as many as make the pictures a power of two: a backend that compiles for shapes then knows few of
+    them. A job that is too large for the room runs alone: it was accepted, and the engine refuses it in one sentence if
+    it must.
     """
     first = jobs.oldest_waiting()
     if first is None:
         return []
-    chosen = [first]
-    if not first.alone:
-        for each in jobs.alike(first, _LOOKED_AT):
-            if room.fits([*chosen, each]):
-                chosen.append(each)
-    return chosen
+    chosen, best = [first], 1
+    for each in () if first.alone else jobs.alike(first, _LOOKED_AT):
+        if room.fits([*chosen, each]):
+            chosen.append(each)
+            if sum(job.pictures for job in chosen).bit_count() == 1:
+                best = len(chosen)
+    return chosen[:best]

@@ -9,7 +9,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,8 +52,8 @@ class Listener(Protocol):
     def died(self, jobs: Sequence[Job]) -> None:
         """The engine died while it ran these."""
 
-    def computed(self, jobs: int, pictures: int, seconds: float, resident: int) -> None:
-        """A batch is computed; the engine's memory in bytes."""
+    def computed(self, pictures: int, timings: dict[str, float], resident: int) -> None:
+        """A batch is computed: seconds by stage, and the engine's memory in bytes."""
 
     def changed(self) -> None:
         """The engine's state is another."""
@@ -79,7 +78,7 @@ class Supervisor:
         self._sender: Sender | None = None
         self._batch: list[Job] = []
         self._outputs: dict[str, list[str]] = {}
-        self._number, self._barren, self._began = 0, 0, 0.0
+        self._number, self._barren = 0, 0
         self._closing, self._asked = False, True
         self._threads = [threading.Thread(target=each, name=each.__name__) for each in (self._watch, self._feed)]
 
@@ -196,7 +195,7 @@ class Supervisor:
         elif kind == "stopped":
             self._outputs.pop(message["job"], None)
         elif kind == "ready":
-            self._finished(int(message["resident"]))
+            self._finished(message)
         elif kind == "loaded":
             self.engine = {name: message[name] for name in ("backend", "version", "precision", "cost")}
             log.info("the engine runs %s %s in %s", message["backend"], message["version"], message["precision"])
@@ -205,11 +204,11 @@ class Supervisor:
             log.error("the engine cannot start: %s", message["error"])
             self._set("broken", message["error"])
 
-    def _finished(self, resident: int) -> None:
+    def _finished(self, message: Mapping[str, Any]) -> None:
         """A batch is computed; its pictures may still be on their way to the disk."""
-        batch, seconds = self._batch, time.monotonic() - self._began
         self._barren = 0
-        self._listener.computed(len(batch), sum(job.pictures for job in batch), seconds, resident)
+        pictures = sum(job.pictures for job in self._batch)
+        self._listener.computed(pictures, message["timings"], int(message["resident"]))
         assert self._sender is not None
         self._idle(self._sender)
 
@@ -267,7 +266,6 @@ class Supervisor:
                 self._jobs.put_back([job.id for job in started], died=False)
                 return True
             self._number += 1
-            self._began = time.monotonic()
             self._batch = started
             self._outputs.update({job.id: [new_id() for _ in range(job.pictures)] for job in started})
             self._set("busy")

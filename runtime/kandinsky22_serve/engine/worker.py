@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -70,12 +70,27 @@ class Batch:
 
     number: int
     jobs: list[Asked]
+    unwanted: frozenset[str] = frozenset()
+    timings: dict[str, float] = field(default_factory=dict)
     step: int = 0
     shown: float = 0.0
+    stage: str = ""
+    stepped: float = 0.0
+    step_seconds: float = 0.0
 
     def computed(self) -> list[Asked]:
         """Jobs whose pictures are computed still."""
         return [each for each in self.jobs if not each.dropped]
+
+    def count_step(self, stage: str, steps: int) -> None:
+        """A step is done; `steps` are those of the batch. The quickest tells what one takes: others wait or compile."""
+        now = time.monotonic()
+        if stage != self.stage:
+            self.stage, self.step_seconds = stage, 0.0
+        else:
+            took = now - self.stepped
+            self.step_seconds = min(self.step_seconds or took, took)
+        self.step, self.stepped = min(self.step + 1, steps), now
 
 
 class Worker:
@@ -84,6 +99,8 @@ class Worker:
     def __init__(self, pipeline: Pipeline, sender: Sender) -> None:
         self._pipeline, self._sender = pipeline, sender
         self._canceled: set[str] = set()
+        self._compile_seconds = 0.0
+        """What a run on shapes that are new spends on loading and compiling, by the last that was seen."""
         self._saving: queue.SimpleQueue[tuple[Output, Batch]] = queue.SimpleQueue()
         threading.Thread(target=self._save_all, name="save", daemon=True).start()
 
@@ -109,7 +126,7 @@ class Worker:
             for each in batch.computed():
                 self._fail(each, error)
         self._canceled.difference_update([job["id"] for job in jobs])
-        self._sender.send("ready", batch=number, resident=resident_memory())
+        self._sender.send("ready", batch=number, timings=batch.timings, resident=resident_memory())
 
     def _resolved(self, job: Mapping[str, Any]) -> Asked | None:
         try:
@@ -131,26 +148,38 @@ class Worker:
             on_prior_step=lambda _, step, __, tensors: self._after(batch, "prior", steps, tensors),
         )
         output = self._pipeline.pictures(whole, callbacks)
+        self._compile_seconds = output.timings.get("load", self._compile_seconds)
+        batch.timings = output.timings
+        batch.unwanted = frozenset(self._canceled)
         self._saving.put((output, batch))
 
     def _after(self, batch: Batch, stage: str, steps: int, tensors: Mapping[str, Array]) -> None:
         """After each step: tell of it, and leave out who was canceled."""
-        batch.step = min(batch.step + 1, steps)
+        batch.count_step(stage, steps)
         self._sender.send("step", batch=batch.number, stage=stage, step=batch.step, steps=steps)
-        self._leave_out_canceled(batch)
+        self._leave_out_canceled(batch, steps)
         if stage == "decoder" and time.monotonic() - batch.shown >= PREVIEW_SECONDS:
             self._show(batch, tensors["x0"])
 
-    def _leave_out_canceled(self, batch: Batch) -> None:
-        """Raise Cancelled for the pictures of jobs that were canceled since the last step; the server is told."""
+    def _leave_out_canceled(self, batch: Batch, steps: int) -> None:
+        """Raise Cancelled for the pictures of jobs that were canceled, if that pays; the server is told.
+
+        A backend that compiles for shapes compiles for the pictures that stay: near the end of a batch, or in a small
+        network, the others are done sooner when those that nobody wants are computed beside them.
+        """
         leaving = [each for each in batch.computed() if each.id in self._canceled]
         if not leaving:
+            return
+        pictures = sum(len(each.job.seeds) for each in batch.computed())
+        share = sum(len(each.job.seeds) for each in leaving) / pictures
+        saved = share * batch.step_seconds * (steps - batch.step)
+        if share < 1 and saved <= self._compile_seconds:
             return
         for each in leaving:
             each.dropped = True
             self._sender.send("stopped", job=each.id)
         places = [place for each in leaving for place in range(each.first, each.first + len(each.job.seeds))]
-        raise Cancelled(places if batch.computed() else None)
+        raise Cancelled(places if share < 1 else None)
 
     def _show(self, batch: Batch, latents: Array) -> None:
         """Previews of the jobs that asked for some: their first pictures."""
@@ -174,7 +203,8 @@ class Worker:
             for each in batch.computed():
                 count = len(each.job.seeds)
                 try:
-                    self._save(each, output, slice(place, place + count))
+                    if each.id not in batch.unwanted:
+                        self._save(each, output, slice(place, place + count))
                 except Exception as error:
                     self._fail(each, error)
                 place += count

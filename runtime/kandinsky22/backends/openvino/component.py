@@ -27,7 +27,7 @@ from kandinsky22.backends.openvino.pictures import one_by_one
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS, Component
 from kandinsky22.errors import BackendError, last_line
-from kandinsky22.openvino_core import core
+from kandinsky22.openvino_core import core, imported
 
 if TYPE_CHECKING:  # they import openvino, which may not be there
     from kandinsky22.backends.openvino.compiled import CompiledGraph, Shapes
@@ -158,12 +158,12 @@ class OpenVinoComponent:
     @contextlib.contextmanager
     def _refusing(self) -> Iterator[None]:
         """Turn what OpenVINO raises into BackendError."""
-        import openvino as ov
-
         try:
             yield
         except RuntimeError as error:
-            raise BackendError(f"OpenVINO {ov.__version__} cannot load {self._graph}: {last_line(error)}") from error
+            raise BackendError(
+                f"OpenVINO {imported().__version__} cannot load {self._graph}: {last_line(error)}"
+            ) from error
 
 
 class OpenVinoBackend:
@@ -172,8 +172,7 @@ class OpenVinoBackend:
     def availability(self, bundle: Bundle | None = None) -> Availability:
         """Usable where openvino imports; bf16 where the processor has AMX or AVX-512 BF16."""
         try:
-            import openvino as ov
-
+            version = imported().__version__.split("-")[0]
             name = core().get_property(DEVICE, "FULL_DEVICE_NAME").strip()
             precision = _precision("auto")
         except ImportError as error:
@@ -182,7 +181,7 @@ class OpenVinoBackend:
             return Availability(NAME, False, f"it finds no processor it can use ({last_line(error)})")
         why = "has" if precision == "bf16" else "lacks"
         reason = f"runs on this processor ({name}), which {why} instructions for bf16"
-        return Availability(NAME, True, reason, ov.__version__.split("-")[0], precision)
+        return Availability(NAME, True, reason, version, precision)
 
     def load(self, bundle: Bundle, name: str, settings: Settings, weights: str = EXPORTED) -> LoadedComponent:
         """See `Backend.load`."""

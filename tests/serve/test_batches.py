@@ -1,0 +1,84 @@
+"""Which jobs run together: the oldest first, alike ones with it, as far as pictures and memory go."""
+
+from dataclasses import replace
+
+import pytest
+
+from kandinsky22 import memory
+from kandinsky22_serve.engine.batches import Room, next_batch
+from kandinsky22_serve.store.store import Store
+from tests.serve.test_store import new_job
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path)
+    yield store
+    store.close()
+
+
+def room(pictures=8, limit=None, cost=None, manifest=None):
+    return Room(manifest, pictures, cost, limit, low_memory=False)
+
+
+def accept(store, key="k", pictures=1):
+    return store.jobs.accept(new_job(key=key, pictures=pictures), 100).id
+
+
+def chosen(store, **more):
+    return [job.id for job in next_batch(store.jobs, room(**more))]
+
+
+def test_nothing_runs_where_nothing_waits(store):
+    assert chosen(store) == []
+
+
+def test_the_oldest_runs_first_and_jobs_of_another_kind_wait(store):
+    first, other, second = accept(store), accept(store, "other"), accept(store)
+    assert chosen(store) == [first, second]
+    store.jobs.start([first, second])
+    assert chosen(store) == [other]
+
+
+@pytest.mark.parametrize(("waiting", "taken"), [(1, 1), (2, 2), (3, 2), (5, 4), (7, 4), (8, 8), (20, 8)])
+def test_batches_have_few_sizes(store, waiting, taken):
+    ids = [accept(store) for _ in range(waiting)]
+    assert chosen(store) == ids[:taken]
+
+
+def test_no_batch_has_more_pictures_than_are_allowed(store):
+    first, _, third = accept(store, pictures=2), accept(store, pictures=4), accept(store, pictures=2)
+    assert chosen(store, pictures=5) == [first, third]
+
+
+def test_a_job_that_is_larger_than_a_batch_runs_alone(store):
+    first, _ = accept(store, pictures=9), accept(store)
+    assert chosen(store) == [first]
+
+
+def test_a_job_that_an_engine_died_of_runs_alone(store):
+    first, second, third = accept(store), accept(store), accept(store)
+    store.jobs.start([first, second])
+    store.jobs.put_back([first, second], died=True)
+    assert chosen(store) == [first]
+    store.jobs.start([first])
+    assert chosen(store) == [second]
+    store.jobs.start([second])
+    assert chosen(store) == [third]
+
+
+def test_a_batch_takes_no_more_memory_than_the_limit(store, shapes_bundle):
+    from kandinsky22.bundle.bundle import Bundle
+
+    manifest = Bundle(shapes_bundle).manifest
+    cost = memory.COSTS["openvino", "fp32"]
+    demand = {"components": ["decoder_step"], "latents": [128, 128], "branches": [2]}
+    ids = [store.jobs.accept(replace(new_job(), demand=demand), 100).id for _ in range(8)]
+
+    def needed(pictures):
+        asked = memory.Demand(("decoder_step",), (128, 128), pictures, pictures, frozenset({2}))
+        return memory.estimate(manifest, asked, cost, ("decoder_step",))
+
+    for pictures in (1, 2, 4, 8):
+        assert chosen(store, manifest=manifest, cost=cost, limit=needed(pictures) + 1) == ids[:pictures]
+        assert chosen(store, manifest=manifest, cost=cost, limit=needed(pictures) - 1) == ids[: max(1, pictures // 2)]
