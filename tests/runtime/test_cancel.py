@@ -45,7 +45,10 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "half guided": ("text2img", {"prompt": THREE, "guidance_interval": (0.25, 0.75), "scheduler": "DPM++"}),
     "unguided": ("text2img", {"prompt": THREE, "guidance_scale": 1.0, "prior_guidance_scale": 1.0}),
-    "prior's picture": ("text2img", {"prompt": THREE, "prior_image": PICTURES, "prior_strength": 1.0}),
+    "prior's picture": (
+        "text2img",
+        {"prompt": THREE, "prior_image": PICTURES, "prior_strength": 0.7, "prior_num_inference_steps": 5},
+    ),  # PRIOR_STEPS of the 5 are run
     "img2img": ("img2img", {"prompt": THREE, "image": PICTURES, "strength": 1.0, "scheduler": "DPM++"}),
     "inpaint": ("inpaint", {"prompt": THREE, "image": PICTURES, "mask_image": MASK, "negative_prompt": "green"}),
     "controlnet": ("controlnet", {"prompt": THREE, "hint": PICTURES}),
