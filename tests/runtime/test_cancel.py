@@ -23,7 +23,7 @@ from .fake_machines import MACHINES
 from .handmade import GRAPHS, MORE_GRAPHS, write_bundle
 
 DRAW = np.random.default_rng(1)
-PICTURES = list(DRAW.integers(0, 256, (3, 50, 70, 3), dtype=np.uint8))
+PICTURES = [DRAW.integers(0, 256 - 90 * i, (50, 70, 3), dtype=np.uint8) for i in range(3)]
 MASK = np.pad(np.full((20, 30), 255, np.uint8), ((10, 20), (5, 35)))
 STEPS, PRIOR_STEPS = 4, 3
 QUICK: dict[str, Any] = {
@@ -39,9 +39,16 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "text": ("text2img", {"prompt": THREE}),
     "negative": ("text2img", {"prompt": THREE, "negative_prompt": ["green", "", "star"], "scheduler": "DPM++"}),
     "noise": ("text2img", {"prompt": THREE, "latents": DRAW.standard_normal((3, 4, 8, 8))}),
+    "prior's noise": (
+        "text2img",
+        {"prompt": THREE, "negative_prompt": "green", "prior_latents": DRAW.standard_normal((6, 6))},
+    ),
     "half guided": ("text2img", {"prompt": THREE, "guidance_interval": (0.25, 0.75), "scheduler": "DPM++"}),
     "unguided": ("text2img", {"prompt": THREE, "guidance_scale": 1.0, "prior_guidance_scale": 1.0}),
-    "prior's picture": ("text2img", {"prompt": THREE, "prior_image": PICTURES, "prior_strength": 1.0}),
+    "prior's picture": (
+        "text2img",
+        {"prompt": THREE, "prior_image": PICTURES, "prior_strength": 0.7, "prior_num_inference_steps": 5},
+    ),  # PRIOR_STEPS of the 5 are run
     "img2img": ("img2img", {"prompt": THREE, "image": PICTURES, "strength": 1.0, "scheduler": "DPM++"}),
     "inpaint": ("inpaint", {"prompt": THREE, "image": PICTURES, "mask_image": MASK, "negative_prompt": "green"}),
     "controlnet": ("controlnet", {"prompt": THREE, "hint": PICTURES}),
@@ -219,7 +226,7 @@ def test_embeddings_are_cancelled_too(pipe: Pipeline) -> None:
 
 
 @pytest.mark.parametrize("where", ["prior", "decoder"])
-@pytest.mark.parametrize("name", ["negative", "inpaint"])
+@pytest.mark.parametrize("name", ["negative", "inpaint", "prior's picture", "prior's noise"])
 def test_pictures_of_other_batches_can_be_named(
     pipe: Pipeline, whole: dict[str, Floats], name: str, where: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import re
@@ -24,7 +25,7 @@ from kandinsky22.request.merge import batch_key, merged
 from .handmade import GRAPHS, MORE_GRAPHS, write_bundle
 
 DRAW = np.random.default_rng(0)
-PICTURES = list(DRAW.integers(0, 256, (3, 50, 70, 3), dtype=np.uint8))
+PICTURES = [DRAW.integers(0, 256 - 90 * i, (50, 70, 3), dtype=np.uint8) for i in range(3)]
 MASKS = [np.pad(np.full((9 + 7 * i, 20), 255, np.uint8), ((10, 31 - 7 * i), (5, 45))) for i in range(3)]
 NOISE = DRAW.standard_normal((4, 4, 8, 8)).astype(np.float32)
 EMBEDS = Embeddings(*DRAW.standard_normal((2, 2, 6)).astype(np.float32))
@@ -290,6 +291,14 @@ def test_the_key_has_what_a_run_of_the_decoder_shares_and_nothing_else(pipe: Pip
 def test_without_guidance_its_scale_is_not_in_the_key(pipe: Pipeline) -> None:
     one, other = (batch_key(job(pipe, "text2img", **{**BASE, "guidance_scale": scale})) for scale in (1, 0.5))
     assert one == other
+
+
+def test_a_run_from_noise_and_one_from_a_picture_have_different_keys(pipe: Pipeline) -> None:
+    found = job(pipe, "img2img", prompt="a", image=PICTURES[0], strength=1.0, **PRIOR)
+    assert found.sampling is not None
+    inputs = dataclasses.replace(found.sampling.inputs, strength=None)
+    from_noise = dataclasses.replace(found, sampling=dataclasses.replace(found.sampling, inputs=inputs))
+    assert batch_key(from_noise) != batch_key(found)
 
 
 def test_keys_of_inputs_do_not_depend_on_what_they_show(pipe: Pipeline) -> None:

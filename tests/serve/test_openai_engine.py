@@ -4,34 +4,49 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import openai
 import PIL.Image
 import pytest
+from numpy.typing import NDArray
 
 from kandinsky22 import Pipeline
 
-from .running import Running
+from .conftest import TOKEN, Server
 from .test_openai import png
 
 STEPS = {"num_inference_steps": 10, "num_inference_steps_prior": 2}
 
 
+CLIENT = """
+import OpenAI, { toFile } from "openai";
+const client = new OpenAI({ apiKey: process.env.OPENAI_API_KEY, baseURL: process.env.BASE, maxRetries: 0 });
+const steps = { num_inference_steps: 10, num_inference_steps_prior: 2, seed: 7 };
+const picture = (base64, name) => toFile(Buffer.from(base64, "base64"), name, { type: "image/png" });
+const show = (value) => console.log(JSON.stringify(value));
+"""
+
+
 @pytest.fixture(scope="module")
-def client(shapes_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    data = tmp_path_factory.mktemp("openai engine") / "data"
-    flags = ("--backend", "onnxruntime", "--threads", "1")
-    with (
-        Running(shapes_bundle, data, *flags) as server,
-        openai.OpenAI(base_url=f"{server.base}/v1", api_key="none", max_retries=0, timeout=120) as found,
-    ):
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.base}/v1", api_key=TOKEN, max_retries=0, timeout=120) as found:
         yield found
 
 
-def pixels(b64_json: str | None) -> np.ndarray:
+@pytest.fixture
+def script(server: Server, node: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs a piece of JavaScript that has `client`, `steps`, `picture`, and `show` for its results."""
+
+    def run(code: str, **more: str) -> Any:
+        return node(CLIENT + code, OPENAI_API_KEY=TOKEN, BASE=f"{server.base}/v1", **more)
+
+    return run
+
+
+def pixels(b64_json: str | None) -> NDArray[np.uint8]:
     return np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(b64_json or ""))))
 
 
@@ -63,7 +78,58 @@ def test_a_picture_is_begun_from_mixed_and_varied(client: openai.OpenAI) -> None
     mixed = client.images.edit(
         image=[png(), png(hole=False)], prompt="a blue circle", size="64x64", extra_body={"seed": 1, **STEPS}
     )
-    varied = client.images.create_variation(image=png(), size="64x64", extra_body={"seed": 1, **STEPS})  # type: ignore[arg-type]
-    for answer in (begun, mixed, varied):
+    varied = client.images.create_variation(image=png(), size="256x256", extra_body={"seed": 1, **STEPS})
+    for answer, side in ((begun, 64), (mixed, 64), (varied, 256)):
         assert answer.data is not None
-        assert pixels(answer.data[0].b64_json).shape == (64, 64, 3)
+        assert pixels(answer.data[0].b64_json).shape == (side, side, 3)
+
+
+def test_javascript_has_the_same_picture_whole_and_streamed(script: Callable[..., Any], client: openai.OpenAI) -> None:
+    code = """
+    const asked = { prompt: "a red circle", size: "64x64", ...steps };
+    const whole = await client.images.generate(asked);
+    const events = [];
+    for await (const event of await client.images.generate({ ...asked, stream: true, partial_images: 2 })) {
+      events.push(event);
+    }
+    const models = [];
+    for await (const model of client.models.list()) models.push(model.id);
+    show({ whole, events, models });
+    """
+    found = script(code)
+    ours = client.images.generate(prompt="a red circle", size="64x64", extra_body={"seed": 7, **STEPS})
+    assert ours.data is not None
+    assert found["whole"]["data"][0]["b64_json"] == ours.data[0].b64_json
+    assert found["events"][0]["type"] == "image_generation.partial_image"
+    assert found["events"][-1]["type"] == "image_generation.completed"
+    assert found["events"][-1]["b64_json"] == ours.data[0].b64_json
+    assert found["models"] == ["ai-forever/kandinsky-2.2"]
+
+
+def test_javascript_edits_pictures_and_reads_errors(script: Callable[..., Any]) -> None:
+    code = """
+    const image = await picture(process.env.WHOLE, "image.png");
+    const mask = await picture(process.env.HOLE, "mask.png");
+    const edited = await client.images.edit({ image, mask, prompt: "a hat", overlay: true, ...steps });
+    const mixed = await client.images.edit({ image: [image, image], prompt: "a hat", size: "64x64", ...steps });
+    const names = [];
+    for await (const event of await client.images.edit({ image, prompt: "a hat", stream: true, ...steps })) {
+      names.push(event.type);
+    }
+    let refused;
+    try {
+      await client.images.generate({ prompt: "a hat", size: "1x1" });
+    } catch (error) {
+      refused = { status: error.status, type: error.type, message: error.message, name: error.constructor.name };
+    }
+    show({ edited, mixed, names, refused });
+    """
+    whole, hole = (base64.b64encode(png(hole=each)).decode() for each in (False, True))
+    found = script(code, WHOLE=whole, HOLE=hole)
+    painted = pixels(found["edited"]["data"][0]["b64_json"])
+    assert (painted[32:] == (200, 90, 10)).all()
+    assert (painted[:32, :32] != (200, 90, 10)).any()
+    assert pixels(found["mixed"]["data"][0]["b64_json"]).shape == (64, 64, 3)
+    assert found["names"] == ["image_edit.completed"]
+    assert (found["refused"]["status"], found["refused"]["name"]) == (400, "BadRequestError")
+    assert "size" in found["refused"]["message"]
