@@ -23,7 +23,7 @@ SIZES  := $(if $(STATIC),--static $(STATIC),$(if $(MIN),--min $(MIN)) $(if $(OPT
 # Installed without bytecode (half of torch is never imported), so what is imported is compiled once and kept.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help demo engines test test-slow test-gpu fuzz scores bench docs lint format clean
+.PHONY: help demo engines serve test test-server test-slow test-gpu fuzz scores bench docs lint format clean
 
 help:  ## Print this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -43,6 +43,9 @@ engines: $(READY)  ## TensorRT plans of CHECKPOINT=… (a folder or a Hub id) in
 test: $(READY)  ## Run the tests that need no GPU and no patience.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
 		-o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
+
+test-server: $(READY)  ## Test the server under load and kills, and its page in a browser (Debian's chromium).
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m server tests/serve -s
 
 test-slow: $(READY)  ## Run the tests that take minutes or gigabytes: full parity, the published size.
 	$(BIN)/python -m pytest -m slow

@@ -18,7 +18,9 @@ print(len(forked), "openvino_telemetry" in sys.modules)
 
 
 def told(lines):
-    found = subprocess.run([sys.executable, "-c", _TOLD.format(lines=lines)], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", _TOLD.format(lines=lines)], capture_output=True, text=True, check=True
+    )
     return found.stdout.split()
 
 
