@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kandinsky22.bundle import bundle, checksums
+from kandinsky22.bundle import bundle, checksums, reading
 from kandinsky22.bundle.manifest import Component, FileRecord, Limits, Manifest
 from kandinsky22.errors import InputError
 from kandinsky22_export import parallel
@@ -146,7 +146,7 @@ def _write(
         components[component] = exported
         constants |= known
     if constants:
-        np.savez(folder / bundle.CONSTANTS, **constants)
+        np.savez(folder / reading.CONSTANTS, **constants)
     note("manifest", "hashing")
     manifest = Manifest(
         name=name,
