@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from kandinsky22.backends.tensorrt.records import PlanRecord, from_json
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.contents import PLANS
 from kandinsky22.errors import BundleError
-from kandinsky22.files import read_regular
+from kandinsky22.files import open_regular, read_regular
 from kandinsky22.schema import MOST_BYTES, SchemaError
 
 log = logging.getLogger(__name__)
@@ -197,11 +199,13 @@ def _read_plan(chosen: Plan, bundle: Bundle, flavour: Flavour) -> bytes:
     record, path = chosen.record, chosen.path.parent / chosen.record.plan
     mend = _command(bundle, flavour, record.profile)
     try:
-        plan = read_regular(path, record.bytes)
+        with open_regular(path, sys.maxsize) as file:
+            size = os.fstat(file.fileno()).st_size
+            plan = file.read() if size == record.bytes else b""
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error.strerror}). {mend}") from error
-    if len(plan) != record.bytes:
-        raise BundleError(f"{path} has {len(plan)} bytes, its record says {record.bytes}. {mend}")
+    if size != record.bytes:
+        raise BundleError(f"{path} has {size} bytes, its record says {record.bytes}. {mend}")
     if hashlib.sha256(plan).hexdigest() != record.sha256:
         raise BundleError(f"{path} is not the plan that was built (its SHA-256 differs). {mend}")
     return plan
