@@ -52,11 +52,8 @@ def everything(row: Row) -> float:
 def write(data: Mapping[str, Any], folder: Path) -> None:
     """steps.md and steps.png of what is there."""
     path = folder / "steps.md"
-    conclusion = (
-        read_regular(path, MOST_BYTES).decode(errors="replace").partition(CONCLUSION)[2].strip()
-        if path.exists()
-        else ""
-    )
+    before = read_regular(path, MOST_BYTES).decode() if path.exists() else ""
+    conclusion = before.partition(CONCLUSION)[2].strip()
     rows, seconds = data["runs"], data["seconds"]
     count = data["settings"]["prompts"]
     full = [row for row in rows if key_of(row)[2] == ALWAYS]
