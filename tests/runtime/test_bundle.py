@@ -404,7 +404,7 @@ def test_constants_are_vectors_read_within_bounds_and_never_unpickled(bundle_cop
             "has clip_mean as object 1, expected float32 1x",
         ),
         (archive(clip_mean=ROW.astype(np.float64), **REST), "has clip_mean as float64 1x96, expected float32 1x96"),
-        (archive(clip_mean=ROW[0], **REST), "has clip_mean as float32 128, expected float32 1x96"),
+        (archive(clip_mean=ROW[0], **REST), "has clip_mean as float32 96, expected float32 1x96"),
         (archive(clip_mean=ROW, clip_std=ROW), "lacks zero_image_embeds, which the prior needs"),
         (archive(clip_mean=ROW, more=ROW), "has an array 'more', expected only zero_image_embeds"),
         (archive(clip_mean=ROW * np.inf, **REST), "has numbers that are not finite in clip_mean"),

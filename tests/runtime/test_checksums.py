@@ -224,7 +224,9 @@ def test_a_record_that_is_none_is_written_anew(record: str, file: Path, read: li
 
 
 @needs_owners
-@pytest.mark.parametrize("make", [lambda path: os.mkfifo(path, 0o600), Path.mkdir], ids=["a pipe", "a folder"])
+@pytest.mark.parametrize(
+    "make", [lambda path: os.mkfifo(path, 0o600), lambda path: path.mkdir(0o700)], ids=["a pipe", "a folder"]
+)
 def test_what_is_no_record_is_left_alone_and_not_waited_for(
     make: Callable[[Path], None], file: Path, read: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -26,7 +26,7 @@ Comparison = tuple[str, int, int, int, int, int]
 """A SHA-256, and the state of the file that has it: see `checksums.State`."""
 
 
-class _Untrusted(Exception):  # noqa: N818 - no error: the file is read instead
+class _SharedError(Exception):
     """Why a file's comparison is neither believed nor kept: a clause."""
 
 
@@ -40,7 +40,7 @@ def has(path: Path, status: os.stat_result, comparison: Comparison) -> bool:
         for each in (record.parent.parent, record.parent, record):
             _require(each, each.lstat())
         found = schema.parse(files.read_file(record, MOST_BYTES + 1), most_bytes=MOST_BYTES)
-    except _Untrusted as reason:
+    except _SharedError as reason:
         log.info("%s is read, and not remembered as verified: %s", path, reason)
         return False
     except (OSError, schema.SchemaError) as error:
@@ -59,14 +59,14 @@ def keep(path: Path, status: os.stat_result, comparison: Comparison) -> None:
             folder.mkdir(mode=0o700, exist_ok=True)
             _require(folder, folder.lstat())
         files.write_file(record, json.dumps(comparison).encode(), mode=0o600)
-    except _Untrusted as reason:
+    except _SharedError as reason:
         log.debug("%s is not remembered as verified: %s", path, reason)
     except OSError as error:
         log.info("%s is not remembered as verified: %s", path, first_line(error))
 
 
 def _require_ours(path: Path, status: os.stat_result) -> None:
-    """Raise _Untrusted where somebody else may write to a file, to its folder, or to the cache."""
+    """Raise _SharedError where somebody else may write to a file, to its folder, or to the cache."""
     folder = path.resolve().parent
     _require(path, status)
     _require(folder, folder.stat())
@@ -76,17 +76,17 @@ def _require_ours(path: Path, status: os.stat_result) -> None:
 
 def _require(path: Path, status: os.stat_result) -> None:
     if stat.S_ISLNK(status.st_mode):
-        raise _Untrusted(f"{path} is a link")
+        raise _SharedError(f"{path} is a link")
     if not files.is_ours_alone(status):
-        raise _Untrusted(f"others than this user may write to {path} (chmod go-w mends it, where it is this user's)")
+        raise _SharedError(f"others than this user may write to {path} (chmod go-w mends it, where it is this user's)")
 
 
 def _cache() -> Path:
-    """The user's cache folder. Raises _Untrusted where the user has no home."""
+    """The user's cache folder. Raises _SharedError where the user has no home."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:
-        raise _Untrusted("this user has no home folder") from None
+        raise _SharedError("this user has no home folder") from None
 
 
 def _name(path: Path) -> Path:
