@@ -84,8 +84,10 @@ def test_weights_altered_under_an_open_pipeline_are_refused_until_they_are_mende
         assert painted(pipe) == first
 
 
-@pytest.mark.parametrize("name", ["onnx/decoder_step.onnx", "onnx/movq_decoder.onnx.data", "constants.npz"])
-@pytest.mark.parametrize("how", ["closed", "low memory"])
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [("closed", "onnx/movq_decoder.onnx.data"), ("low memory", "onnx/decoder_step.onnx"), ("open", "constants.npz")],
+)
 def test_what_is_loaded_again_is_verified_again(how: str, name: str, own: Path) -> None:
     with load(own, "onnxruntime", low_memory=how == "low memory") as pipe:
         painted(pipe)
@@ -141,7 +143,9 @@ with load(own, backend) as pipe:
 
 
 @BACKENDS
-@pytest.mark.parametrize("how", ["loading", "between", "running"])
+@pytest.mark.parametrize(
+    "how", ["between", *(pytest.param(how, marks=pytest.mark.slow) for how in ("loading", "running"))]
+)
 def test_weights_cut_short_end_in_a_sentence_or_at_worst_the_process(backend: str, how: str, own: Path) -> None:
     """Memory that a file no longer has ends a process: nothing but another process can say so. See docs/security.md."""
     command = [sys.executable, "-c", PAINT, str(own), backend, how]
