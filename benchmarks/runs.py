@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kandinsky22 import schema
+from kandinsky22.errors import InputError, first_line
+from kandinsky22.files import read_regular
 from kandinsky22.measure.report import Count, Measured, Measurements, Steps
 from kandinsky22.request.resolve import guided_parts
 from kandinsky22.schema import Rule, between, one_of
@@ -41,6 +44,8 @@ RUNS: tuple[Run, ...] = (
     *(("dpm++", INTERVAL_STEPS, interval) for interval in INTERVALS),
 )
 GUIDANCE = 4.0
+MOST_PICTURE_BYTES = 1 << 30
+"""Size of the reference's pictures that is read."""
 TIMED_STEPS, TIMED_CALLS = 20, 5
 
 Share = Annotated[float, between(0, 1)]
@@ -124,11 +129,18 @@ class RunMeasurements(Measurements):
         self.save()
 
     def reference(self) -> Pictures | None:
-        """The reference's pictures, where they are those of its row."""
-        if not self.has(REFERENCE) or not self._pictures.exists():
+        """The reference's pictures, where they are those of its row. Raises InputError where the file is damaged."""
+        if not self.has(REFERENCE):
             return None
-        with self._pictures.open("rb") as file:
-            return np.asarray(np.load(file, allow_pickle=False))
+        try:
+            data = read_regular(self._pictures, MOST_PICTURE_BYTES)
+            return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, EOFError, MemoryError) as error:
+            raise InputError(
+                f"{self._pictures} cannot be read ({first_line(error)}); remove it: it is made anew."
+            ) from error
 
     def keep_reference(self, pictures: Pictures) -> None:
         """Keep them, before the row that says that they are there."""

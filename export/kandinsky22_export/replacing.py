@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from kandinsky22.bundle import bundle
+from kandinsky22.bundle import bundle, reading
 from kandinsky22.bundle.contents import manifest_files, owned_files, walk
 from kandinsky22.errors import ExportError
 from kandinsky22.files import kind_of, locked_folder, read_file
@@ -171,7 +171,7 @@ def _files(folder: Path) -> set[Path] | None:
         known |= owned_files(folder)[0]
     marker = folder / MARKER
     if kind_of(marker) == "a file" and MARK.startswith(read_file(marker, len(MARK) + 1)):  # a kill may cut it short
-        known |= {marker, *(folder / name for name in (bundle.MANIFEST, bundle.TOKENIZER, bundle.CONSTANTS))}
+        known |= {marker, *(folder / name for name in (bundle.MANIFEST, reading.TOKENIZER, reading.CONSTANTS))}
         known |= {path for path in walk(folder / "onnx") if re.search(r"\.onnx(\.data)?$", path.name)}
     found = set(walk(folder))
     return found if found <= known and all(kind_of(path) == "a file" for path in found) else None

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from kandinsky22.bundle.bundle import TOKENIZER
 from kandinsky22.bundle.manifest import Text
+from kandinsky22.bundle.reading import TOKENIZER
 from kandinsky22.errors import CheckpointError
 from kandinsky22_export.checkpoints import Checkpoint
 

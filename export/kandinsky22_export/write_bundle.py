@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kandinsky22.bundle import bundle, checksums
+from kandinsky22.bundle import bundle, checksums, reading
 from kandinsky22.bundle.manifest import Component, FileRecord, Limits, Manifest
 from kandinsky22.errors import InputError
 from kandinsky22_export import parallel
@@ -147,7 +147,7 @@ def _write(
         constants |= known
     if constants:
         # In order: of several jobs, another may be the first to end the next time.
-        np.savez(folder / bundle.CONSTANTS, **{name: constants[name] for name in sorted(constants)})
+        np.savez(folder / reading.CONSTANTS, **{name: constants[name] for name in sorted(constants)})
     note("manifest", "hashing")
     manifest = Manifest(
         name=name,

@@ -20,8 +20,8 @@ import numpy as np
 from kandinsky22 import memory
 from kandinsky22.arrays import Floats
 from kandinsky22.backends import EXPORTED, Availability, Backend, LoadedComponent, Settings
-from kandinsky22.bundle.bundle import Bundle
-from kandinsky22.errors import BackendError
+from kandinsky22.bundle.bundle import Bundle, FilesInUse
+from kandinsky22.errors import BackendError, BundleError
 from kandinsky22.memory import Demand
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,13 @@ class Key(NamedTuple):
 
     name: str
     weights: str = EXPORTED
+
+
+class Loaded(NamedTuple):
+    """A loaded component, and the files that it may have mapped into memory."""
+
+    component: LoadedComponent
+    files: FilesInUse
 
 
 class Components:
@@ -55,7 +62,7 @@ class Components:
         self.memory_limit = memory_limit
         self._backend = backend
         self._settings = settings
-        self._loaded: dict[Key, LoadedComponent] = {}
+        self._loaded: dict[Key, Loaded] = {}
         self._running: set[Key] = set()
         self.turn = threading.RLock()
         """Held by the thread that runs a component, and again where its callback runs another."""
@@ -80,10 +87,26 @@ class Components:
         return frozenset(key.name for key in self._loaded)
 
     def component(self, key: Key) -> LoadedComponent:
-        """A component, loaded where it is not; for the thread whose turn it is."""
+        """A component, loaded where it is not, or its files were written to since; for the thread whose turn it is."""
+        if key in self._loaded and (altered := self._loaded[key].files.altered()) is not None:
+            log.info("%s is loaded again: %s was written to", key.name, altered)
+            self._free(key)
         if key not in self._loaded:
-            self._loaded[key] = self._backend.load(self.bundle, key.name, self._settings, key.weights)
-        return self._loaded[key]
+            component = self._backend.load(self.bundle, key.name, self._settings, key.weights)
+            try:
+                self._loaded[key] = Loaded(component, self.bundle.held(key.name))
+            except BaseException:
+                component.close()
+                raise
+        return self._loaded[key].component
+
+    def require_intact(self, key: Key) -> None:
+        """Raise BundleError where a component's files were written to while it ran: it may have computed with that."""
+        if (altered := self._loaded[key].files.altered()) is not None:
+            raise BundleError(
+                f"{altered} was written to while {key.name} ran, and what that gave is not used; wait until nobody "
+                "writes to the bundle, and try again."
+            )
 
     @contextmanager
     def running(self, key: Key) -> Iterator[None]:
@@ -117,7 +140,9 @@ class Components:
             self.free_all_but(())
 
     def _free(self, key: Key) -> None:
-        self._loaded.pop(key).close()
+        component, files = self._loaded.pop(key)
+        files.close()
+        component.close()
         log.debug("freed %s", key.name)
 
 
@@ -156,8 +181,9 @@ class Run:
     def use(self, name: str, weights: str = EXPORTED) -> Iterator[LoadedComponent]:
         """The component `name`, ready to run, for as long as the block lasts.
 
-        Raises BundleError where the bundle has no such component or its file was altered, BackendError where the
-        backend cannot load it, or where a step callback asks for the component whose loop called it.
+        Raises BundleError where the bundle has no such component or its file was altered, before the block or while it
+        lasted; BackendError where the backend cannot load it, or where a step callback asks for the component whose
+        loop called it.
         """
         key = Key(name, weights)
         with self._turn(), self._components.running(key):
@@ -167,6 +193,10 @@ class Run:
             try:
                 with self._timed(name):
                     yield component
+                self._components.require_intact(key)
+            except BackendError:
+                self._components.require_intact(key)  # the better reason for numbers that are not finite
+                raise
             finally:
                 late = _compile_seconds(component) - compiled
                 self._add(name, -late)

@@ -15,8 +15,8 @@ import re
 import secrets
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 TEMPORARY = ".part"
 """Suffix of files that are being written. After a power cut or a kill they stay, and may be removed."""
@@ -44,14 +44,28 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY_NAME.fullmatch(name) is not None
 
 
+def is_ours_alone(status: os.stat_result) -> bool:
+    """Whether what has this status belongs to this user or root, and its rights let nobody else write to it.
+
+    False where the system knows no such owners and rights, as Windows.
+    """
+    user = getattr(os, "geteuid", None)
+    if user is None:
+        return False
+    return status.st_uid in (0, user()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
 class NewFile:
     """A file under a temporary name, until `commit` gives it its own. It counts its bytes and their SHA-256."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        """Open a temporary file in `folder`, whose own name tells what it becomes. Raises OSError where it cannot."""
+    def __init__(self, folder: Path, name: str, *, mode: int = 0o666) -> None:
+        """Open a temporary file in `folder`, whose own name tells what it becomes. Raises OSError where it cannot.
+
+        Its rights are `mode` but for what the process's umask takes away.
+        """
         # Hidden, and of its own: two processes may write a file of one name. Cut short: names have at most 255 bytes.
         self._path = folder / f".{name[:40]}.{secrets.token_hex(8)}{TEMPORARY}"
-        self._file = self._path.open("xb")
+        self._file = open(self._path, "xb", opener=lambda path, flags: os.open(path, flags, mode))  # noqa: SIM115
         self._digest = hashlib.sha256()
         self.bytes = 0
 
@@ -102,23 +116,23 @@ class NewFile:
 
 
 @contextlib.contextmanager
-def new_file(folder: Path, name: str) -> Iterator[NewFile]:
+def new_file(folder: Path, name: str, *, mode: int = 0o666) -> Iterator[NewFile]:
     """A NewFile that is discarded at the end unless it was committed."""
-    file = NewFile(folder, name)
+    file = NewFile(folder, name, mode=mode)
     try:
         yield file
     finally:
         file.discard()
 
 
-def write_file(path: Path, data: bytes, *, replace: bool = True) -> None:
-    """Write a file at once, whole or not at all.
+def write_file(path: Path, data: bytes, *, replace: bool = True, mode: int = 0o666) -> None:
+    """Write a file at once, whole or not at all, with the rights `mode` but for what the umask takes away.
 
     Raises OSError, about `path` and not about the temporary file, where it cannot be written; FileExistsError where it
     is there and `replace` is false.
     """
     try:
-        with new_file(path.parent, path.name) as file:
+        with new_file(path.parent, path.name, mode=mode) as file:
             file.write(data)
             file.commit(path.name, replace=replace)
     except OSError as error:
@@ -212,7 +226,7 @@ _NO_FILES = {
 """What has a name and is neither a file nor a folder: whoever reads it may wait for ever."""
 
 
-def open_regular(path: str | Path, most_bytes: int) -> BinaryIO:
+def open_regular(path: str | Path, most_bytes: int) -> BufferedReader:
     """Open a file of somebody else for reading, without ever waiting for what only looks like a file.
 
     Args:

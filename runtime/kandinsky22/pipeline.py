@@ -18,6 +18,7 @@ from kandinsky22 import backends, checks, memory
 from kandinsky22.arrays import Array, Embeddings, Floats
 from kandinsky22.backends import Availability, Settings
 from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.bundle.reading import VERIFY, Verify
 from kandinsky22.callbacks import NO_CALLBACKS, Callbacks, OnBatch
 from kandinsky22.components import Components, Run
 from kandinsky22.conditioning.sources import EmbeddingSource
@@ -74,6 +75,7 @@ class Pipeline:
         threads: int | None = None,
         low_memory: bool = False,
         memory_limit: float | Literal["auto"] | None = "auto",
+        verify: Verify = "auto",
     ) -> Pipeline:
         """Open the bundle in folder `path`.
 
@@ -86,6 +88,8 @@ class Pipeline:
                 one must fit. Without it, components are loaded at their first use and kept.
             memory_limit: GiB that a task may take by the estimate of `kandinsky22.memory`; a task that would take more
                 is refused before it starts. "auto": what this machine has to spare now; None: no limit.
+            verify: "auto" compares the SHA-256 of a file when it is loaded, unless it was compared before and has not
+                been written to since; "always" compares it at each load.
 
         Raises:
             BundleError: `path` is no bundle, or is incomplete or altered.
@@ -95,8 +99,9 @@ class Pipeline:
         checks.choice("precision", precision, ("auto", "fp32", "bf16"))
         if threads is not None:
             checks.whole("threads", threads, 1, 1024)
+        checks.choice("verify", verify, VERIFY)
         limit = memory.limit(memory_limit)
-        bundle = Bundle(path)
+        bundle = Bundle(path, verify)
         chosen = backends.get(backend, bundle)
         settings = Settings(precision, threads)
         pipe = cls(Components(bundle, chosen, settings, low_memory=low_memory, memory_limit=limit))

@@ -12,7 +12,7 @@ import tokenizers
 from onnx import TensorProto
 
 from kandinsky22.arrays import Array
-from kandinsky22.bundle.bundle import CONSTANTS, MANIFEST, TOKENIZER
+from kandinsky22.bundle.bundle import MANIFEST
 from kandinsky22.bundle.checksums import sha256
 from kandinsky22.bundle.manifest import (
     Component,
@@ -25,6 +25,7 @@ from kandinsky22.bundle.manifest import (
     TensorSpec,
     Text,
 )
+from kandinsky22.bundle.reading import CONSTANTS, TOKENIZER
 
 TYPES = {TensorProto.FLOAT: "float32", TensorProto.INT64: "int64", TensorProto.BOOL: "bool"}
 STATE = {"latents": "latents_next", "x0_before": "x0"}

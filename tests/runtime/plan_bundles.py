@@ -16,9 +16,10 @@ import onnx.parser
 from kandinsky22.backends.cuda.gpu import Device
 from kandinsky22.backends.tensorrt import library
 from kandinsky22.backends.tensorrt.builder import Built, Report
-from kandinsky22.bundle.bundle import MANIFEST, TOKENIZER, Bundle
+from kandinsky22.bundle.bundle import MANIFEST, Bundle
 from kandinsky22.bundle.checksums import sha256
 from kandinsky22.bundle.manifest import Component, FileRecord, Geometry, Limits, Manifest, Role, TensorSpec, Text
+from kandinsky22.bundle.reading import TOKENIZER
 
 HEADER = '<ir_version: 10, opset_import: ["" : 23]>'
 GPU = Device("NVIDIA Test 4090", (8, 9))

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +23,7 @@ from kandinsky22.cli import bench as command
 from kandinsky22.cli import main
 from kandinsky22.errors import BackendError, InputError
 from kandinsky22.measure import suite, timing
+from kandinsky22.measure.report import Measurements
 from kandinsky22.measure.timing import Memory, Size, Timing
 
 from ..damaged import damaged
@@ -469,3 +473,35 @@ def test_a_pictures_seconds_are_estimated_from_its_components(handmade_bundle: B
         result("image_encoder", 64, 100.0),
     ]
     assert suite.estimated(handmade_bundle, stages, Size(128, 128), 20, 25) == 139
+
+
+@dataclass(frozen=True)
+class Anything:
+    """A report of this shape alone."""
+
+    results: tuple[int, ...]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (os.mkfifo, "cannot be read as a report (Is a FIFO, where a regular file was expected)"),
+        (Path.mkdir, "cannot be read as a report (Is a directory)"),
+        (lambda path: path.symlink_to("/dev/zero"), "cannot be read as a report (Is a device"),
+        (lambda path: (path.touch(), os.truncate(path, 1 << 40)), "cannot be read as a report (Is larger than 64 MiB"),
+        (lambda path: path.write_bytes(b"["), "is no report of this command, or damaged: the text is not JSON"),
+        (lambda path: path.write_bytes(b"[" * 100_000), "lists and objects lie more than 32 deep"),
+        (lambda path: path.write_bytes(b"\x00\xff"), "the text is not JSON"),
+        (lambda path: path.write_text('{"results": ["\\ud800"]}'), 'results[0] is "\\ud800", expected a whole number'),
+        (lambda path: path.write_text('{"results": [' + "9" * 5000 + "]}"), "the text is not JSON"),
+        (lambda path: path.write_text('{"results": [1.5]}'), "results[0] is 1.5, expected a whole number"),
+    ],
+)
+def test_what_is_no_report_is_refused_in_a_sentence_and_not_waited_for(
+    make: Callable[[Path], object], reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "bench.json"
+    make(path)
+    with pytest.raises(InputError, match=rf"bench\.json .*{re.escape(reason)}.*; name another file, or remove it\.$"):
+        Measurements(path, {}, {"results": []}, Anything, {})

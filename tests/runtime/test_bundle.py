@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,7 +51,7 @@ def test_a_sound_bundle_hands_out_its_files(shapes_bundle: Path) -> None:
     bundle = Bundle(shapes_bundle)
     for name in bundle.manifest.components:
         assert bundle.graph(name) == shapes_bundle / "onnx" / f"{name}.onnx"
-    assert bundle.tokenizer() == shapes_bundle / "tokenizer.json"
+    assert bundle.tokenizer() == (shapes_bundle / "tokenizer.json").read_bytes()
     names = {"zero_image_embeds", "clip_mean", "clip_std", "preview_weight", "preview_bias"}
     assert set(bundle.constants()) == names
 
@@ -368,18 +371,61 @@ def test_whatever_is_put_anywhere_is_refused_in_one_sentence_or_a_manifest(
 
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for name, reason in (("missing", "is not a folder"), ("file", "manifest.json"), (".", "has no manifest.json")):
+    for name, reason in (("missing", "is not a folder"), ("file", "is not a folder"), (".", "has no manifest.json")):
         with pytest.raises(BundleError, match=reason):
             Bundle(tmp_path / name)
 
 
-def test_constants_are_never_unpickled(bundle_copy: Path) -> None:
+ROW = np.ones((1, 96), np.float32)
+REST = {"clip_std": ROW, "zero_image_embeds": ROW}
+
+
+def archive(**arrays: Any) -> bytes:
     stream = io.BytesIO()
-    np.savez(stream, clip_mean=np.array([{"run": "code"}], dtype=object))
-    for data in (stream.getvalue(), b"no archive"):
+    np.savez_compressed(stream, **arrays)
+    return stream.getvalue()
+
+
+def member(data: bytes) -> bytes:
+    """An archive of the three names, of which one holds `data`."""
+    stream = io.BytesIO(archive(**REST))
+    with zipfile.ZipFile(stream, "a") as file:
+        file.writestr("clip_mean.npy", data)
+    return stream.getvalue()
+
+
+def npy(header: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode()
+
+
+def test_constants_are_vectors_read_within_bounds_and_never_unpickled(bundle_copy: Path) -> None:
+    for data, reason in (
+        (
+            archive(clip_mean=np.array([{"run": "code"}], dtype=object), **REST),
+            "has clip_mean as object 1, expected float32 1x",
+        ),
+        (archive(clip_mean=ROW.astype(np.float64), **REST), "has clip_mean as float64 1x96, expected float32 1x96"),
+        (archive(clip_mean=ROW[0], **REST), "has clip_mean as float32 96, expected float32 1x96"),
+        (archive(clip_mean=ROW, clip_std=ROW), "lacks zero_image_embeds, which the prior needs"),
+        (archive(clip_mean=ROW, more=ROW), "has an array 'more', expected only zero_image_embeds"),
+        (archive(clip_mean=ROW * np.inf, **REST), "has numbers that are not finite in clip_mean"),
+        (archive(clip_mean=np.zeros((1 << 23,), np.float32)), r"holds \d+ bytes under one name, expected at most"),
+        (member(b"\x93NUMPY\x01\x00"), "cannot be read: clip_mean is no array of NumPy"),
+        (
+            member(npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1000000000)}")),
+            "has clip_mean as float32 1x1000000000",
+        ),
+        (
+            member(npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 96)}")),
+            "cannot be read: clip_mean has 0 bytes",
+        ),
+        (member(npy("(" * 5000)), "cannot be read: clip_mean is no array"),
+        (b"no archive", r"cannot be read \(File is not a zip file"),
+        (b"", r"cannot be read \(File is not a zip file"),
+    ):
         replace(bundle_copy / "constants.npz", data)
         relist(bundle_copy, "constants.npz")
-        with pytest.raises(BundleError, match=r"constants\.npz cannot be read"):
+        with pytest.raises(BundleError, match=rf"constants\.npz {reason}.*; export the bundle again\.$"):
             Bundle(bundle_copy).constants()
 
 
@@ -396,3 +442,31 @@ def test_a_graph_that_is_listed_and_yet_no_graph_is_refused_by_the_backend(
     bundle = Bundle(bundle_copy)
     with pytest.raises(BackendError, match=r"cannot load .*prior_step\.onnx: \S"):
         get(backend).load(bundle, "prior_step", Settings())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+@pytest.mark.parametrize(
+    "name",
+    ["manifest.json", "tokenizer.json", "constants.npz", "onnx/movq_decoder.onnx", "onnx/movq_decoder.onnx.data"],
+)
+@pytest.mark.parametrize("size", [None, 0])
+@pytest.mark.parametrize("kind", ["a pipe or device", "a folder", "a device"])
+def test_what_is_no_file_is_refused_and_not_waited_for(
+    kind: str, size: int | None, name: str, bundle_copy: Path
+) -> None:
+    """Even where the manifest says that it has the bytes that a pipe has."""
+    if size is not None and name != "manifest.json":
+        edit(bundle_copy, lambda data: data["files"][name].__setitem__("bytes", size))
+    path = bundle_copy / name
+    path.unlink()
+    if kind == "a pipe or device":
+        os.mkfifo(path)
+    elif kind == "a folder":
+        path.mkdir()
+    else:
+        kind = "a pipe or device"
+        path.symlink_to("/dev/zero")
+    with pytest.raises(
+        BundleError, match=rf"{re.escape(name)} (is a |cannot be read \(Is a ).*, ?(expected|where)|: exp"
+    ):
+        Bundle(bundle_copy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from kandinsky22 import BackendError, BundleError, InputError, Pipeline
 from kandinsky22.arrays import Array
 from kandinsky22.backends.onnxruntime.cpu import OnnxRuntimeComponent
+from kandinsky22.bundle.reading import CONSTANTS
 
 from .conftest import QUICK, Cli
 from .handmade import GRAPHS, MORE_GRAPHS, write_bundle
@@ -76,7 +78,11 @@ def test_what_a_callback_returns_is_refused(pipe: Pipeline, number: float) -> No
 def test_constants_are_numbers(pipe: Pipeline, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     constants = pipe.bundle.constants()
     constants[name][0, 0] = np.nan
-    np.savez(pipe.bundle.path / "constants.npz", **constants)
-    monkeypatch.setattr(type(pipe.bundle), "verified", lambda self, file: self.path / file)
+    stream = io.BytesIO()
+    np.savez(stream, **constants)
+    read = type(pipe.bundle)._read
+    monkeypatch.setattr(
+        type(pipe.bundle), "_read", lambda self, file: stream.getvalue() if file == CONSTANTS else read(self, file)
+    )
     with pytest.raises(BundleError, match=rf"constants\.npz has numbers that are not finite in {name}"):
         pipe("a", **OPTIONS)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kandinsky22 import BundleError, InputError
 from kandinsky22.backends.cuda.gpu import Device
 from kandinsky22.backends.tensorrt import build as plans
-from kandinsky22.backends.tensorrt import choice
+from kandinsky22.backends.tensorrt import choice, records
 from kandinsky22.backends.tensorrt.profile import Profile, default_profile
-from kandinsky22.backends.tensorrt.records import PlanRecord, Report
+from kandinsky22.backends.tensorrt.records import PlanRecord, Report, from_json
 from kandinsky22.bundle.manifest import Component, Role, TensorSpec
+from kandinsky22.schema import MOST_BYTES, SchemaError
 from tests.runtime import plan_bundles
 from tests.runtime.plan_bundles import SPECS, STATE
 
@@ -136,7 +142,7 @@ def record(**changes: object) -> PlanRecord:
         "settings": {"tf32": False},
         "plan": "decoder_step-00.plan",
         "bytes": 12,
-        "sha256": "ab",
+        "sha256": "ab" * 32,
         "weight_bytes": 10,
         "seconds": 1.5,
         "peak_memory": 7,
@@ -149,7 +155,7 @@ def record(**changes: object) -> PlanRecord:
 @pytest.mark.parametrize("changes", [{}, {"device": None, "targets": ("8.6", "12.0")}])
 def test_a_record_survives_json(changes: dict[str, object]) -> None:
     whole = record(**changes)
-    assert PlanRecord.from_json(whole.to_json()) == whole
+    assert from_json(whole.to_json().encode()) == whole
 
 
 def test_no_bit_of_a_record_can_change_unnoticed() -> None:
@@ -158,8 +164,8 @@ def test_no_bit_of_a_record_can_change_unnoticed() -> None:
     for place in range(len(good)):
         changed = good[:place] + bytes([good[place] ^ 1 << place % 8]) + good[place + 1 :]
         try:
-            found = PlanRecord.from_json(changed.decode())
-        except (ValueError, KeyError, TypeError):  # what read_record turns into a BundleError
+            found = from_json(changed)
+        except SchemaError:  # what read_record turns into a BundleError
             continue
         assert found == whole, f"byte {place}"
 
@@ -175,7 +181,7 @@ def test_a_record_of_another_format_says_so(tmp_path: Path) -> None:
 def test_a_record_must_not_point_out_of_its_folder(tmp_path: Path, plan: str) -> None:
     path = tmp_path / "decoder_step.json"
     path.write_text(record(plan=plan).to_json())
-    with pytest.raises(BundleError, match="outside of its folder"):
+    with pytest.raises(BundleError, match=r"plan is .*, expected the name of a plan in its folder"):
         choice.read_record(path)
 
 
@@ -187,3 +193,77 @@ def test_misfit_names_the_input_and_what_it_takes() -> None:
     )
     for wrong in ((1, 4, 40, 48), (1, 4, 48, 264), (1, 4, 48), (1, 5, 48, 48)):
         assert whole.misfit({"latents": wrong}) is not None
+
+
+def changed(data: dict[str, Any], **changes: Any) -> bytes:
+    """The record in which parts are replaced, or removed where they are None, with a checksum that is right."""
+    data = {name: value for name, value in {**data, **changes}.items() if changes.get(name, 0) is not None}
+    return json.dumps({**data, "checksum": records._checksum(data)}).encode()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"bytes": "12"}, 'bytes is "12", expected a whole number'),
+        ({"bytes": -1}, "bytes is -1, expected a number from 0"),
+        ({"bytes": 10**300}, "bytes is a number of many digits, expected a number from 0"),
+        ({"peak_memory": True}, "peak_memory is true, expected a whole number"),
+        ({"seconds": 1e400}, "seconds is Infinity, expected a number"),
+        ({"sha256": "ab"}, 'sha256 is "ab", expected a SHA-256'),
+        ({"device": {"name": "GPU"}}, "device.compute_capability is missing"),
+        ({"device": 7}, "device is 7, expected"),
+        ({"targets": "8.6"}, 'targets is "8.6", expected a list'),
+        ({"profile": []}, "profile is a list of 0, expected an object"),
+        ({"shapes": {}}, "shapes is an object, expected something"),
+        ({"shapes": {"latents": [[1], [2]]}}, "shapes.latents is a list of 2, expected a list of 3"),
+        ({"shapes": {"latents": [[1], [2], []]}}, "expected shapes of as many sides"),
+        ({"report": None}, "report is missing"),
+        ({"more": 1}, "more is not known"),
+        ({"component": "\ud800"}, "component is .*, expected a text of whole characters"),
+        ({"plan": "a\0.plan"}, "expected the name of a plan in its folder"),
+    ],
+)
+def test_a_record_of_wrong_parts_is_refused_in_a_sentence(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "decoder_step.json"
+    path.write_bytes(changed(dataclasses.asdict(record()), **changes))
+    with pytest.raises(BundleError, match=rf"decoder_step\.json is not the record of a plan \(.*{reason}"):
+        choice.read_record(path)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"7", b"{", b"[" * 100_000, b"\xff\x00", b'{"format_version": true}', b" " * (MOST_BYTES + 1)]
+)
+def test_what_is_no_record_is_refused_in_a_sentence(text: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "decoder_step.json"
+    path.write_bytes(text)
+    with pytest.raises(BundleError, match=r"decoder_step\.json (is not the record of a plan|cannot be read) \(.*\)$"):
+        choice.read_record(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_a_record_that_is_no_file_is_not_waited_for(make: Callable[[Path], None], tmp_path: Path) -> None:
+    path = tmp_path / "decoder_step.json"
+    make(path)
+    with pytest.raises(BundleError, match=r"decoder_step\.json cannot be read \(Is a"):
+        choice.read_record(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_plan_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    bundle = plan_bundles.write_bundle(tmp_path, {"decoder_step": plan_bundles.decoder_step()})
+    os.mkfifo(tmp_path / "decoder_step-00.plan")
+    plan = choice.Plan(tmp_path / "decoder_step.json", record(bytes=0, sha256=hashlib.sha256(b"").hexdigest()))
+    with pytest.raises(BundleError, match=r"decoder_step-00\.plan cannot be read \(Is a FIFO.*Build it: "):
+        choice._read_plan(plan, bundle, plan_bundles.fake_flavour())
+
+
+def test_a_record_of_other_inputs_than_the_graphs_is_refused(tmp_path: Path) -> None:
+    bundle = plan_bundles.write_bundle(tmp_path, {"decoder_step": plan_bundles.decoder_step()})
+    folder, flavour = tmp_path / "tensorrt" / "any", plan_bundles.fake_flavour()
+    folder.mkdir(parents=True)
+    onnx = choice.onnx_hashes(bundle, "decoder_step")
+    about = {"flavour": flavour.name, "version": flavour.version, "device": plan_bundles.GPU, "onnx": onnx}
+    (folder / "decoder_step.json").write_text(record(**about).to_json())
+    with pytest.raises(BundleError, match="it takes latents, guidance, other inputs than the graph"):
+        choice.choose_plan(bundle, "decoder_step", flavour, plan_bundles.GPU, {"image_embeds": (1, 1, 6)})

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -142,7 +143,7 @@ def test_a_damaged_record_is_refused_and_built_again(bundle: Bundle, compiled: l
     build(bundle)
     path = folder(bundle) / "decoder_step.json"
     path.write_text(path.read_text().replace('"maximum": 256', '"maximum": 512'))
-    assert "is not the record of a plan (ValueError('its checksum differs'))" in refused(bundle)
+    assert "is not the record of a plan (its checksum differs)" in refused(bundle)
     build(bundle)
     assert compiled == ["decoder_step"] * 2
     assert choice.refusal(bundle, "decoder_step", RTX, GPU) is None
@@ -235,16 +236,16 @@ def test_a_plan_replaced_while_it_is_read_is_read_again(
     bundle: Bundle, compiled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build(bundle)
-    read, built = Path.read_bytes, []
+    read, built = choice.open_regular, []
 
-    def read_bytes(path: Path) -> bytes:
+    def open_regular(path: Path, most: int) -> BufferedReader:
         if not built:
             built.append(True)
             monkeypatch.setattr(plans, "build_plan", fake_build(b"newer"))
             build(bundle, rebuild=True)
-        return read(path)
+        return read(path, most)
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(choice, "open_regular", open_regular)
     assert bytes(choice.verified_plan(bundle, "decoder_step", RTX, GPU)[0]) == b"newer"
 
 

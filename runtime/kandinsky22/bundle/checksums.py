@@ -1,78 +1,135 @@
-"""SHA-256 of files, and a record of the files that were compared before, so that not every start reads gigabytes.
-
-A comparison is recorded in the user's cache folder, with what the file system says of the file. Writing to the file
-changes that, so that it is compared again. A processor without instructions for SHA-256 takes 17 s for the published
-checkpoint.
-"""
+"""SHA-256 of files, and whether a file is still the one whose SHA-256 was compared."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import os
+import sys
 import time
+import weakref
+from io import BufferedReader
 from pathlib import Path
+from typing import NamedTuple
 
 from kandinsky22 import files
+from kandinsky22.bundle import remembered
 
 SETTLED_SECONDS = 2.0
-"""Age from which a file is recorded: of a younger one, a file system's clock may not tell two changes apart."""
+"""Age from which a change shows: of a younger file, a file system's clock may not tell two changes apart."""
+
+
+class AlteredError(ValueError):
+    """A file is not what it should be. The message is a clause, to follow the file's path."""
+
+
+class State(NamedTuple):
+    """What the file system says of a file. Writing to it moves both times (nanoseconds), of which a program can put
+    back only the first; a new link to it, or other rights, move the second alone.
+    """
+
+    device: int
+    inode: int
+    bytes: int
+    written: int
+    changed: int
+
+
+class Verified(NamedTuple):
+    """The state in which a file had the right SHA-256. Where it is not `settled`, a later write may not show in it."""
+
+    state: State
+    settled: bool
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file in hexadecimal, read in blocks. Raises OSError where it is no file, or cannot be read."""
+    with files.open_regular(path, sys.maxsize) as file:
+        return _digest(file)
 
 
-def matches(path: Path, expected: str, *, afresh: bool = False) -> bool:
-    """Whether the SHA-256 of a file is the `expected` one, in hexadecimal.
+def state(path: Path) -> State:
+    """The state of a file; links are followed. Raises OSError where there is none."""
+    return _state(path.stat())
+
+
+def compare(path: Path, expected: str, *, afresh: bool = False) -> Verified:
+    """Compare the SHA-256 of a file with the `expected` one, in hexadecimal.
 
     Args:
         path: The file.
         expected: What its SHA-256 should be.
-        afresh: Read the file even when it was compared before and has not been written to since.
+        afresh: Read the file even where an earlier process did, and it has not been written to since.
 
     Raises:
-        OSError: The file cannot be read.
+        AlteredError: It is another, or the file was written to meanwhile.
+        OSError: It is no file, or cannot be read.
     """
-    record, before = _record(path), _state(path, expected)
-    if not afresh and record is not None and _remembered(record) == before:
+    with files.open_regular(path, sys.maxsize) as file:
+        return _compare(file, path, expected, afresh=afresh)
+
+
+class HeldFile:
+    """A verified file that is held open, to see whether its bytes are written to, whatever has its name by then.
+
+    A library that has a file mapped into memory sees what is written to it: there is nothing else to ask.
+    """
+
+    def __init__(self, path: Path, expected: str, verified: Verified) -> None:
+        """Open the file `path`, whose SHA-256 was the `expected` one when it was in the state of `verified`.
+
+        Raises OSError where it is no file or cannot be read.
+        """
+        self.path, self._expected, self._verified = path, expected, verified
+        with files.open_regular(path, sys.maxsize) as file:
+            self._descriptor = os.dup(file.fileno())
+        self._close = weakref.finalize(self, os.close, self._descriptor)
+
+    def intact(self) -> bool:
+        """Whether it is the file that was verified, and nobody has written to it.
+
+        It is read again where nothing but the second time has moved, or where its times cannot tell.
+        """
+        before, now = self._verified, _state(os.fstat(self._descriptor))
+        if now == before.state and before.settled:
+            return True
+        if now[:-1] != before.state[:-1]:
+            return False
+        try:
+            with open(os.dup(self._descriptor), "rb") as file:
+                self._verified = _compare(file, self.path, self._expected, afresh=True)
+        except (AlteredError, OSError):
+            return False
         return True
-    if sha256(path) != expected:
-        return False
-    settled = time.time() - path.stat().st_ctime > SETTLED_SECONDS
-    if record is not None and settled and _state(path, expected) == before:
-        _remember(record, before)
-    return True
+
+    def close(self) -> None:
+        """Let go of it. It is also let go of with the last reference."""
+        self._close()
 
 
-def _state(path: Path, expected: str) -> list[int | str]:
-    """What tells a file from another or from itself after a write; its two times change with every write."""
-    found = path.stat()
-    return [expected, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+def _compare(file: BufferedReader, path: Path, expected: str, *, afresh: bool) -> Verified:
+    """See `compare`. What has the name `path` by now may be another file than the open one."""
+    started = time.time()
+    status = os.fstat(file.fileno())
+    before = _state(status)
+    comparison = (expected, *before)
+    if not afresh and remembered.has(path, status, comparison):
+        return Verified(before, True)
+    file.seek(0)
+    if _digest(file) != expected:
+        raise AlteredError("is not the file that was exported (SHA-256 differs)")
+    after = _state(os.fstat(file.fileno()))
+    if after[:-1] != before[:-1]:
+        raise AlteredError("was written to while it was read")
+    # Its age when reading began: a write just after that has the time of one just before.
+    settled = after == before and started - before.changed / 1e9 > SETTLED_SECONDS
+    if settled:
+        remembered.keep(path, status, comparison)
+    return Verified(after, settled)
 
 
-def _record(path: Path) -> Path | None:
-    """The file that records the comparison of `path`; None when the user has no home."""
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        return None
-    name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
-    return cache / "kandinsky22" / "checked" / f"{name}.json"
+def _digest(file: BufferedReader) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _remembered(record: Path) -> object:
-    try:
-        return json.loads(record.read_text())
-    except (OSError, ValueError):
-        return None  # no record, or a broken one
-
-
-def _remember(record: Path, state: list[int | str]) -> None:
-    """Write a record. Where that is impossible (a read-only home) the file is only compared again at the next start."""
-    with contextlib.suppress(OSError):
-        record.parent.mkdir(parents=True, exist_ok=True)
-        files.write_file(record, json.dumps(state).encode())
+def _state(found: os.stat_result) -> State:
+    return State(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)

@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from kandinsky22 import schema
 from kandinsky22.bundle.manifest import (
@@ -24,6 +24,10 @@ from kandinsky22.schema import SchemaError, mismatch, shown
 
 TOKENIZER = "tokenizer.json"
 CONSTANTS = "constants.npz"
+
+Verify = Literal["auto", "always"]
+"""When files are read to be verified: unless they were before and nobody wrote to them since, or at each load."""
+VERIFY: tuple[Verify, ...] = get_args(Verify)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _FOLDER = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)

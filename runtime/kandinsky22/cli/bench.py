@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kandinsky22.cli import flags
 from kandinsky22.cli.printable import printable
 from kandinsky22.cli.tables import columns
 
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--patience", metavar="SECONDS", type=float, default=60, help="for one stage at one size (%(default)s)")
     add("--low-memory", action="store_true", help="whole pictures with one network in memory at a time")
+    flags.add_verify(parser)
     add("--report", metavar="FILE", help="keep every measurement here as JSON, and go on from those that are there")
     add("--json", action="store_true", help="print one JSON object")
     add("--quiet", action="store_true", help="no progress")
@@ -57,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     from kandinsky22.bundle.bundle import Bundle
     from kandinsky22.measure import suite
 
-    bundle = Bundle(options.bundle)
+    bundle = Bundle(options.bundle, options.verify)
     asked = _suite(bundle, options)
     backends = _backends(bundle, options, asked)
     report = suite.open_report(asked, None if options.report is None else Path(options.report))

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from kandinsky22.cli import flags
 from kandinsky22.cli.tables import columns
 from kandinsky22.errors import InputError
 
@@ -54,6 +55,7 @@ def _add_build_arguments(group: argparse._ArgumentGroup) -> None:
     add("--allow-unfused", action="store_true", help="build even where attention would run without a fused kernel")
     add("--rebuild", action="store_true", help="build again what is there")
     add("--force", action="store_true", help="build in less memory than it is known to take")
+    flags.add_verify(group)
     add("--json", action="store_true", help="print the records of the plans, as JSON")
     add("--quiet", action="store_true", help="no progress bar")
 
@@ -64,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     from kandinsky22.backends.tensorrt.builder import Options
     from kandinsky22.bundle.bundle import Bundle
 
-    bundle = Bundle(options.bundle)
+    bundle = Bundle(options.bundle, options.verify)
     flavour = build.flavour_to_build(options.flavour)
     records = build.build(
         bundle,

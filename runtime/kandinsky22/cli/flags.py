@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from kandinsky22.bundle.reading import VERIFY
 from kandinsky22.request.kinds import Kind
 from kandinsky22.request.parameters import PARAMETERS, TASKS, Parameter, Task
 from kandinsky22.request.signatures import default_in_words
@@ -41,6 +42,17 @@ def add(group: argparse._ArgumentGroup, command: str, names: Iterable[str]) -> N
         text = in_flags(parameter.help) + (f" ({words})" if words else "")
         options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
         group.add_argument(str(parameter.flag), **options, **_form(parameter.kind))
+
+
+def add_verify(group: argparse._ActionsContainer) -> None:
+    """Declare the flag that says when files of the bundle are verified, of all commands that run it."""
+    group.add_argument(
+        "--verify",
+        choices=VERIFY,
+        default=VERIFY[0],
+        help="read the bundle's files and compare their SHA-256 where they may have been written to since, or always "
+        "(%(default)s)",
+    )
 
 
 def given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:

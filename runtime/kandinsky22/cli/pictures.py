@@ -126,6 +126,7 @@ def _add_machine_arguments(group: argparse._ArgumentGroup, command: str) -> None
         default="auto",
         help="refuse what will take more by the estimate; none to try everything (%(default)s: what is free)",
     )
+    flags.add_verify(group)
     batch = flags.typed(PARAMETERS["batch_size"].kind.parse or int)
     text = "pictures made at once: more memory, and the last bits of a picture may differ (%(default)s)"
     add("--batch-size", metavar="N", type=batch, default=1, help=text)
@@ -175,6 +176,7 @@ def make(options: argparse.Namespace, calls: Sequence[Call]) -> int:
         "threads": options.threads,
         "low_memory": options.low_memory,
         "memory_limit": options.memory_limit,
+        "verify": options.verify,
     }
     try:
         with Pipeline.load(options.bundle, options.backend, **machine) as pipe:
@@ -236,9 +238,6 @@ def _told(path: Path, picture: PIL.Image.Image, title: str, seed: int) -> dict[s
 
 def _origin(pipe: Pipeline, job: Job) -> dict[str, Any]:
     """What a picture depends on beside its arguments: the task, the bundle, and what ran it."""
-    from kandinsky22.bundle.bundle import MANIFEST
-    from kandinsky22.bundle.checksums import sha256
-
     manifest, backend = pipe.bundle.manifest, pipe.backend
     assert job.sampling is not None
     decoder = manifest.components[job.sampling.segments[0].component]
@@ -249,7 +248,7 @@ def _origin(pipe: Pipeline, job: Job) -> dict[str, Any]:
             "precision": manifest.precision,
             "source": manifest.source,
             "scheduler": manifest.schedulers.get(decoder.scheduler or "", {}).get("_class_name"),
-            "manifest_sha256": sha256(pipe.bundle.path / MANIFEST),
+            "manifest_sha256": pipe.bundle.manifest_sha256,
         },
         "backend": {"name": backend.name, "version": backend.version, "precision": pipe.precision},
     }

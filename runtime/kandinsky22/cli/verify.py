@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from kandinsky22.cli import flags
 from kandinsky22.cli.printable import printable
 from kandinsky22.cli.tables import columns
 from kandinsky22.errors import BackendError, InputError
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max", metavar="PIXELS", type=int, help="largest side (2048): minutes and gigabytes on a processor")
     add("--batch", metavar="N", type=int, default=1, help="pictures at once, at the largest (%(default)s)")
     add("--seed", metavar="N", type=int, default=0, help="of the random inputs (%(default)s)")
+    flags.add_verify(parser)
     add("--json", action="store_true", help="print one JSON object")
 
 
@@ -43,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     from kandinsky22.bundle.bundle import Bundle
     from kandinsky22.measure import verify
 
-    bundle = Bundle(options.bundle)
+    bundle = Bundle(options.bundle, options.verify)
     if options.seed < 0:
         raise InputError(f"The seed is {options.seed}; expected 0 or more.")
     backend = backends.get(options.backend, bundle)

@@ -10,7 +10,8 @@ import tokenizers
 from numpy.typing import NDArray
 
 from kandinsky22.bundle.bundle import Bundle
-from kandinsky22.errors import BundleError
+from kandinsky22.bundle.reading import TOKENIZER
+from kandinsky22.errors import BundleError, first_line
 
 
 class Tokenizer:
@@ -18,12 +19,16 @@ class Tokenizer:
 
     def __init__(self, bundle: Bundle) -> None:
         """Load tokenizer.json of `bundle`. Raises BundleError where it is missing, altered or unreadable."""
-        path, text = bundle.tokenizer(), bundle.manifest.text
+        text = bundle.manifest.text
         assert text is not None  # as the manifest says where it has a tokenizer
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(bundle.tokenizer())
+        except BundleError:
+            raise
         except Exception as error:  # the library raises plain Exception
-            raise BundleError(f"{path} is not a tokenizer ({error}); export the bundle again.") from error
+            raise BundleError(
+                f"{bundle.path / TOKENIZER} is not a tokenizer ({first_line(error)}); export the bundle again."
+            ) from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.max_length = text.max_length

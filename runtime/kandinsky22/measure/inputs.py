@@ -63,5 +63,5 @@ def _random(bundle: Bundle, spec: TensorSpec, shape: tuple[int, ...], draw: np.r
     words = np.arange(shape[-1]) < draw.integers(1, shape[-1], (*shape[:-1], 1))
     if spec.dtype == "bool":
         return words
-    last = tokenizers.Tokenizer.from_file(str(bundle.tokenizer())).get_vocab_size() - 1
+    last = tokenizers.Tokenizer.from_buffer(bundle.tokenizer()).get_vocab_size() - 1
     return np.where(words, draw.integers(0, last, shape), last)

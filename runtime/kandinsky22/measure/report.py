@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from kandinsky22 import schema
 from kandinsky22.checks import MAX_STEPS
 from kandinsky22.errors import InputError
-from kandinsky22.files import write_file
+from kandinsky22.files import read_regular, write_file
 
 OTHERWISE = "name another file, or remove it"
 MOST_BYTES = 64 << 20
@@ -47,9 +47,9 @@ class Measurements:
         """
         self.path = path
         self.data: dict[str, Any] = {**belongs_to, **empty}
-        if path is None or not path.exists():
+        found = None if path is None else _read(path, kind)
+        if found is None:
             return
-        found = _read(path, kind)
         for place, words in same.items():
             difference = _difference(_at(found, place), _at(self.data, place), place.rpartition(".")[2])
             if difference is not None:
@@ -62,11 +62,15 @@ class Measurements:
             write_file(self.path, (json.dumps(self.data, indent=1) + "\n").encode())
 
 
-def _read(path: Path, kind: type) -> dict[str, Any]:
-    """The object in a file. Raises InputError where it is not of `kind`."""
+def _read(path: Path, kind: type) -> dict[str, Any] | None:
+    """The object in a file; None where there is none. Raises InputError where it is not of `kind`."""
     try:
-        found: dict[str, Any] = schema.parse(path.read_bytes(), most_bytes=MOST_BYTES)
+        found: dict[str, Any] = schema.parse(read_regular(path, MOST_BYTES), most_bytes=MOST_BYTES)
         schema.read(kind, found)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read as a report ({error.strerror}); {OTHERWISE}.") from error
     except schema.SchemaError as error:
         raise InputError(f"{path} is no report of this command, or damaged: {error}; {OTHERWISE}.") from error
     return found

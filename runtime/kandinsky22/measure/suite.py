@@ -14,8 +14,6 @@ from typing import Annotated, Any
 from tqdm import tqdm
 
 from kandinsky22.backends import Availability, Backend, Settings
-from kandinsky22.bundle import bundle as bundles
-from kandinsky22.bundle import checksums
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.manifest import Role
 from kandinsky22.errors import InputError
@@ -115,7 +113,7 @@ def open_report(suite: Suite, path: Path | None) -> Measurements:
         "precision": manifest.precision,
         "source": manifest.source,
         "bytes": sum(record.bytes for record in manifest.files.values()),
-        "manifest_sha256": checksums.sha256(suite.bundle.path / bundles.MANIFEST),
+        "manifest_sha256": suite.bundle.manifest_sha256,
     }
     # What changes a measurement; the other options say which ones are made.
     names = ("prior_steps", "scheduler", "repeat", "patience", "low_memory")
@@ -191,6 +189,7 @@ def _time_pipeline(suite: Suite, size: Size, steps: int, report: Measurements, e
         threads=suite.settings.threads,
         low_memory=suite.low_memory,
         memory_limit=None,
+        verify=suite.bundle.verify,
     ) as pipe:
         opened = time.perf_counter() - started
         for index in range(suite.pictures_each):

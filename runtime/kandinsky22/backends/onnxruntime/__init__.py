@@ -46,7 +46,8 @@ class OnnxRuntimeBackend:
             raise BackendError(
                 f"ONNX Runtime's CPU kernels have no {settings.precision}; use precision fp32, or the openvino backend."
             )
-        return OnnxRuntimeComponent(name, bundle.graph(name, ATTENTION_IN_PARTS), bundle.component(name), settings)
+        with bundle.reading(name, ATTENTION_IN_PARTS) as graph:
+            return OnnxRuntimeComponent(name, graph, bundle.component(name), settings)
 
 
 BACKEND = OnnxRuntimeBackend()

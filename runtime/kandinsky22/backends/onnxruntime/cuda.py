@@ -40,10 +40,10 @@ class OnnxRuntimeCudaComponent(DeviceComponent):
                 f"On a GPU, ONNX Runtime computes {name} as it was exported, in {self.component.precision}; use "
                 f"precision auto, or export a bundle with --precision {settings.precision}."
             )
-        graph = bundle.graph(name, ATTENTION_IN_PARTS)
         super().__init__(name, shared_gpu)
         try:
-            with self.gpu.turn:  # loading copies weights by the stream that another thread may be capturing
+            # One thread's turn: loading copies weights by the stream that another may be capturing.
+            with bundle.reading(name, ATTENTION_IN_PARTS) as graph, self.gpu.turn:
                 started = time.perf_counter()
                 self.session: Any = self._open(graph)
         except BaseException:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kandinsky22 import machine
@@ -25,7 +25,7 @@ from kandinsky22.backends import (
 from kandinsky22.backends.loop import plain_loop
 from kandinsky22.backends.openvino.pictures import one_by_one
 from kandinsky22.bundle.bundle import Bundle
-from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS, Component
+from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS
 from kandinsky22.errors import BackendError, last_line
 from kandinsky22.openvino_core import core, imported
 
@@ -52,14 +52,14 @@ class OpenVinoComponent:
     network, and one differs by rounding (under 1/255) from the same one alone. Threads wait for each other run by run.
     """
 
-    def __init__(
-        self, name: str, graph: Path, component: Component, settings: Settings, *, in_parts: bool = False
-    ) -> None:
-        """`in_parts` says that the graph is the variant whose attention is in parts, see `_variant`."""
+    def __init__(self, bundle: Bundle, name: str, settings: Settings, variant: str = "") -> None:
+        """`variant` is that of the graph which is read, where there is one, see `_variant`."""
         from kandinsky22.backends.openvino import winograd
         from kandinsky22.backends.openvino.compiled import Kept
 
-        self._name, self._graph, self._component, self._in_parts = name, graph, component, in_parts
+        component = bundle.component(name)
+        self._name, self._component, self._in_parts = name, component, variant in component.variants
+        self._reading = functools.partial(bundle.reading, name, variant)
         self._outputs = [spec.name for spec in component.outputs]
         self._precision = _precision(settings.precision)
         self._config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
@@ -72,8 +72,7 @@ class OpenVinoComponent:
         self._closed = False
         self._kept = Kept(name, component.parameters * WEIGHT_BYTES[self._precision])
         started = time.perf_counter()
-        with self._refusing():
-            self._model: Any = self._read()
+        self._model: Any = self._read()
         self._winograd = self._precision == "fp32" and winograd.is_for(self._model)
         log.info("%s loaded by OpenVINO for %s in %.1f s", name, self._precision, time.perf_counter() - started)
 
@@ -114,11 +113,12 @@ class OpenVinoComponent:
         return {name: values[name] for name in self._outputs}
 
     def _read(self) -> Any:
-        """The graph as it is in the file, for any shapes."""
+        """The graph as it is in the file, for any shapes. Its weights stay mapped into memory."""
         from kandinsky22.backends.openvino import rewrites
 
-        model = core().read_model(self._graph)
-        rewrites.in_float32(model)
+        with self._reading() as self._path, self._refusing():
+            model = core().read_model(self._path)
+            rewrites.in_float32(model)
         return model
 
     def _compile(self, shapes: Shapes) -> CompiledGraph:
@@ -161,9 +161,8 @@ class OpenVinoComponent:
         try:
             yield
         except RuntimeError as error:
-            raise BackendError(
-                f"OpenVINO {imported().__version__} cannot load {self._graph}: {last_line(error)}"
-            ) from error
+            sentence = f"OpenVINO {imported().__version__} cannot load {self._path}: {last_line(error)}"
+            raise BackendError(sentence) from error
 
 
 class OpenVinoBackend:
@@ -186,9 +185,7 @@ class OpenVinoBackend:
     def load(self, bundle: Bundle, name: str, settings: Settings, weights: str = EXPORTED) -> LoadedComponent:
         """See `Backend.load`."""
         refuse_other_weights(NAME, name, weights)
-        component, variant = bundle.component(name), _variant()
-        in_parts = variant in component.variants
-        return OpenVinoComponent(name, bundle.graph(name, variant), component, settings, in_parts=in_parts)
+        return OpenVinoComponent(bundle, name, settings, _variant())
 
 
 def _variant() -> str:

@@ -218,11 +218,11 @@ def _compile(
             bar.set_postfix_str(phase[:40], refresh=False)
             bar.update(done - bar.n)
 
-        graph = bundle.graph(name)
         timings = read_file(cache) if cache.exists() else b""
-        built = build_plan(
-            flavour, graph, bundle.component(name), recipe["shapes"], options, file.write, timings, on_progress
-        )
+        with bundle.reading(name) as graph:
+            built = build_plan(
+                flavour, graph, bundle.component(name), recipe["shapes"], options, file.write, timings, on_progress
+            )
     if built.timing_cache:
         write_file(cache, built.timing_cache)
     return built

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +18,12 @@ from pathlib import Path
 from kandinsky22.backends.cuda.gpu import Device
 from kandinsky22.backends.tensorrt.library import Flavour, rtx_targets
 from kandinsky22.backends.tensorrt.profile import Profile
-from kandinsky22.backends.tensorrt.records import PlanRecord
+from kandinsky22.backends.tensorrt.records import PlanRecord, from_json
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.contents import PLANS
 from kandinsky22.errors import BundleError
+from kandinsky22.files import open_regular, read_regular
+from kandinsky22.schema import MOST_BYTES, SchemaError
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +55,11 @@ def plan_folder(bundle: Bundle, flavour: Flavour, device: Device | None, profile
 def read_record(path: Path) -> PlanRecord:
     """The record in a file. Raises BundleError where it cannot be read, or names a plan outside of its folder."""
     try:
-        record = PlanRecord.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{path} is not the record of a plan ({error!r})") from error
-    if re.fullmatch(r"[\w-]+\.plan", record.plan) is None:
-        raise BundleError(f"{path} names a plan outside of its folder ({record.plan})")
-    return record
+        return from_json(read_regular(path, MOST_BYTES))
+    except SchemaError as error:
+        raise BundleError(f"{path} is not the record of a plan ({error})") from error
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror})") from error
 
 
 def verified_plan(
@@ -178,6 +181,8 @@ def _differences(
         )
     if record.onnx != onnx_hashes(bundle, record.component):
         found.append("it was built from another ONNX graph (its SHA-256 is not the manifest's)")
+    if set(record.shapes) != {spec.name for spec in bundle.component(record.component).inputs}:
+        found.append(f"it takes {', '.join(record.shapes)}, other inputs than the graph")
     if shapes is not None and (misfit := record.misfit(shapes)) is not None:
         found.append(misfit)
         mend = f"Ask for another size or fewer pictures at once, or build for these. {_command(bundle, flavour)}"
@@ -194,11 +199,13 @@ def _read_plan(chosen: Plan, bundle: Bundle, flavour: Flavour) -> bytes:
     record, path = chosen.record, chosen.path.parent / chosen.record.plan
     mend = _command(bundle, flavour, record.profile)
     try:
-        plan = path.read_bytes()
+        with open_regular(path, sys.maxsize) as file:
+            size = os.fstat(file.fileno()).st_size
+            plan = file.read() if size == record.bytes else b""
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error.strerror}). {mend}") from error
-    if len(plan) != record.bytes:
-        raise BundleError(f"{path} has {len(plan)} bytes, its record says {record.bytes}. {mend}")
+    if size != record.bytes:
+        raise BundleError(f"{path} has {size} bytes, its record says {record.bytes}. {mend}")
     if hashlib.sha256(plan).hexdigest() != record.sha256:
         raise BundleError(f"{path} is not the plan that was built (its SHA-256 differs). {mend}")
     return plan

@@ -7,12 +7,26 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from kandinsky22 import schema
 from kandinsky22.backends.cuda.gpu import Device
 from kandinsky22.backends.tensorrt.profile import Profile, Range
+from kandinsky22.schema import SchemaError
 
 FORMAT_VERSION = 1
+
+Count = Annotated[int, schema.between(0, 2**63 - 1)]
+Sha256 = Annotated[str, schema.matching("[0-9a-f]{64}", "a SHA-256 in hexadecimal")]
+PlanName = Annotated[str, schema.matching(r"[\w-]+\.plan", "the name of a plan in its folder")]
+Ranges = Annotated[
+    dict[str, Range],
+    schema.NOT_EMPTY,
+    schema.Rule(
+        "shapes of as many sides, the smallest, the tuned and the largest",
+        lambda shapes: all(len({len(shape) for shape in each}) == 1 for each in shapes.values()),
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -25,11 +39,11 @@ class Report:
     those that a fused kernel exists for (16-bit, head size 16 to 256), and `fused` the fused kernels in the engine.
     """
 
-    layers: dict[str, dict[str, int]]
-    products: dict[str, int]
-    attention: int
-    fusable: int
-    fused: int
+    layers: dict[str, dict[str, Count]]
+    products: dict[str, Count]
+    attention: Count
+    fusable: Count
+    fused: Count
 
 
 @dataclass(frozen=True)
@@ -47,15 +61,15 @@ class PlanRecord:
     device: Device | None
     targets: tuple[str, ...]
     profile: Profile
-    shapes: dict[str, Range]
+    shapes: Ranges
     onnx: dict[str, str]
     settings: dict[str, Any]
-    plan: str
-    bytes: int
-    sha256: str
-    weight_bytes: int
-    seconds: float
-    peak_memory: int
+    plan: PlanName
+    bytes: Count
+    sha256: Sha256
+    weight_bytes: Count
+    seconds: Annotated[float, schema.between(0, 1e9)]
+    peak_memory: Count
     report: Report
     warnings: tuple[str, ...] = ()
     format_version: int = FORMAT_VERSION
@@ -65,28 +79,11 @@ class PlanRecord:
         data = dataclasses.asdict(self)
         return json.dumps({**data, "checksum": _checksum(data)}, indent=2) + "\n"
 
-    @staticmethod
-    def from_json(text: str) -> PlanRecord:
-        """Read what `to_json` wrote. Raises ValueError, KeyError or TypeError where it is something else."""
-        data = json.loads(text)
-        if data["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format {data['format_version']}, this kandinsky22 reads {FORMAT_VERSION}")
-        if data.pop("checksum") != _checksum(data):
-            raise ValueError("its checksum differs")
-        device = data["device"]
-        parts: dict[str, Any] = {
-            "device": device and Device(device["name"], tuple(device["compute_capability"])),
-            "targets": tuple(data["targets"]),
-            "profile": Profile(**data["profile"]),
-            "shapes": {name: _range(value) for name, value in data["shapes"].items()},
-            "report": Report(**data["report"]),
-            "warnings": tuple(data["warnings"]),
-        }
-        return PlanRecord(**(data | parts))
-
     def misfit(self, shapes: Mapping[str, Sequence[int]]) -> str | None:
         """Why inputs of these shapes cannot be fed to this plan, or None where they can."""
         for name, shape in shapes.items():
+            if name not in self.shapes:
+                return f"it does not take {name}"
             smallest, _, largest = self.shapes[name]
             if len(shape) != len(smallest) or not all(
                 low <= size <= high for low, size, high in zip(smallest, shape, largest, strict=True)
@@ -95,10 +92,18 @@ class PlanRecord:
         return None
 
 
+def from_json(text: bytes) -> PlanRecord:
+    """The record that `PlanRecord.to_json` wrote, in UTF-8. Raises SchemaError where the text is something else."""
+    data = schema.parse(text)
+    if not isinstance(data, dict):
+        raise schema.mismatch("", data, "an object")
+    version = data.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise SchemaError(f"it has format {schema.shown(version)}, this kandinsky22 reads {FORMAT_VERSION}")
+    if data.pop("checksum", None) != _checksum(data):
+        raise SchemaError("its checksum differs")
+    return schema.read(PlanRecord, data)
+
+
 def _checksum(data: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-
-
-def _range(value: Sequence[Sequence[int]]) -> Range:
-    smallest, tuned, largest = (tuple(shape) for shape in value)
-    return smallest, tuned, largest
