@@ -31,7 +31,8 @@ from kandinsky22.errors import CheckpointError, InputError, shown
 from kandinsky22_export import weights
 from kandinsky22_export.architectures import configs, validate
 from kandinsky22_export.architectures.kandinsky_2_2 import KINDS, MOVQ, PIPELINES, SCHEDULERS, UNET, UNETS, Kind
-from kandinsky22_export.reading import checked, picked, read_bytes, read_object, said
+from kandinsky22_export.model_card import prior_of
+from kandinsky22_export.reading import checked, picked, read_object, said
 from kandinsky22_export.tokenizer_files import load_tokenizer
 
 CONFIGS = ("model_index.json", "README.md", "*/*config.json", "*/*token*.json", "*/vocab.json", "*/merges.txt")
@@ -214,21 +215,13 @@ def _halves(name: str, folder: Path) -> tuple[str, ...]:
 
 def _prior_of_card(repository: Repository) -> Repository | None:
     """The prior that the front matter of README.md names, or None: a Hub id, or a path from a folder's own place."""
-    card = repository.folder / "README.md"
-    if not os.path.lexists(card):
-        return None
-    read_bytes(card)  # which it may be: the library's reader would wait for a FIFO
-    try:
-        metadata = huggingface_hub.metadata_load(card) or {}
-    except Exception as error:  # YAML's errors share no base with others
-        raise CheckpointError(f"The front matter of {card} could not be read: {said(error)}.") from error
-    priors = metadata.get("prior")
-    name = priors[0] if isinstance(priors, list) and priors else priors
-    if not isinstance(name, str):
+    name = prior_of(repository.folder)
+    if name is None:
         return None
     beside = Path(os.path.normpath(repository.folder / name))
     local = "folder" in repository.record and not Path(name).is_absolute() and os.path.isdir(beside)
     if not local and not HUB_ID.fullmatch(name):
+        card = repository.folder / "README.md"
         raise CheckpointError(f"{card} names {shown(name)} as its prior, which is not there: give one with --prior.")
     return _open(str(beside) if local else name, None)
 

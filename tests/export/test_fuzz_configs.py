@@ -21,10 +21,13 @@ from kandinsky22.errors import CheckpointError
 from kandinsky22_export.checkpoints import open_checkpoint
 from tests.fuzzing import examples
 
-PARTS = {"prior": "prior", "decoder": "decoder", "controlnet": "controlnet-depth", "inpaint": "inpaint"}
-MAIN = ("prior", "decoder")
+OTHERS = {"controlnet": "controlnet-depth", "inpaint": "inpaint"}
 ROOT = Path(__file__).parents[2] / "checkpoints" / "shapes"
-FILES = sorted(str(path.relative_to(ROOT)) for part in PARTS.values() for path in (ROOT / part).rglob("*.json"))
+FILES = sorted(
+    str(path.relative_to(ROOT))
+    for part in ("prior", "decoder", *OTHERS.values())
+    for path in (ROOT / part).rglob("*.json")
+)
 TEXTS = ("\0", "\ud800", "\x1b[31m", "a\nb", "../../etc/passwd", "/dev/zero", "org/x", "ы" * 5000, "NaN", "")
 KEYS = (
     *("_attn_implementation", "attn_implementation", "auto_map", "quantization_config", "torch_dtype", "dtype"),
@@ -94,30 +97,20 @@ def changed(draw: st.DrawFn, text: bytes) -> bytes:
 damages = st.sampled_from(FILES).flatmap(lambda name: st.tuples(st.just(name), changed((ROOT / name).read_bytes())))
 
 
-@pytest.fixture(scope="module")
-def forged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The trained checkpoint, its weights by links, as in the Hub's cache."""
-    folder = tmp_path_factory.mktemp("forged")
-    for path in ROOT.rglob("*"):
-        if path.is_file() and path.relative_to(ROOT).parts[0] in PARTS.values():
-            there = folder / path.relative_to(ROOT)
-            there.parent.mkdir(parents=True, exist_ok=True)
-            there.symlink_to(path) if path.suffix == ".safetensors" else there.write_bytes(path.read_bytes())
-    return folder
-
-
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The place for temporary files, and for whatever is written where the program happens to be."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
 
 
 def read(folder: Path, name: str) -> None:
     """All that happens before weights are read, of the file `name`."""
     part = name.split("/")[0]
-    others = {role: str(folder / home) for role, home in PARTS.items() if home == part and role not in MAIN}
+    others = {role: str(folder / home) for role, home in OTHERS.items() if home == part}
     checkpoint = open_checkpoint(str(folder / ("decoder" if others else part)), **others)
     for network in (*checkpoint.networks.values(), *checkpoint.movqs.values()):
         network.fetch()
