@@ -20,6 +20,7 @@ from kandinsky22.errors import CheckpointError
 from kandinsky22_export.architectures.configs import ProcessorConfig, fields_of
 from kandinsky22_export.architectures.kandinsky_2_2 import KINDS, Kind
 from kandinsky22_export.checkpoints import Checkpoint, open_checkpoint
+from kandinsky22_export.tokenizer import write_tokenizer
 from tests.export.test_checkpoints import edit
 
 UNET, MOVQ, SCHEDULER = (
@@ -356,3 +357,11 @@ def test_a_silent_processor_config_is_read_as_transformers_does() -> None:
             assert {key: each for key, each in dict(theirs).items() if each is not None} == dataclasses.asdict(value)
         else:
             assert (tuple(theirs) if isinstance(value, tuple) else theirs) == value
+
+
+def test_a_tokenizer_of_more_words_than_the_text_encoder_is_refused(forged: Path, tmp_path: Path) -> None:
+    """A prompt would read weights that are not there."""
+    edit(forged / TEXT, vocab_size=600)
+    message = refusal(forged, lambda folder: write_tokenizer(open_checkpoint(str(folder / "prior")), tmp_path))
+    assert "has the token id 664; the text encoder knows those below 600" in message
+    assert not (tmp_path / "tokenizer.json").exists()
