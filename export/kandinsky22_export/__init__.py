@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as typing's, which takes 5 ms to import, in which Ctrl-C would print a traceback
 if TYPE_CHECKING:
+    from typing import Any
+
     from kandinsky22_export.write_bundle import export
 
 __all__ = ["export"]

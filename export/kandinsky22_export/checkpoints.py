@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -19,20 +19,25 @@ import transformers
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from kandinsky22 import schedulers
 from kandinsky22.bundle.manifest import ImageProcessor
-from kandinsky22.errors import CheckpointError, InputError, first_line
-from kandinsky22_export.architectures import validate
+from kandinsky22.errors import CheckpointError, InputError, shown
+from kandinsky22_export import weights
+from kandinsky22_export.architectures import configs, validate
 from kandinsky22_export.architectures.kandinsky_2_2 import KINDS, MOVQ, PIPELINES, SCHEDULERS, UNET, UNETS, Kind
+from kandinsky22_export.model_card import prior_of
+from kandinsky22_export.reading import checked, picked, read_object, said
+from kandinsky22_export.tokenizer_files import load_tokenizer
 
 CONFIGS = ("model_index.json", "README.md", "*/*config.json", "*/*token*.json", "*/vocab.json", "*/merges.txt")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
+_CLASSES: Any = tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -163,10 +168,10 @@ def _prior(repository: Repository, prior: str | None) -> dict[str, Repository]:
 
 def _open(source: str, revision: str | None) -> Repository:
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         # Where the folder lay on this machine is nobody else's business.
         return Repository(source, path, lambda _: path, {"folder": path.resolve().name}, _halves(source, path))
-    if path.exists():
+    if os.path.exists(path):
         raise CheckpointError(f"{source} is a file: give the folder in diffusers' layout that holds model_index.json.")
     if not HUB_ID.fullmatch(source):
         raise CheckpointError(f"There is no folder {source}, and it is no Hub id (owner/name) either.")
@@ -191,172 +196,117 @@ def _download(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
             f"{repo} is neither a folder here nor a repository on the Hub that you may read;"
             " if it is private, log in with `hf auth login`."
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise CheckpointError(
-            f"{repo} is no folder here and could not be fetched from the Hub: {first_line(error)}."
+            f"{repo} is no folder here and could not be fetched from the Hub: {said(error)}."
         ) from error
 
 
 def _halves(name: str, folder: Path) -> tuple[str, ...]:
     """Which of `decoder` and `prior` a repository holds, by its pipeline's class."""
-    pipeline = _read_json(folder / "model_index.json").get("_class_name")
+    path = folder / "model_index.json"
+    pipeline = checked(str, read_object(path).get("_class_name"), path, "_class_name")
     if pipeline not in PIPELINES:
         raise CheckpointError(
-            f"{name} holds a {pipeline}, which cannot be exported; expected one of {', '.join(PIPELINES)}."
+            f"{name} holds a {shown(pipeline)}, which cannot be exported; expected one of {', '.join(PIPELINES)}."
         )
     return PIPELINES[pipeline]
 
 
 def _prior_of_card(repository: Repository) -> Repository | None:
     """The prior that the front matter of README.md names, or None: a Hub id, or a path from a folder's own place."""
-    card = repository.folder / "README.md"
-    if not card.is_file():
-        return None
-    try:
-        metadata = huggingface_hub.metadata_load(card) or {}
-    except Exception as error:  # YAML's errors share no base with others
-        raise CheckpointError(f"The front matter of {card} could not be read: {first_line(error)}.") from error
-    priors = metadata.get("prior")
-    name = priors[0] if isinstance(priors, list) and priors else priors
-    if not isinstance(name, str):
+    name = prior_of(repository.folder)
+    if name is None:
         return None
     beside = Path(os.path.normpath(repository.folder / name))
-    local = "folder" in repository.record and beside.is_dir()
+    local = "folder" in repository.record and not Path(name).is_absolute() and os.path.isdir(beside)
     if not local and not HUB_ID.fullmatch(name):
-        raise CheckpointError(f"{card} names {name} as its prior, which is not there: give one with --prior.")
+        card = repository.folder / "README.md"
+        raise CheckpointError(f"{card} names {shown(name)} as its prior, which is not there: give one with --prior.")
     return _open(str(beside) if local else name, None)
 
 
 def _scheduler(purpose: str, repository: Repository) -> dict[str, Any]:
     """The scheduler's config, of a class and with options that the runtime can solve."""
     half = "prior" if purpose == "prior" else "decoder"
-    config = _read_json(repository.folder / repository.part(half, "scheduler") / "scheduler_config.json")
-    name = config.get("_class_name")
+    path = repository.folder / repository.part(half, "scheduler") / "scheduler_config.json"
+    config = read_object(path)
+    name = checked(str, config.get("_class_name"), path, "_class_name")
     if name not in SCHEDULERS[half]:
-        raise CheckpointError(f"The scheduler of the {purpose} is a {name}; expected {' or '.join(SCHEDULERS[half])}.")
+        raise CheckpointError(
+            f"The scheduler of the {purpose} is a {shown(name)}; expected {' or '.join(SCHEDULERS[half])}."
+        )
     try:
         schedulers.solve(config, 2)  # any number of steps reads every option
     except InputError as error:
         raise CheckpointError(
-            f"The scheduler of the {purpose} in {repository.name} is not supported: {first_line(error)}."
+            f"The scheduler of the {purpose} in {repository.name} is not supported: {said(error)}."
         ) from error
-    return config
+    return validate.scheduler(path, config)
 
 
 def _image_processor(repository: Repository, encoder: Mapping[str, Any]) -> ImageProcessor:
     """How pictures are made ready for the image encoder: the manifest's record."""
-    folder = repository.folder / repository.part("prior", "image_processor")
-    found = _read_json(folder / "preprocessor_config.json")
-    return validate.image_processor(repository.name, found, encoder["image_size"])
+    path = repository.folder / repository.part("prior", "image_processor") / "preprocessor_config.json"
+    known = picked(read_object(path), configs.fields_of(configs.ProcessorConfig))
+    return validate.image_processor(
+        repository.name, checked(configs.ProcessorConfig, known, path), encoder["image_size"]
+    )
 
 
 def _network(kind: Kind, repository: Repository, variant: str | None) -> Network:
     folder = repository.part(kind.half, kind.name)
     config = _config(kind, repository, folder)
 
-    def fetch() -> tuple[Path, str | None]:
-        return _weights(kind, repository, folder, variant)
+    def fetch() -> list[Path]:
+        files = _weights(kind, repository, folder, variant)
+        weights.require_whole(kind, config, files)
+        return files
 
-    return Network(config, lambda: _load(kind, *fetch()), fetch)
+    return Network(config, lambda: weights.load(kind, config, fetch()), fetch)
 
 
 def _config(kind: Kind, repository: Repository, folder: str) -> dict[str, Any]:
-    """The content of config.json, of the right class and with all that is asked of it later."""
-    config = _read_json(repository.folder / folder / "config.json")
-    names = config.get("architectures") or [config.get("_class_name")]
+    """Every option of config.json, checked and filled in; the keys that the network's constructor takes."""
+    path = repository.folder / folder / "config.json"
+    found = read_object(path)
+    names = checked(_CLASSES, found.get("architectures"), path, "architectures") or (
+        checked(str, found.get("_class_name"), path, "_class_name"),
+    )
     if kind.cls.__name__ not in names:
         raise CheckpointError(
-            f"{folder} of {repository.name} is a {names[0]}; expected a {kind.cls.__name__}, as in Kandinsky 2.2."
+            f"{folder} of {repository.name} is a {shown(names[0])};"
+            f" expected a {kind.cls.__name__}, as in Kandinsky 2.2."
         )
-    missing = [key for key in kind.needs if key not in config]
-    if missing:
-        raise CheckpointError(f"The config of {folder} in {repository.name} has no {' and no '.join(missing)}.")
-    if issubclass(kind.cls, transformers.PreTrainedModel):
-        config = kind.cls.config_class(**config).to_dict()  # the file may leave out what is as usual
-    return config
+    if (key := configs.refused(found)) is not None:
+        raise CheckpointError(
+            f"{path} has {key}: its weights are quantised, or code of its own reads them; expected the plain weights."
+        )
+    return configs.options_of(checked(kind.config, picked(found, configs.fields_of(kind.config)), path))
 
 
-def _weights(kind: Kind, repository: Repository, folder: str, variant: str | None) -> tuple[Path, str | None]:
-    """The folder of the weights, downloaded and whole, and the variant that is there (None: the full weights)."""
+def _weights(kind: Kind, repository: Repository, folder: str, variant: str | None) -> list[Path]:
+    """The files of the weights, downloaded: those of the variant, or the full ones where they are there."""
     wanted: tuple[str | None, ...] = {None: (None, "fp16"), "none": (None,)}.get(variant, (variant,))
     for candidate in wanted:
         ending = f".{candidate}" if candidate else ""
-        single = f"{kind.stem}{ending}.safetensors"
-        index = f"{kind.stem}.safetensors.index{ending}.json"
-        shards = f"{kind.stem}{ending}-*-of-*.safetensors"
-        path = repository.fetch(tuple(f"{folder}/{name}" for name in (single, index, shards))) / folder
-        if (path / single).is_file():
-            _require_whole(path / single)
-            return path, candidate
-        if (path / index).is_file():
-            for shard in sorted(set(_read_json(path / index).get("weight_map", {}).values())):
-                _require_whole(path / shard)
-            return path, candidate
-    names = " or ".join("the full weights" if name is None else f"the {name} variant" for name in wanted)
+        names = (
+            f"{kind.stem}{ending}.safetensors",
+            f"{kind.stem}.safetensors.index{ending}.json",
+            f"{kind.stem}{ending}-*-of-*.safetensors",
+        )
+        home = repository.fetch(tuple(f"{folder}/{name}" for name in names)) / folder
+        if files := weights.files_of(kind, home, candidate):
+            return files
+    called = " or ".join("the full weights" if name is None else f"the {name} variant" for name in wanted)
     raise CheckpointError(
-        f"{folder} of {repository.name} has no safetensors of {names}; pickled weights (.bin) are not read,"
+        f"{folder} of {repository.name} has no safetensors of {called}; pickled weights (.bin) are not read,"
         " since unpickling runs code: convert them with save_pretrained(…, safe_serialization=True)."
     )
 
 
-def _require_whole(path: Path) -> None:
-    """Read the header of a safetensors file, which says how long the file must be."""
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or cut short: {first_line(error)}.") from error
-
-
-def _load(kind: Kind, path: Path, variant: str | None) -> nn.Module:
-    """The module in float32 with every weight from the file. Raises CheckpointError."""
-    if issubclass(kind.cls, transformers.PreTrainedModel):
-        options = {
-            "dtype": torch.float32,
-            "ignore_mismatched_sizes": True,
-        }  # reported below, as no exception says which
-    else:
-        options = {"torch_dtype": torch.float32}
-    try:
-        module, report = kind.cls.from_pretrained(
-            path, variant=variant, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{path} could not be loaded: {first_line(error)}.") from error
-    wrong = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
-    if wrong:
-        raise CheckpointError(
-            f"{path} lacks {len(wrong)} weights that its config asks for, or has them in other shapes:"
-            f" {', '.join(wrong[:3])}."
-        )
-    network: nn.Module = module.eval().requires_grad_(False)
-    return network
-
-
 def _tokenizer_loader(repository: Repository) -> Callable[[], transformers.CLIPTokenizer]:
     folder = repository.folder / repository.part("prior", "tokenizer")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise CheckpointError(f"There is no {folder}: the prior needs its CLIP tokenizer.")
-
-    def load() -> transformers.CLIPTokenizer:
-        try:
-            tokenizer: transformers.CLIPTokenizer = transformers.CLIPTokenizer.from_pretrained(
-                folder, local_files_only=True
-            )
-        except Exception as error:  # tokenizers raises bare Exceptions
-            raise CheckpointError(f"{folder} is no CLIP tokenizer: {first_line(error)}.") from error
-        return tokenizer
-
-    return load
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"There is no {path}: a checkpoint in diffusers' layout has one.") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} could not be read: {first_line(error)}.") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} is not a JSON object.")
-    return data
+    return functools.partial(load_tokenizer, folder)

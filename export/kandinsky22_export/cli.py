@@ -5,19 +5,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
 import json
+import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
 from kandinsky22.bundle.manifest import Role
+from kandinsky22.cli.printable import printable
 from kandinsky22.errors import KandinskyError
+from kandinsky22_export import signals
 
 if TYPE_CHECKING:
     from kandinsky22.bundle.manifest import Manifest
@@ -25,33 +29,100 @@ if TYPE_CHECKING:
 STAGES = 5  # fetching, loading, references, tracing, comparing: what the bar counts of every component
 
 
+READER_GONE = 141
+"""What a shell says of a program that ended because nobody reads on: 128 and the number of SIGPIPE."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with mistakes that a terminal shows and does not obey."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2."""
+        self.print_usage(sys.stderr)
+        self.exit(2, f"{self.prog}: error: {printable(message)}\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 1 for a mistake that the user can mend, 130 for Ctrl-C."""
+    """Run the command and return its exit code.
+
+    0, 1 for a mistake that the user can mend, 2 for the command line; for a signal, 128 and its number.
+    """
+    _escape_what_cannot_be_printed()
+    stop = signals.Stop()
+    try:
+        stop.prepare()
+        return _outcome(arguments, stop)
+    except KeyboardInterrupt as stopped:
+        return _stopped(stop, stopped)
+    finally:
+        stop.close()
+
+
+def _outcome(arguments: Sequence[str] | None, stop: signals.Stop) -> int:
+    """The exit code, after the sentence of what went wrong. Raises KeyboardInterrupt."""
+    try:
+        _run(_options(arguments), stop)
+    except Exception as error:
+        if stop.number:
+            raise KeyboardInterrupt from error  # C code may make another error of it
+        return _failed(error)
+    return 0
+
+
+def _failed(error: Exception) -> int:
+    """The exit code for an error, after its sentence. Raises it again where it is a bug."""
+    if isinstance(error, KandinskyError):
+        return _fail(str(error))
+    if isinstance(error, MemoryError):
+        return _fail("There is not enough memory; try --jobs 1, or fewer --components.")
+    if isinstance(error, BrokenPipeError):
+        # Whoever read the results has left, as `head` does. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+    if isinstance(error, OSError):
+        return _fail(f"{error.filename}: {error.strerror}." if error.filename else str(error))
+    raise error
+
+
+def _fail(sentence: str) -> int:
+    print("kandinsky22-export:", printable(sentence.strip()), file=sys.stderr)
+    return 1
+
+
+def _stopped(stop: signals.Stop, stopped: KeyboardInterrupt) -> int:
+    """The exit code for a signal, after its sentence: a note says where the bundle has its place already."""
+    notes = getattr(stopped, "__notes__", None)
+    print(printable(f"Stopped; {' '.join(notes)}" if notes else signals.STOPPED), file=sys.stderr)
+    return 128 + (stop.number or signal.SIGINT)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args(arguments)
     if (options.source is None) == (options.random_weights is None):
         parser.error("give either SOURCE or --random-weights SEED")
     if options.random_weights is None and options.architecture is not None:
         parser.error("--architecture needs --random-weights SEED")
+    return options
+
+
+def _run(options: argparse.Namespace, stop: signals.Stop) -> None:
     destination = Path(options.output) if options.output else _default_destination(options)
     started = time.monotonic()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever stops it, nothing is left behind
-    try:
-        manifest = _export(options, destination)
-    except KandinskyError as error:
-        print(f"kandinsky22-export: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as stop:
-        print("Stopped;", *getattr(stop, "__notes__", ["nothing was written."]), file=sys.stderr)
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    manifest = _export(options, destination, stop)
     _report(manifest, destination, time.monotonic() - started, options.json)
-    return 0
+    sys.stdout.flush()  # here, where it may still fail in one sentence
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _escape_what_cannot_be_printed() -> None:
+    """Print what the streams' encoding lacks, such as a file's name that is not UTF-8, as Python's escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _parser() -> Parser:
+    parser = Parser(
         prog="kandinsky22-export",
         description="Export a Kandinsky 2.2 checkpoint to a bundle of ONNX graphs, each checked against torch.",
     )
@@ -81,14 +152,35 @@ def _default_destination(options: argparse.Namespace) -> Path:
     return Path("engines") / Path(os.path.abspath(options.source)).name
 
 
-def _export(options: argparse.Namespace, destination: Path) -> Manifest:
-    # Imported here: torch and diffusers take seconds, and --help needs neither.
+@contextlib.contextmanager
+def _told(verbose: bool) -> Iterator[None]:
+    """What the exporter, and with `verbose` the libraries, have to say: on stderr, above a progress bar."""
     from kandinsky22_export.quiet import quiet
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            tqdm.write(printable(self.format(record)), file=sys.stderr)
+
+    log = logging.getLogger("kandinsky22_export")
+    handler = Handler()
+    log.addHandler(handler)
+    log.propagate = False
+    try:
+        with contextlib.nullcontext() if verbose else quiet():
+            yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = True
+
+
+def _export(options: argparse.Namespace, destination: Path, stop: signals.Stop) -> Manifest:
+    # Imported here: torch and diffusers take seconds, and --help needs neither.
     from kandinsky22_export.write_bundle import export
 
+    stop.listen()
     components: set[str] = set()
     with (
-        contextlib.nullcontext() if options.verbose else quiet(),
+        _told(options.verbose),
         tqdm(total=0, unit="stage", bar_format="{l_bar}{bar}| {elapsed}", file=sys.stderr) as bar,
     ):
 
@@ -96,7 +188,7 @@ def _export(options: argparse.Namespace, destination: Path) -> Manifest:
             if stage == "fetching":  # the first that is heard of a component, of all before any is exported
                 components.add(component)
                 bar.total = STAGES * len(components)
-            bar.set_description(f"{component}: {stage}")
+            bar.set_description(printable(f"{component}: {stage}"))
             bar.update(component in components)
 
         return export(
@@ -127,12 +219,12 @@ def _report(manifest: Manifest, destination: Path, seconds: float, as_json: bool
         size = sum(manifest.files[file].bytes for file in component.files)
         error = max(check.error for check in component.checks)
         print(
-            f"{name:<23} {component.precision}  {component.parameters / 1e6:8.1f} M parameters"
+            f"{printable(name):<23} {component.precision}  {component.parameters / 1e6:8.1f} M parameters"
             f"  {size / 1e6:8.1f} MB  largest difference from torch {error:.1e}"
         )
     if Role.PRIOR not in manifest.roles():
         print("There is no prior in this bundle: it makes pictures from image embeddings only.", file=sys.stderr)
-    print(destination)
+    print(printable(str(destination)))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -17,6 +18,8 @@ from kandinsky22.errors import ExportError
 from kandinsky22_export.progress import OnProgress, OnStage
 from kandinsky22_export.quiet import is_quiet, quiet
 
+SECONDS_TO_END = 10
+"""How long a process has to end before it is killed."""
 Task = Callable[[OnStage], Any]
 
 
@@ -34,7 +37,8 @@ def run(tasks: Mapping[str, Task], jobs: int, note: OnProgress) -> Iterator[tupl
         for _ in range(min(jobs, len(tasks))):
             here, there = context.Pipe()
             processes[here] = context.Process(target=_work, args=(there, is_quiet()))
-            processes[here].start()
+            with _deaf_to_ctrl_c():
+                processes[here].start()
             there.close()  # so that the end of the process is the end of the pipe
             running[here] = _hand_over(here, waiting)
         while running:
@@ -57,9 +61,27 @@ def run(tasks: Mapping[str, Task], jobs: int, note: OnProgress) -> Iterator[tupl
                     running[connection] = _hand_over(connection, waiting)
                 yield name, value
     finally:
-        for process in processes.values():
+        started = [process for process in processes.values() if process.pid is not None]
+        for process in started:
             process.terminate()
+        for process in started:
+            process.join(SECONDS_TO_END)
+            process.kill()  # what a debugger holds, or ignores signals as its parent does
             process.join()
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes that are started here get no SIGINT: it would be a traceback while they import. It waits for us."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # it would end this when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _hand_over(connection: Connection, waiting: list[tuple[str, Task]]) -> str:
@@ -81,7 +103,8 @@ def _work(connection: Connection, silent: bool) -> None:
     """What a process does until it is ended: one task after the other, so that torch is imported once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
     tqdm.set_lock(threading.RLock())  # its own is shared by processes, and what of that is left is complained of
-    with quiet() if silent else contextlib.nullcontext():
+    # Where the parent was killed, the pipe has no other end, and nobody wants an answer.
+    with quiet() if silent else contextlib.nullcontext(), contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             task: Task = connection.recv()
             try:

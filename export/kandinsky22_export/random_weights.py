@@ -11,6 +11,7 @@ from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 
+from kandinsky22_export.architectures.configs import ProcessorConfig
 from kandinsky22_export.architectures.kandinsky_2_2 import KINDS, UNETS, Kind
 from kandinsky22_export.architectures.published import ARCHITECTURES, EMBEDDING, SCHEDULERS, TOKENS, VOCABULARY
 from kandinsky22_export.architectures.validate import image_processor
@@ -30,7 +31,7 @@ def random_checkpoint(architecture: str, seed: int) -> Checkpoint:
     processor = None
     if "image_encoder" in configs:
         side = configs["image_encoder"]["image_size"]
-        processor = image_processor("random weights", {"size": side, "crop_size": side}, side)
+        processor = image_processor("random weights", ProcessorConfig(size=side, crop_size=side), side)
     zero_image = torch.randn(1, EMBEDDING, generator=torch.Generator().manual_seed(seed))
     source = {"architecture": architecture, "random_weights": seed}
     return Checkpoint(source, networks, samplers, byte_tokenizer, zero_image, processor)

@@ -60,7 +60,11 @@ def replacing(destination: Path, force: bool) -> Iterator[Path]:
                 stop.add_note(f"{destination} is written.")
             raise
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                shutil.rmtree(folder, ignore_errors=True)
+            except KeyboardInterrupt:  # the first one, just now: the command line hears no second
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
 
 
 def _require_free(destination: Path, force: bool) -> None:

@@ -37,6 +37,9 @@ def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> Text | None:
             f" the prior needs {length} and a padding token."
         )
     plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    known, largest = checkpoint.networks["text_encoder"].config["vocab_size"], max(plain.get_vocab().values())
+    if largest >= known:
+        raise CheckpointError(f"The tokenizer has the token id {largest}; the text encoder knows those below {known}.")
     plain.no_padding()
     plain.no_truncation()
     plain.save(str(folder / TOKENIZER))

@@ -85,7 +85,7 @@ def parse(text: bytes, *, most_bytes: int = MOST_BYTES, deepest: int = DEEPEST) 
     """
     if len(text) > most_bytes:
         raise SchemaError(f"the text has {len(text)} bytes, expected at most {most_bytes}")
-    if _depth(text) > deepest:
+    if _depth(text, deepest) > deepest:
         raise SchemaError(f"lists and objects lie more than {deepest} deep, expected fewer")
     try:
         return json.loads(text.decode(), object_pairs_hook=_object, parse_constant=_constant)
@@ -95,13 +95,18 @@ def parse(text: bytes, *, most_bytes: int = MOST_BYTES, deepest: int = DEEPEST) 
         raise SchemaError(f"the text is not JSON ({error})") from error
 
 
-def _depth(text: bytes) -> int:
-    """How deep brackets go, in one pass and without recursion; what is within quotes does not count."""
+def _depth(text: bytes, most: int) -> int:
+    """How deep brackets go, in one pass and without recursion; what is within quotes does not count.
+
+    Once it is more than `most`, it is not looked how much more.
+    """
     depth = deepest = 0
     for found in _STRING_OR_BRACKET.finditer(text):
         mark = found[0]
         depth += (mark in b"[{") - (mark in b"]}")
         deepest = max(deepest, depth)
+        if depth > most:
+            break
     return deepest
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,18 @@ def tiny_parts(drawn_parts: tiny.Parts) -> tiny.Parts:
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, drawn_parts: tiny.Parts) -> Path:
     """A folder with `prior/`, `decoder/`, `controlnet/` and `inpaint/`. Tests that alter it work on a copy."""
     return drawn_parts.save(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def forged(tmp_path: Path, shapes_checkpoint: Path) -> Path:
+    """A copy of the trained checkpoint for a test to forge files of; its weights are links, as in the Hub's cache."""
+    folder = tmp_path / "forged"
+    for name in ("prior", "decoder", "controlnet-depth", "inpaint"):
+        for path in (path for path in (shapes_checkpoint / name).rglob("*") if path.is_file()):
+            there = folder / path.relative_to(shapes_checkpoint)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            there.symlink_to(path) if path.suffix == ".safetensors" else shutil.copy(path, there)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from kandinsky22_export import cli, write_bundle
@@ -18,10 +21,13 @@ from kandinsky22_export.architectures import components
 ROOT = Path(__file__).parents[2]
 
 
-def command(*arguments: str) -> subprocess.Popen[str]:
+def command(
+    *arguments: str, program: tuple[str, str] = ("-m", "kandinsky22_export"), start_new_session: bool = False
+) -> subprocess.Popen[str]:
     path = os.pathsep.join([str(ROOT / "runtime"), str(ROOT / "export")])
     return subprocess.Popen(
-        [sys.executable, "-m", "kandinsky22_export.cli", *arguments],
+        [sys.executable, *program, *arguments],
+        start_new_session=start_new_session,
         env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -99,20 +105,67 @@ def test_help_does_not_wait_for_torch() -> None:
     )
 
 
-def test_ctrl_c_in_the_middle_leaves_nothing(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    process = command(str(tiny_checkpoint / "decoder"), "-o", str(tmp_path / "engines" / "out"))
+def wait_until(process: subprocess.Popen[str], begun: Callable[[], object]) -> None:
     deadline = time.monotonic() + 300
-    while not list(tmp_path.glob("engines/.out.*.tmp/tokenizer.json")):
-        assert process.poll() is None
+    while not begun():
+        assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+
+
+def running(process: psutil.Process) -> bool:
+    """Whether a process is there, and does more than wait for somebody to ask how it ended."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("number", "times", "jobs"),
+    [
+        (signal.SIGINT, 3, 1),
+        pytest.param(signal.SIGINT, 3, 2, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 1, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_in_the_middle_leaves_nothing(
+    tmp_path: Path, tiny_checkpoint: Path, number: signal.Signals, times: int, jobs: int
+) -> None:
+    """As a terminal sends it: to all processes at once, more than once where somebody is impatient."""
+    place = tmp_path / "engines"
+    arguments = (str(tiny_checkpoint / "decoder"), "-o", str(place / "out"), "--jobs", str(jobs))
+    process = command(*arguments, start_new_session=True)
+    family = psutil.Process(process.pid)
+    wait_until(process, lambda: list(place.glob(".out.*.tmp/tokenizer.json")))
+    wait_until(process, lambda: len(family.children()) >= (jobs if jobs > 1 else 0))
+    started = family.children(recursive=True)
+    for _ in range(times):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+        time.sleep(0.02)
     out, err = process.communicate(timeout=300)
-    assert process.returncode == 130
+    assert process.returncode in (128 + number, -number)  # of itself where one more comes after everything is said
     assert out == ""
-    assert err.splitlines()[-1] == "Stopped; nothing was written."
+    assert err.splitlines()[-1].endswith("Stopped; nothing was written.")
     assert "Traceback" not in err
-    assert not list((tmp_path / "engines").iterdir())
+    assert not list(place.iterdir())
+    deadline = time.monotonic() + 60
+    while any(map(running, started)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("after", [0, 0.2])
+def test_ctrl_c_before_anything_begins_is_one_sentence(tmp_path: Path, after: float) -> None:
+    code = "import sys\nfrom kandinsky22_export.program import run\nprint(flush=True)\nsys.exit(run())"
+    process = command("nowhere/at", "-o", str(tmp_path / "out"), program=("-c", code))
+    assert process.stdout is not None
+    process.stdout.readline()  # what comes before is Python's own
+    time.sleep(after)  # by then it imports torch, which takes seconds
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=300)
+    assert (process.returncode, err.strip()) == (-signal.SIGINT, "Stopped; nothing was written.")
 
 
 def test_termination_leaves_nothing_either(
@@ -120,7 +173,18 @@ def test_termination_leaves_nothing_either(
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(write_bundle, "export_graph", lambda *arguments: signal.raise_signal(signal.SIGTERM))
-    assert cli.main([str(tiny_checkpoint / "decoder"), "-o", str(tmp_path / "out")]) == 130
+    assert cli.main([str(tiny_checkpoint / "decoder"), "-o", str(tmp_path / "out")]) == 143
     assert capsys.readouterr().err.endswith("Stopped; nothing was written.\n")
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_a_terminal_would_obey_is_shown_and_not_done(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b[31m\n\u202eb\x9b\udcff"
+    assert cli.main([name]) == 1
+    with pytest.raises(SystemExit):
+        cli.main(["here", "--precision", name])
+    told = capsys.readouterr().err
+    assert told.count(r"a\x1b[31m") == 2
+    assert not set(told) & {"\x1b", "\u202e", "\x9b", "\udcff"}
+    assert len([line for line in told.splitlines() if line.startswith("kandinsky22-export: ")]) == 2

@@ -8,6 +8,8 @@ from typing import Any
 import diffusers
 import transformers
 
+from kandinsky22_export.architectures.configs import ImageConfig, MovqConfig, PriorConfig, TextConfig, UnetConfig
+
 PIPELINES = {
     "KandinskyV22Pipeline": ("decoder",),
     "KandinskyV22Img2ImgPipeline": ("decoder",),
@@ -29,29 +31,21 @@ SCHEDULERS = {"decoder": ("DDPMScheduler", "DDIMScheduler"), "prior": ("UnCLIPSc
 class Kind:
     """A network of the decoder's or the prior's pipeline, in the subfolder `name`.
 
-    `cls` is its class, `stem` what its files begin with, `needs` what its config has.
+    `cls` is its class, `config` the schema of its config, `stem` what its files begin with.
     """
 
     name: str
     half: str
     cls: Any
+    config: Any
     stem: str
-    needs: tuple[str, ...] = ()
 
 
-UNET = Kind(
-    "unet",
-    "decoder",
-    diffusers.UNet2DConditionModel,
-    "diffusion_pytorch_model",
-    ("in_channels", "out_channels", "block_out_channels", "encoder_hid_dim"),
-)
-MOVQ = Kind("movq", "decoder", diffusers.VQModel, "diffusion_pytorch_model", ("latent_channels", "block_out_channels"))
-PRIOR = Kind(
-    "prior", "prior", diffusers.PriorTransformer, "diffusion_pytorch_model", ("embedding_dim", "num_embeddings")
-)
-TEXT_ENCODER = Kind("text_encoder", "prior", transformers.CLIPTextModelWithProjection, "model")
-IMAGE_ENCODER = Kind("image_encoder", "prior", transformers.CLIPVisionModelWithProjection, "model")
+UNET = Kind("unet", "decoder", diffusers.UNet2DConditionModel, UnetConfig, "diffusion_pytorch_model")
+MOVQ = Kind("movq", "decoder", diffusers.VQModel, MovqConfig, "diffusion_pytorch_model")
+PRIOR = Kind("prior", "prior", diffusers.PriorTransformer, PriorConfig, "diffusion_pytorch_model")
+TEXT_ENCODER = Kind("text_encoder", "prior", transformers.CLIPTextModelWithProjection, TextConfig, "model")
+IMAGE_ENCODER = Kind("image_encoder", "prior", transformers.CLIPVisionModelWithProjection, ImageConfig, "model")
 KINDS = {
     "unet": UNET,
     "movq": MOVQ,

@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 from torch import nn
 
+from kandinsky22 import schema
 from kandinsky22.bundle.manifest import ImageProcessor
 from kandinsky22.errors import CheckpointError
+from kandinsky22_export.architectures.configs import CropSize, ProcessorConfig, ShortestEdge
 from kandinsky22_export.architectures.kandinsky_2_2 import UNETS
 from kandinsky22_export.graphs.encoders import HINT_DOWNSCALE
 
 Config = Mapping[str, Any]
 
+MOST_PATCHES = 4096
+"""Patches that an image encoder cuts a picture into. The published one has 256."""
 HINT_CHANNELS = 4
 """Latent channels that diffusers' UNet makes of a hint, whatever the config says."""
-
-BICUBIC = 3  # Pillow's number
-CLIP_PROCESSOR: dict[str, Any] = {
-    "do_resize": True,
-    "size": {"shortest_edge": 224},
-    "resample": BICUBIC,
-    "do_center_crop": True,
-    "crop_size": {"height": 224, "width": 224},
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-}
-"""What CLIPImageProcessor does where its config is silent."""
 
 
 def unet_purpose(unet: Config, movq: Config) -> str:
@@ -52,6 +41,8 @@ def require_fit(configs: Mapping[str, Config], samplers: Mapping[str, Config]) -
     unets = {purpose: configs[name] for purpose, name in UNETS.items() if name in configs}
     for purpose, unet in unets.items():
         _require_unet(purpose, unet, configs["movq"], samplers[purpose])
+    if "image_encoder" in configs:
+        _require_patches(configs["image_encoder"])
     if unets and configs["movq"].get("lookup_from_codebook"):
         raise CheckpointError("The movq looks its latents up in its codebook; Kandinsky 2.2's does not.")
     first = next(iter(unets.values()), None)
@@ -68,6 +59,16 @@ def require_fit(configs: Mapping[str, Config], samplers: Mapping[str, Config]) -
             _require("image_encoder", configs["image_encoder"], "num_channels", 3)
         if first is not None:
             _require(_called(next(iter(unets))), first, "encoder_hid_dim", embedding)
+
+
+def _require_patches(encoder: Config) -> None:
+    """Refuse an image encoder with so many patches that its attention would take all memory."""
+    side, patch = encoder["image_size"], encoder["patch_size"]
+    if side % patch or (side // patch) ** 2 > MOST_PATCHES:
+        raise CheckpointError(
+            f"The image_encoder has an image_size of {side} and a patch_size of {patch}; expected a multiple of it,"
+            f" and at most {MOST_PATCHES} patches."
+        )
 
 
 def _require_unet(purpose: str, unet: Config, movq: Config, sampler: Config) -> None:
@@ -141,36 +142,37 @@ def require_same_weights(found: nn.Module, other: str, others: nn.Module) -> Non
             )
 
 
-def image_processor(name: str, found: Config, side: int) -> ImageProcessor:
+def image_processor(name: str, config: ProcessorConfig, side: int) -> ImageProcessor:
     """The manifest's record of a CLIPImageProcessor's config, for an image encoder that sees `side` pixels squared.
 
-    Raises CheckpointError where it asks for something else than resizing, cropping and normalising as CLIP does.
+    Raises CheckpointError where its sizes are others.
     """
-    config = {**CLIP_PROCESSOR, **found}
-    size, crop = config["size"], config["crop_size"]
-    size = size.get("shortest_edge") if isinstance(size, Mapping) else size
-    crop = [crop.get("height"), crop.get("width")] if isinstance(crop, Mapping) else [crop, crop]
-    if not isinstance(size, int) or size < side or crop != [side, side]:
+    size = config.size.shortest_edge if isinstance(config.size, ShortestEdge) else config.size
+    crop = config.crop_size
+    height, width = (crop.height, crop.width) if isinstance(crop, CropSize) else (crop, crop)
+    if size < side or (height, width) != (side, side):
         raise CheckpointError(
-            f"The image processor of {name} resizes to {config['size']} and crops to {config['crop_size']};"
+            f"The image processor of {name} resizes to {size} and crops to {height} x {width};"
             f" {side} pixels a side are needed here, and a shortest edge of no fewer."
         )
-    steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
-    for key in (*steps, "resample", "rescale_factor"):
-        if not isinstance(config[key], int | float) or not math.isclose(config[key], CLIP_PROCESSOR[key], rel_tol=1e-6):
-            raise CheckpointError(
-                f"The image processor of {name} has {key} {config[key]}; {CLIP_PROCESSOR[key]} is needed."
-            )
-    mean, std = (_channels(name, key, config[key]) for key in ("image_mean", "image_std"))
-    if min(std) <= 0:
-        raise CheckpointError(f"The image processor of {name} has image_std {list(std)}; numbers above 0 are needed.")
-    return ImageProcessor(size, side, mean, std, "bicubic")
+    return ImageProcessor(size, side, config.image_mean, config.image_std, "bicubic")
 
 
-def _channels(name: str, key: str, found: Any) -> tuple[float, float, float]:
-    """One number a channel of an image processor's config."""
-    numbers = isinstance(found, list | tuple) and all(isinstance(each, int | float) for each in found)
-    if not numbers or len(found) != 3 or not all(map(math.isfinite, found)):
-        raise CheckpointError(f"The image processor of {name} has {key} {found}; three numbers are needed.")
-    red, green, blue = map(float, found)
-    return red, green, blue
+def scheduler(path: Path, config: Config) -> dict[str, Any]:
+    """A scheduler's config that can be solved, as the manifest records it: its class, and options of plain values.
+
+    The runtime does not look at what other schedulers' options hold, which diffusers writes into configs that were
+    converted. Raises CheckpointError where that is no value of an option.
+    """
+    kept = {key: value for key, value in config.items() if key == "_class_name" or not key.startswith("_")}
+    for key, value in kept.items():
+        if key != "trained_betas":  # which was checked number by number
+            plain = value is None or isinstance(value, bool | int | float) or is_short(value)
+            if not plain or abs(value if isinstance(value, int) else 0) > 1 << 53:
+                raise CheckpointError(f"{path} has {schema.shown(key)} {schema.shown(value)}; expected a plain value.")
+    return kept
+
+
+def is_short(value: object) -> bool:
+    """Whether a value is a name: a text of few characters that all can be printed."""
+    return isinstance(value, str) and len(value) <= 80 and value.isprintable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 
 import numpy as np
@@ -10,7 +11,9 @@ import numpy as np
 from kandinsky22.arrays import Array
 from kandinsky22.bundle.manifest import Manifest, Role
 
-NAMES = ("zero_image_embeds", "clip_mean", "clip_std")
+OF_PRIOR = ("zero_image_embeds", "clip_mean", "clip_std")
+OF_PREVIEW = ("preview_weight", "preview_bias")
+NAMES = (*OF_PRIOR, *OF_PREVIEW)
 MOST_BYTES = 1 << 24
 """Size of the file, and of each array in it, that is read. Those of the published checkpoint have 5 thousand bytes."""
 
@@ -20,9 +23,10 @@ class ConstantsError(ValueError):
 
 
 def read(data: bytes, manifest: Manifest) -> dict[str, Array]:
-    """The arrays in an archive, (1, E) in float32 each, where E is the manifest's `embedding_dim`.
+    """The arrays in an archive, in float32.
 
-    Raises ConstantsError where it is damaged, or its arrays are others, or too few for the bundle's prior.
+    Those of the prior are (1, E), where E is the manifest's `embedding_dim`; the preview's are (C, 3) and (3,), where C
+    is its `latent_channels`. A bundle of an older exporter has no preview. Raises ConstantsError where it is damaged, or its arrays are others, or too few for the bundle's prior.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -34,9 +38,11 @@ def read(data: bytes, manifest: Manifest) -> dict[str, Array]:
     for name in found:
         if name not in NAMES:
             raise ConstantsError(f"has an array {name[:40]!r}, expected only {', '.join(NAMES)}")
-    if Role.PRIOR in manifest.roles() and (missing := [name for name in NAMES if name not in found]):
+    if Role.PRIOR in manifest.roles() and (missing := [name for name in OF_PRIOR if name not in found]):
         raise ConstantsError(f"lacks {', '.join(missing)}, which the prior needs")
-    return {name: _array(name, text, (1, manifest.geometry.embedding_dim)) for name, text in found.items()}
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(OF_PRIOR, (1, manifest.geometry.embedding_dim))
+    shapes |= {"preview_weight": (manifest.latent_channels, 3), "preview_bias": (3,)}
+    return {name: _array(name, text, shapes[name]) for name, text in found.items()}
 
 
 def _bytes(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
@@ -46,7 +52,7 @@ def _bytes(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     return archive.read(member)
 
 
-def _array(name: str, text: bytes, shape: tuple[int, int]) -> Array:
+def _array(name: str, text: bytes, shape: tuple[int, ...]) -> Array:
     """The array of a .npy file, once its header has said that it is of this shape and has no more bytes than it has."""
     stream = io.BytesIO(text)
     try:
@@ -58,8 +64,8 @@ def _array(name: str, text: bytes, shape: tuple[int, int]) -> Array:
     if found != shape or dtype.newbyteorder("=") != np.float32:
         raise ConstantsError(f"has {name} as {_shown(dtype, found)}, expected {_shown(np.dtype(np.float32), shape)}")
     data = stream.read()
-    if len(data) != dtype.itemsize * shape[1]:
-        raise ConstantsError(f"cannot be read: {name} has {len(data)} bytes, expected {dtype.itemsize * shape[1]}")
+    if len(data) != (expected := dtype.itemsize * math.prod(shape)):
+        raise ConstantsError(f"cannot be read: {name} has {len(data)} bytes, expected {expected}")
     values: Array = np.frombuffer(data, dtype).reshape(shape).astype(np.float32)  # a copy, in this machine's byte order
     if not np.isfinite(values).all():
         raise ConstantsError(f"has numbers that are not finite in {name}")

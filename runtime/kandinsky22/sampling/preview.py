@@ -9,8 +9,8 @@ import numpy as np
 import PIL.Image
 
 from kandinsky22 import checks
-from kandinsky22.arrays import Array, Floats
-from kandinsky22.bundle.bundle import CONSTANTS, Bundle
+from kandinsky22.arrays import Floats
+from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.reading import export_command
 from kandinsky22.errors import BundleError, InputError, shown
 from kandinsky22.images import reading
@@ -53,7 +53,7 @@ class LatentsToRgb:
 
 
 def latents_to_rgb(bundle: Bundle) -> LatentsToRgb:
-    """The map of a bundle. Raises BundleError where it has none, or one of another shape."""
+    """The map of a bundle. Raises BundleError where it has none."""
     constants, manifest = bundle.constants(), bundle.manifest
     weight, bias = constants.get("preview_weight"), constants.get("preview_bias")
     if weight is None or bias is None:
@@ -62,15 +62,4 @@ def latents_to_rgb(bundle: Bundle) -> LatentsToRgb:
             f"The bundle {bundle.path} has no map from latents to colours for previews: it was exported without "
             f"movq_decoder, or by an older version; export it again: {again}"
         )
-    expected = {"preview_weight": (manifest.latent_channels, 3), "preview_bias": (3,)}
-    for (name, shape), values in zip(expected.items(), (weight, bias), strict=True):
-        _check(bundle, name, values, shape)
     return LatentsToRgb(weight, bias, manifest.limits.max_size)
-
-
-def _check(bundle: Bundle, name: str, values: Array, shape: tuple[int, ...]) -> None:
-    if values.shape != shape or values.dtype != np.float32:
-        raise BundleError(
-            f"{bundle.path / CONSTANTS} has {name} of shape {values.shape} and type {values.dtype}, expected float32 "
-            f"{shape}; export the bundle again."
-        )
