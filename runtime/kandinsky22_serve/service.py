@@ -212,8 +212,10 @@ class Service:
                 left = deadline - time.monotonic()
                 if found.status.is_terminal or left <= 0:
                     return
+                # Not wait_for: in Python 3.11 it loses a cancel (a client that left) that comes with the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), left)
+                    async with asyncio.timeout(left):
+                        await changed.wait()
         finally:
             self._waiters[job].discard(changed)
             if not self._waiters[job]:

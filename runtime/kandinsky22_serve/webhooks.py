@@ -175,8 +175,10 @@ class Webhooks(Hearer):
             except sqlite3.Error:
                 log.exception("the webhooks cannot be read; they are tried again")
                 pause = _DISK_SECONDS
+            # Not wait_for: in Python 3.11 it loses a cancel that comes together with the event.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._woken.wait()
 
     async def _begin(self) -> bool:
         """Begin calls that are due; False where there are none, or no room."""

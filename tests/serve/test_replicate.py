@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import re
@@ -455,3 +456,20 @@ def test_addresses_are_those_that_the_client_reaches(make_app):
     made = created(app)
     assert all(each.startswith("https://pictures.example.org/") for each in made["urls"].values())
     assert app.client.get(f"/v1/models/{MODEL}").json()["url"] == "https://pictures.example.org/"
+
+
+def test_whoever_waits_for_a_job_can_leave_at_the_moment_that_it_changes(app):
+    id = created(app)["id"]
+
+    async def wait_and_leave():
+        waiting = asyncio.create_task(app.service.wait(id, 30))
+        while not app.service._waiters:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)  # it has read the job, and waits
+        app.service._wake(id)
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting], timeout=2)
+        return waiting.cancelled()
+
+    assert asyncio.run(wait_and_leave())

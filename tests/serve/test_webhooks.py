@@ -407,3 +407,17 @@ def test_a_server_tells_every_event_of_a_real_run(server, receiver):
     for _, headers, sent in receiver.calls:
         Webhook(key).verify(sent, headers)
     assert receiver.events()[-2]["output"] == receiver.events()[-1]["output"]
+
+
+def test_the_deliveries_end_when_they_are_told_to_whatever_happens_at_that_moment(app):
+    hooks = Delivering(app).hooks
+
+    async def begin_and_end():
+        await hooks.start()
+        for _ in range(20):
+            await asyncio.sleep(0.01)  # it waits for something to do
+        hooks._woken.set()
+        await asyncio.sleep(0)  # it is about to wake
+        await asyncio.wait_for(hooks.close(), 5)
+
+    asyncio.run(begin_and_end())
