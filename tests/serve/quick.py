@@ -33,6 +33,7 @@ class QuickEngine:
     def __init__(self, service: Service, *, steps: int = 0, fails: str | None = None) -> None:
         self.state, self.why, self.restarts = "closed", "", 0
         self.engine: Mapping[str, Any] = {}
+        self.loaded: float | None = None
         self.pid = None
         self.hold = threading.Event()
         self.steps, self.step_seconds, self.fails = steps, 0.0, fails
@@ -43,6 +44,7 @@ class QuickEngine:
 
     def start(self) -> None:
         self.set("starting")
+        self.loaded = time.time()
         self.set("ready")
 
     def set(self, state: str) -> None:

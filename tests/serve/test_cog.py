@@ -15,6 +15,7 @@ import pytest
 
 from kandinsky22_serve.store.records import Status
 
+from .conftest import Receiver
 from .quick import Serving, serving
 
 SMALL = {"prompt": "a fox", "width": 64, "height": 64, "seed": 7}
@@ -239,3 +240,21 @@ def test_the_schema_has_the_components_that_cogs_tools_look_for(client: httpx.Cl
     # The fields of PredictionResponse in cog 0.14.9's schema.py, the last in Python; `version` is Replicate's.
     told = {"input", "output", "id", "created_at", "started_at", "completed_at", "logs", "error", "status", "metrics"}
     assert set(schemas["PredictionResponse"]["properties"]) == told
+
+
+def test_a_webhook_is_sent_the_prediction_at_the_events_asked_for(
+    shapes_bundle: Path, tmp_path: Path, receiver: Receiver
+) -> None:
+    with serving(shapes_bundle, tmp_path / "data", allow_webhook_host=("127.0.0.1",)) as server:
+        body = {"input": SMALL, "webhook": f"{receiver.url}/hook", "webhook_events_filter": ["start", "completed"]}
+        answer = httpx.post(f"{server.base}/predictions", headers={"Prefer": "respond-async"}, json=body)
+        receiver.wait(2)
+        refused = {"input": SMALL, "webhook": "http://127.0.0.2/hook"}
+        assert httpx.post(f"{server.base}/predictions", json=refused).status_code == 422
+    started, ended = sorted(receiver.events(), key=lambda each: each["status"])
+    assert started["status"] == "processing"
+    assert started["output"] is None
+    assert ended["status"] == "succeeded"
+    assert ended["output"][0].startswith("data:image/webp;base64,")
+    assert {each["id"] for each in (started, ended)} == {answer.json()["id"]}
+    assert all("webhook-signature" in headers for _, headers, _ in receiver.calls)

@@ -172,6 +172,7 @@ def test_several_pictures_are_mixed_with_the_prompt(server: Serving, client: ope
     assert job.request["weights"] == [0.5, 0.25, 0.25]
 
 
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # OpenAI's own models of variations are gone
 def test_variations_are_of_the_picture_alone(server: Serving, client: openai.OpenAI) -> None:
     answer = client.images.create_variation(image=png(), n=2, size="256x256", response_format="b64_json")
     assert answer.data is not None

@@ -73,6 +73,7 @@ def test_an_edit_keeps_what_its_mask_keeps(client: openai.OpenAI) -> None:
     assert (painted[:32, :32] != (200, 90, 10)).any()
 
 
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 def test_a_picture_is_begun_from_mixed_and_varied(client: openai.OpenAI) -> None:
     begun = client.images.edit(image=png(), prompt="a blue circle", extra_body={"seed": 1, **STEPS})
     mixed = client.images.edit(

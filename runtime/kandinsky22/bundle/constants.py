@@ -26,7 +26,8 @@ def read(data: bytes, manifest: Manifest) -> dict[str, Array]:
     """The arrays in an archive, in float32.
 
     Those of the prior are (1, E), where E is the manifest's `embedding_dim`; the preview's are (C, 3) and (3,), where C
-    is its `latent_channels`. A bundle of an older exporter has no preview. Raises ConstantsError where it is damaged, or its arrays are others, or too few for the bundle's prior.
+    is its `latent_channels`. A bundle of an older exporter has no preview. Raises ConstantsError where the archive is
+    damaged, or its arrays are others, or too few for the bundle's prior.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:

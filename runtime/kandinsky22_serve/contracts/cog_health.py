@@ -7,24 +7,15 @@ import time
 
 from kandinsky22.version import VERSION
 from kandinsky22_serve.contracts.cog_schemas import COG_VERSION, Health
-from kandinsky22_serve.events import Hearer
 from kandinsky22_serve.service import Service
 from kandinsky22_serve.store.records import Status
 
 
-class Watch(Hearer):
-    """Notes when the bundle was loaded."""
+class Watch:
+    """Looks at a service; made when the server starts."""
 
     def __init__(self, service: Service) -> None:
-        self._service = service
-        self._began = time.time()
-        self._loaded: float | None = None
-        service.hearers.append(self)
-
-    def engine(self, state: str, restarts: int) -> None:
-        """The engine's state is another."""
-        if state == "ready" and self._loaded is None:
-            self._loaded = time.time()
+        self._service, self._began = service, time.time()
 
     def health(self) -> Health:
         """How the server is.
@@ -32,7 +23,7 @@ class Watch(Hearer):
         BUSY is a full queue: whatever the engine does, until then a prediction is taken. UNHEALTHY is an engine that
         has died, while the next one loads. What is told here needs no token, so it has no path and no message.
         """
-        state, loaded = self._service.supervisor.state, self._loaded
+        state, loaded = self._service.supervisor.state, self._service.supervisor.loaded
         status, error = "STARTING", None
         if state == "broken":
             status = "SETUP_FAILED"

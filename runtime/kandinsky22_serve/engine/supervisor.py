@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,6 +73,8 @@ class Supervisor:
         self.state, self.why = "closed", ""
         self.engine: Mapping[str, Any] = {}
         """What the engine said of itself: backend, version, precision."""
+        self.loaded: float | None = None
+        """When the first engine had loaded the bundle, in Unix seconds."""
         self.restarts = 0
         self._wake = threading.Condition()
         self._process: subprocess.Popen[bytes] | None = None
@@ -197,6 +200,7 @@ class Supervisor:
         elif kind == "ready":
             self._finished(message)
         elif kind == "loaded":
+            self.loaded = self.loaded or time.time()
             self.engine = {name: message[name] for name in ("backend", "version", "precision", "cost")}
             log.info("the engine runs %s %s in %s", message["backend"], message["version"], message["precision"])
             self._idle(sender)
