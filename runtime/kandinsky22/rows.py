@@ -69,7 +69,7 @@ class Rows:
         self,
         pictures: Pictures,
         places: Sequence[int],
-        inputs: Iterable[TensorSpec],
+        inputs: Sequence[TensorSpec],
         state: Mapping[str, Array],
         per_step: Mapping[str, list[Array]],
         constants: Mapping[str, Array],
