@@ -71,6 +71,23 @@ def test_it_is_small_and_has_no_torch(environment: Path) -> None:
     assert not {name.split("-")[0].lower() for name in sizes} & set(HEAVY)
 
 
+def test_it_has_nothing_of_the_server_and_says_what_is_missing(environment: Path) -> None:
+    extras = {"fastapi", "starlette", "pydantic", "uvicorn", "httpx", "prometheus_client", "gradio"}
+    assert not {name.split("-")[0].lower() for name in packages(environment)} & extras
+    command = [environment / "bin" / "kandinsky22", "serve", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, env=without_pythons_settings(), check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: serve needs ")
+    assert done.stderr.endswith(" which is not installed: pip install 'kandinsky22[serve]'.\n")
+
+
+def test_it_imports_nothing_of_the_server(environment: Path) -> None:
+    program = (
+        "import sys, kandinsky22.pipeline; print([name for name in sys.modules if name.startswith('kandinsky22_')])"
+    )
+    assert run(environment, "python", "-c", program) == "[]\n"
+
+
 def test_it_imports_quickly(environment: Path) -> None:
     assert importing.pipelines_beside_numpys(environment / "bin" / "python", without_pythons_settings()) < 3
 
