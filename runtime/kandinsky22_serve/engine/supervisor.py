@@ -186,8 +186,7 @@ class Supervisor:
         """One message of the engine."""
         kind = message["kind"]
         if kind == "step":
-            jobs = [each.id for each in self._batch]
-            self._listener.stepped(jobs, message["stage"], message["step"], message["steps"])
+            self._listener.stepped(message["jobs"], message["stage"], message["step"], message["steps"])
         elif kind == "preview":
             self._listener.previewed(message["job"], message["png"])
         elif kind == "saved":

@@ -45,6 +45,8 @@ PREVIEW_SECONDS = 0.25
 """Least time between two previews of a batch."""
 PREVIEW_SIDE = 512
 """Pixels of a preview's longer side, at most."""
+_MOST_UNSAVED = 2
+"""Batches whose pictures wait to be written: where the disk is slower than the engine, the engine waits."""
 
 
 @dataclass
@@ -68,7 +70,6 @@ class Asked:
 class Batch:
     """Jobs that run together. Every callback sees the pictures of those that were not dropped, in order."""
 
-    number: int
     jobs: list[Asked]
     unwanted: frozenset[str] = frozenset()
     timings: dict[str, float] = field(default_factory=dict)
@@ -77,6 +78,12 @@ class Batch:
     stage: str = ""
     stepped: float = 0.0
     step_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        first = 0
+        for each in self.jobs:
+            each.first = first
+            first += len(each.job.seeds)
 
     def computed(self) -> list[Asked]:
         """Jobs whose pictures are computed still."""
@@ -101,7 +108,7 @@ class Worker:
         self._canceled: set[str] = set()
         self._compile_seconds = 0.0
         """What a run on shapes that are new spends on loading and compiling, by the last that was seen."""
-        self._saving: queue.SimpleQueue[tuple[Output, Batch]] = queue.SimpleQueue()
+        self._saving: queue.Queue[tuple[Output, Batch]] = queue.Queue(_MOST_UNSAVED)
         threading.Thread(target=self._save_all, name="save", daemon=True).start()
 
     def cancel(self, jobs: Sequence[str]) -> None:
@@ -109,24 +116,29 @@ class Worker:
         self._canceled.update(jobs)
 
     def run(self, number: int, jobs: Sequence[Mapping[str, Any]]) -> None:
-        """One batch. What fails for one job fails for it alone, as far as it is known before it runs."""
+        """One batch. What fails for one job fails for it alone."""
         wanted = [job for job in jobs if job["id"] not in self._canceled]
         asked = [each for each in (self._resolved(job) for job in wanted) if each is not None]
-        first = 0
-        for each in asked:
-            each.first = first
-            first += len(each.job.seeds)
-        batch = Batch(number, asked)
+        batch = Batch(asked)
+        if asked:
+            self._attempt(batch)
+        self._canceled.difference_update([job["id"] for job in jobs])
+        self._sender.send("ready", batch=number, timings=batch.timings, resident=resident_memory())
+
+    def _attempt(self, batch: Batch) -> None:
+        """Denoise a batch. Where that fails, each of its jobs is tried alone: one must not take the others along."""
         try:
-            if asked:
-                self._denoise(batch)
+            self._denoise(batch)
         except Cancelled:
             pass  # nothing of the batch is wanted any more
         except (KandinskyError, MemoryError, OSError) as error:
-            for each in batch.computed():
-                self._fail(each, error)
-        self._canceled.difference_update([job["id"] for job in jobs])
-        self._sender.send("ready", batch=number, timings=batch.timings, resident=resident_memory())
+            left = batch.computed()
+            if len(left) == 1:
+                self._fail(left[0], error)
+                return
+            log.warning("a batch of %d jobs failed, and each is tried alone: %s", len(left), _sentence(error))
+            for each in left:
+                self._attempt(Batch([each]))
 
     def _resolved(self, job: Mapping[str, Any]) -> Asked | None:
         try:
@@ -156,7 +168,8 @@ class Worker:
     def _after(self, batch: Batch, stage: str, steps: int, tensors: Mapping[str, Array]) -> None:
         """After each step: tell of it, and leave out who was canceled."""
         batch.count_step(stage, steps)
-        self._sender.send("step", batch=batch.number, stage=stage, step=batch.step, steps=steps)
+        jobs = [each.id for each in batch.computed()]
+        self._sender.send("step", jobs=jobs, stage=stage, step=batch.step, steps=steps)
         self._leave_out_canceled(batch, steps)
         if stage == "decoder" and time.monotonic() - batch.shown >= PREVIEW_SECONDS:
             self._show(batch, tensors["x0"])
