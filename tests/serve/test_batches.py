@@ -1,5 +1,7 @@
 """Which jobs run together: the oldest first, alike ones with it, as far as pictures and memory go."""
 
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -82,3 +84,34 @@ def test_a_batch_takes_no_more_memory_than_the_limit(store, shapes_bundle):
     for pictures in (1, 2, 4, 8):
         assert chosen(store, manifest=manifest, cost=cost, limit=needed(pictures) + 1) == ids[:pictures]
         assert chosen(store, manifest=manifest, cost=cost, limit=needed(pictures) - 1) == ids[: max(1, pictures // 2)]
+
+
+def test_jobs_of_all_contracts_run_together(app):
+    """Three contracts, other prompts, seeds, formats and runs of the prior; one of another size waits."""
+    alike = {"width": 64, "height": 64, "num_inference_steps": 7, "guidance_scale": 3.0}
+    model = {"version": "ai-forever/kandinsky-2.2"}
+    asked = [
+        ("/v1/predictions", {**model, "input": {**alike, "prompt": "a", "output_format": "png"}}),
+        ("/predictions", {"input": {**alike, "prompt": "b", "seed": 4, "num_inference_steps_prior": 9}}),
+        ("/v1/predictions", {**model, "input": {**alike, "prompt": "c", "width": 128}}),
+        ("/v1/predictions", {**model, "input": {**alike, "mix_prompts": ["a", "b"], "output_format": "jpeg"}}),
+    ]
+    ids = []
+    for path, body in asked:
+        answer = app.client.post(path, headers={"Prefer": "respond-async"}, json=body)
+        assert answer.status_code in (201, 202), answer.text
+        ids.append(answer.json()["id"])
+    words = {
+        **{name: alike[name] for name in ("num_inference_steps", "guidance_scale")},
+        "size": "64x64",
+        "prompt": "d",
+    }
+    waiting = threading.Thread(target=app.client.post, args=("/v1/images/generations",), kwargs={"json": words})
+    waiting.start()
+    deadline = time.monotonic() + 30
+    while len(found := app.service.store.jobs.newest(10)) < 5 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    openais = found[0]
+    assert [job.id for job in next_batch(app.service.store.jobs, room())] == [ids[0], ids[1], ids[3], openais.id]
+    app.service.cancel(openais.id)
+    waiting.join(30)
