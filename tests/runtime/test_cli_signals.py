@@ -161,14 +161,15 @@ def test_while_a_file_is_made_a_signal_waits(
     stop: signals.Stop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the moment when it is on the disk and the one when somebody knows that it has to be removed."""
-    before = Path.open
+    before = os.open
 
-    def opened(path: Path, *arguments: str) -> object:
-        file = before(path, *arguments)
-        signal.raise_signal(signal.SIGINT)
-        return file
+    def opened(path: str | Path, flags: int, mode: int = 0o777) -> int:
+        descriptor = before(path, flags, mode)
+        if files.is_temporary(Path(path).name):
+            signal.raise_signal(signal.SIGINT)
+        return descriptor
 
-    monkeypatch.setattr(Path, "open", opened)
+    monkeypatch.setattr(os, "open", opened)
     with pytest.raises(KeyboardInterrupt), files.new_file(tmp_path, "a"):
         wait()
     assert not os.listdir(tmp_path)
