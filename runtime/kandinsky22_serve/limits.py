@@ -87,12 +87,16 @@ class _Body:
         self.taken = 0
         self._limits, self._receive = limits, receive
         self._length = headers.get("content-length", "0")
+        # A proxy before us might end the body elsewhere, and take what follows for another's request.
+        self._is_twofold = "content-length" in headers and "transfer-encoding" in headers
         self._is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
         self._deadline = asyncio.get_running_loop().time() + limits.seconds
         self._values, self._whole = 0, False
 
     def check_length(self) -> None:
         """Refuse a body by what is said of it, before it comes."""
+        if self._is_twofold:
+            raise _refused(400, "The body has a length and comes in chunks; expected one of them.")
         if not self._length.isdecimal() or len(self._length) > 20 or int(self._length) > self._limits.most_body:
             raise self._limits.too_large()
 
