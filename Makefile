@@ -11,6 +11,7 @@ BATCH      ?= 1
 PROMPT     ?= a large red circle in the middle of a blue background
 SEED       ?= 0
 BUNDLE     ?= engines/shapes
+PORT       ?= 8022
 
 BIN    := $(VENV)/bin
 READY  := $(VENV)/installed
@@ -22,7 +23,7 @@ SIZES  := $(if $(STATIC),--static $(STATIC),$(if $(MIN),--min $(MIN)) $(if $(OPT
 # Installed without bytecode (half of torch is never imported), so what is imported is compiled once and kept.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help demo engines test test-slow test-gpu scores bench docs lint format clean
+.PHONY: help demo serve engines test test-slow test-gpu scores bench docs lint format clean
 
 help:  ## Print this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -30,6 +31,9 @@ help:  ## Print this list.
 demo: $(SHAPES)  ## From nothing to a picture: export checkpoints/shapes, then make out/demo.png (PROMPT=… SEED=…).
 	@mkdir -p out
 	$(BIN)/kandinsky22 generate engines/shapes "$(PROMPT)" --seed $(SEED) -o out/demo.png --force
+
+serve: $(SHAPES)  ## From nothing to a server of checkpoints/shapes at 127.0.0.1:PORT (SERVE="--low-memory …": further flags).
+	$(BIN)/kandinsky22 serve engines/shapes --port $(PORT) $(SERVE)
 
 # Further decoders: CONTROLNET=… INPAINT=… (folders or Hub ids).
 # The sizes of plans: MIN=384 OPT=1024 MAX=2048, or STATIC=1024; BATCH=4 pictures at once; FLAVOUR=tensorrt|tensorrt-rtx.

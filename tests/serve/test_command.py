@@ -120,7 +120,7 @@ def test_a_signal_ends_it_and_what_ran_waits_for_the_next(
     asked = {"input": small("a", num_inference_steps=500)}
     prefer = {"prefer": "respond-async"}
     job = httpx.post(f"{server.base}/predictions", json=asked, headers=prefer, timeout=20).json()["id"]
-    wait_until(lambda: httpx.get(f"{server.base}/health-check", timeout=20).json()["status"] == "BUSY")
+    wait_until(lambda: httpx.get(f"{server.base}/readyz", timeout=20).json()["status"] == "busy")
     engine = server.engine()
     assert engine is not None
     code = server.kill(ending)
