@@ -33,7 +33,7 @@ demo: $(SHAPES)  ## From nothing to a picture: export checkpoints/shapes, then m
 	$(BIN)/kandinsky22 generate engines/shapes "$(PROMPT)" --seed $(SEED) -o out/demo.png --force
 
 serve: $(SHAPES)  ## From nothing to a server of checkpoints/shapes at 127.0.0.1:PORT (SERVE="--low-memory …": further flags).
-	$(BIN)/kandinsky22 serve engines/shapes --port $(PORT) $(SERVE)
+	$(BIN)/kandinsky22 serve engines/shapes --port $(PORT) --data out/serve $(SERVE)
 
 # Further decoders: CONTROLNET=… INPAINT=… (folders or Hub ids).
 # The sizes of plans: MIN=384 OPT=1024 MAX=2048, or STATIC=1024; BATCH=4 pictures at once; FLAVOUR=tensorrt|tensorrt-rtx.
