@@ -12,6 +12,7 @@ PROMPT     ?= a large red circle in the middle of a blue background
 SEED       ?= 0
 MINUTES    ?= 30
 BUNDLE     ?= engines/shapes
+PORT       ?= 8022
 
 BIN    := $(VENV)/bin
 READY  := $(VENV)/installed
@@ -26,11 +27,14 @@ export PYTHONDONTWRITEBYTECODE =
 .PHONY: help demo engines serve test test-server test-slow test-gpu fuzz scores bench docs lint format clean
 
 help:  ## Print this list.
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
 
 demo: $(SHAPES)  ## From nothing to a picture: export checkpoints/shapes, then make out/demo.png (PROMPT=… SEED=…).
 	@mkdir -p out
 	$(BIN)/kandinsky22 generate engines/shapes "$(PROMPT)" --seed $(SEED) -o out/demo.png --force
+
+serve: $(SHAPES)  ## From nothing to a server of checkpoints/shapes at 127.0.0.1:PORT (SERVE="--low-memory …": further flags).
+	$(BIN)/kandinsky22 serve engines/shapes --port $(PORT) --data out/serve $(SERVE)
 
 # Further decoders: CONTROLNET=… INPAINT=… (folders or Hub ids).
 # The sizes of plans: MIN=384 OPT=1024 MAX=2048, or STATIC=1024; BATCH=4 pictures at once; FLAVOUR=tensorrt|tensorrt-rtx.

@@ -51,7 +51,7 @@ def create_app(service: Service, tokens: Sequence[bytes] = ()) -> FastAPI:
         app.include_router(contract.router(service))
     app.include_router(prometheus.router(metrics))
     app.add_middleware(Limits)
-    app.add_middleware(Auth, tokens=tokens)
+    app.add_middleware(Auth, tokens=tokens, public_url=service.settings.public_url)
     app.add_middleware(Counted, metrics=metrics)
     return app
 

@@ -29,6 +29,8 @@ MOST_OUTPUTS = 4
 MOST_PROMPT = 10_000
 """Characters of a prompt. CLIP reads 77 tokens of it."""
 MOST_MIXED = 16
+MOST_SEED = 2**53 - 1
+"""The largest whole number that every client's JSON holds: a larger seed would come back as another."""
 
 _NAMES = {
     "negative_prompt": "negative_prompt",
@@ -96,7 +98,10 @@ def _input_model(most: int, most_outputs: int) -> type[Input]:
             Field(25, description="Number of denoising steps for priors", ge=2, le=500),
         ),
         "num_outputs": (int, Field(1, description="Number of images to output.", ge=1, le=most_outputs)),
-        "seed": (int | None, Field(None, description="Random seed. Leave blank to randomize the seed", ge=0, le=2**63)),
+        "seed": (
+            int | None,
+            Field(None, description="Random seed. Leave blank to randomize the seed", ge=0, le=MOST_SEED),
+        ),
         "output_format": (Literal["webp", "jpeg", "png"], Field("webp", description="Output image format")),
         "output_quality": (int, Field(95, description="Quality of webp and jpeg", ge=1, le=100)),
         "output": (

@@ -33,16 +33,20 @@ class JsonLines(logging.Formatter):
         return json.dumps(told, default=str)
 
 
-def begin() -> None:
-    """Log in this way, from now on, to stderr."""
+def begin(level: int = logging.INFO) -> None:
+    """Log in this way, from now on, to stderr: our own records from `level` on, warnings of others."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    for name in ("kandinsky22", "kandinsky22_serve", "uvicorn"):
-        logging.getLogger(name).setLevel(logging.INFO)
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its start and end are told by us
+    for name in ("kandinsky22", "kandinsky22_serve"):
+        ours = logging.getLogger(name)
+        ours.handlers.clear()  # the command line's, which would tell it once more
+        ours.setLevel(level)
+    # Its start and end are told by us, and strangers' broken requests are no warnings.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    logging.captureWarnings(True)
 
 
 class JobLog(Hearer):

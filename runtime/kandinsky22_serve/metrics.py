@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from fastapi import APIRouter
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,6 +27,7 @@ class Metrics(Hearer):
     def __init__(self, service: Service) -> None:
         self._service = service
         self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)  # the server's own memory, processor time and open files
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"kandinsky22_{name}", text, labels, registry=registry)

@@ -19,6 +19,15 @@ from kandinsky22_serve.store.jobs import QueueFullError
 
 log = logging.getLogger(__name__)
 
+_HEADERS = {"X-Content-Type-Options": "nosniff"}
+
+_SENTENCES = {
+    "Not Found": "There is nothing at this address.",
+    "Method Not Allowed": "This address does not take this method.",
+    "There was an error parsing the body": "The body cannot be read; expected JSON.",
+}
+"""In place of what FastAPI and Starlette say."""
+
 Answer = Callable[[int, str], Response]
 """How a contract writes an error: from the HTTP status and a sentence."""
 
@@ -34,7 +43,7 @@ class Problem(Exception):  # noqa: N818 - an answer, not only an error
 def plain(status: int, detail: str) -> Response:
     """RFC 7807, as Replicate answers."""
     body = {"title": HTTPStatus(status).phrase, "detail": detail, "status": status}
-    return JSONResponse(body, status, media_type="application/problem+json")
+    return JSONResponse(body, status, _HEADERS, media_type="application/problem+json")
 
 
 def openai(status: int, detail: str) -> Response:
@@ -42,7 +51,8 @@ def openai(status: int, detail: str) -> Response:
     status = 400 if status == 422 else status
     kind = "invalid_request_error" if status < 500 else "server_error"
     codes = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
-    return JSONResponse({"error": {"message": detail, "type": kind, "param": None, "code": codes.get(status)}}, status)
+    error = {"message": detail, "type": kind, "param": None, "code": codes.get(status)}
+    return JSONResponse({"error": error}, status, _HEADERS)
 
 
 _PLAIN = {
@@ -113,7 +123,7 @@ def told(error: Exception) -> tuple[int, str, dict[str, str]]:
     if isinstance(error, Problem):
         return error.status, error.detail, error.headers
     if isinstance(error, HTTPException):
-        return error.status_code, str(error.detail), dict(error.headers or {})
+        return error.status_code, _SENTENCES.get(error.detail, str(error.detail)), dict(error.headers or {})
     if isinstance(error, RequestValidationError):
         return 422, described(error), {}
     if isinstance(error, KandinskyError):

@@ -18,6 +18,8 @@ from tqdm import tqdm
 
 from kandinsky22 import memory
 from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.errors import InputError
+from kandinsky22.request.job import Job as Resolved
 from kandinsky22.request.merge import batch_key
 from kandinsky22.request.request import Request
 from kandinsky22.request.resolve import resolve
@@ -129,6 +131,7 @@ class Service:
             request = request.with_(seed=random.SystemRandom().randint(0, 2**31 - 1))
         constants = self.bundle.constants() if "image_embeds" in request.given else {}
         job = resolve(request, self.manifest, constants.get("zero_image_embeds"))
+        self._require_work(job)
         self._require_memory(job.demand)
         demand = {
             "components": list(job.components),
@@ -155,6 +158,17 @@ class Service:
             hearer.accepted(accepted)
         self.supervisor.wake()
         return accepted
+
+    def _require_work(self, job: Resolved) -> None:
+        """Raise InputError where a job would keep the engine for too long."""
+        height, width = job.demand.latents
+        steps = 0 if job.sampling is None else len(job.sampling.schedule.timesteps)
+        work = 64 * height * width * steps * len(job.seeds) / 1e6
+        if work > self.settings.max_work:
+            raise InputError(
+                f"The job asks for {work:,.0f} megapixels times steps; this server takes up to "
+                f"{self.settings.max_work:,}. Ask for fewer steps, smaller pictures, or fewer of them."
+            )
 
     def _require_memory(self, demand: memory.Demand) -> None:
         """Raise MemoryLimitError where a job could not run alone, as far as the engine is known already."""

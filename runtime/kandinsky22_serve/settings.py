@@ -14,6 +14,7 @@ from typing import Any
 
 from kandinsky22 import files
 from kandinsky22.errors import InputError, shown
+from kandinsky22_serve.outside.addresses import check_allowed, check_url
 
 PREFIX = "KANDINSKY22_"
 """What the names of the environment's variables begin with: KANDINSKY22_MAX_QUEUE."""
@@ -58,6 +59,22 @@ def _text(value: object) -> str:
     return value
 
 
+def _address(value: object) -> str:
+    try:
+        target = check_url(_text(value), name="the server")
+    except InputError as error:
+        raise ValueError(str(error).removesuffix(".")) from error
+    if "?" in target.path:
+        raise ValueError(f"{shown(value)} is no address of a server; expected one such as https://pictures.example.org")
+    return str(value)
+
+
+def _model(value: object) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}/[A-Za-z0-9._-]{1,100}", _text(value)):
+        raise ValueError(f"{shown(value)} is no model; expected owner/name")
+    return str(value)
+
+
 def _path(value: object) -> Path:
     return Path(_text(value))
 
@@ -71,9 +88,14 @@ def _switch(value: object) -> bool:
 
 
 def _hosts(value: object) -> tuple[str, ...]:
-    if isinstance(value, list | tuple):
-        return tuple(_text(each) for each in value)
-    return tuple(each.strip() for each in _text(value).split(",") if each.strip())
+    found = value if isinstance(value, list) else [each.strip() for each in _text(value).split(",") if each.strip()]
+    hosts = tuple(_text(each) for each in found)
+    try:
+        for each in hosts:
+            check_allowed(each)
+    except InputError as error:
+        raise ValueError(str(error).removesuffix(".")) from error
+    return hosts
 
 
 def _one_of(*names: str) -> Callable[[object], str]:
@@ -102,10 +124,16 @@ class Settings:
     tls_cert: Path | None = _setting(None, _path, "certificate (PEM), for https", "FILE")
     tls_key: Path | None = _setting(None, _path, "private key (PEM) of the certificate", "FILE")
     public_url: str | None = _setting(
-        None, _text, "address that clients reach the server at, for the URLs that it hands out", "URL"
+        None, _address, "address that clients reach the server at, for the URLs that it hands out", "URL"
     )
     data: Path = _setting(Path("kandinsky22-data"), _path, "folder of the queue and the pictures", "DIR")
     max_queue: int = _setting(1000, _whole(1, 1_000_000), "most jobs that wait; more are refused", "N")
+    max_work: int = _setting(
+        2500,
+        _whole(1, 1_000_000),
+        "most work of a job: megapixels of all its pictures times steps",
+        "N",
+    )
     max_batch: int = _setting(8, _whole(1, 64), "most pictures that are denoised together", "N")
     keep: float = _setting(86400.0, seconds, "how long pictures stay after their job has ended", "DURATION")
     memory_limit: float | str | None = _setting(
@@ -117,7 +145,7 @@ class Settings:
     )
     precision: str = _setting("auto", _one_of("auto", "fp32", "bf16"), "what is computed in", "NAME")
     threads: int | None = _setting(None, _whole(1, 1024), "processor threads of the engine", "N")
-    model: str = _setting("ai-forever/kandinsky-2.2", _text, "owner/name that the model is listed under", "NAME")
+    model: str = _setting("ai-forever/kandinsky-2.2", _model, "owner/name that the model is listed under", "NAME")
     allow_webhook_host: tuple[str, ...] = _setting(
         (), _hosts, "host[:port] on a private network that webhooks may go to; several by commas", "HOSTS"
     )

@@ -8,14 +8,14 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kandinsky22 import machine
 from kandinsky22.bundle.manifest import Role
 from kandinsky22.cli.printable import printable
-from kandinsky22.errors import BundleError
+from kandinsky22.errors import BundleError, InputError
 from kandinsky22.version import VERSION
 
 if TYPE_CHECKING:
@@ -40,19 +40,45 @@ PROCESSOR_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.epilog = "The exit code is 1 where nothing can run, or where the bundle is damaged or can do nothing."
+    parser.epilog = (
+        "The exit code is 1 where nothing can run, where the bundle is damaged or can do nothing, "
+        "and where the server cannot make pictures."
+    )
     parser.add_argument("bundle", metavar="BUNDLE", nargs="?", help="folder to check, every byte of it")
+    parser.add_argument("--server", metavar="URL", help="a running server to ask, in place of this machine")
+    parser.add_argument("--token-file", metavar="FILE", help="the server's token")
+    parser.add_argument("--try", action="store_true", dest="try_picture", help="have the server make a small picture")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the report; the exit code."""
+    if options.server is None and (options.token_file is not None or options.try_picture):
+        raise InputError("--token-file and --try are about a server; name it with --server.")
+    if options.server is not None:
+        return _run_server(options)
     report = _machine()
     problems = [] if report["auto"] else ["No backend can run here; install one: pip install kandinsky22[cpu]."]
     if options.bundle is not None:
         report["bundle"] = _bundle(Path(options.bundle))
         problems += report["bundle"]["problems"]
-    print(json.dumps(report, indent=2) if options.json else _text(report))
+    return _told(json.dumps(report, indent=2) if options.json else _text(report), problems)
+
+
+def _run_server(options: argparse.Namespace) -> int:
+    from kandinsky22.cli import doctor_server
+
+    if options.bundle is not None:
+        raise InputError("A bundle and --server were given; name one of them.")
+    server = doctor_server.Server(options.server, options.token_file)
+    report = doctor_server.report(server, try_picture=options.try_picture)
+    text = "\n".join(map(printable, doctor_server.lines(report)))
+    return _told(json.dumps(report, indent=2) if options.json else text, report["problems"])
+
+
+def _told(text: str, problems: Sequence[str]) -> int:
+    """Print a report and what is wrong; the exit code."""
+    print(text)
     sys.stdout.flush()
     for problem in problems:
         print("error:", printable(problem), file=sys.stderr)

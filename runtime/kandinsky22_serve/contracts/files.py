@@ -15,6 +15,7 @@ def router(service: Service) -> APIRouter:
     """The routes."""
     routes = APIRouter()
 
+    @routes.head("/files/{name}", include_in_schema=False)
     @routes.get("/files/{name}", response_class=FileResponse)
     async def picture(name: str) -> FileResponse:
         """A picture that a job made, or that a client uploaded."""

@@ -35,6 +35,7 @@ from kandinsky22.pipeline import Output
 from kandinsky22.request.job import Job
 from kandinsky22.request.merge import merged
 from kandinsky22.request.request import Request
+from kandinsky22_serve import logs
 from kandinsky22_serve.engine.messages import Sender, messages
 
 log = logging.getLogger(__name__)
@@ -268,7 +269,7 @@ def main() -> int:
         signal.signal(ending, signal.SIG_IGN)  # the server hears them too, and ends the engine when it is ready to
     incoming, outgoing = _streams()
     sender = Sender(outgoing)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(name)s: %(message)s")
+    logs.begin()
     told = messages(incoming)
     settings = next(told, None)
     if settings is None:
