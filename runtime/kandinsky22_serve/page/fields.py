@@ -7,7 +7,6 @@ from typing import Any
 
 import gradio as gr
 from gradio.components import Component
-from gradio_client.utils import is_http_url_like
 
 from kandinsky22.bundle.manifest import Manifest, Role
 from kandinsky22.request.kinds import SCHEDULERS
@@ -44,10 +43,12 @@ class Form:
 
     def _draw(self) -> None:
         choices = [(LABELS[task], task) for task in self._tasks]
-        self._add("task", gr.Radio(choices, value=self._tasks[0], label="What to do", elem_id="task"))
+        self.task = gr.Radio(choices, value=self._tasks[0], label="What to do", elem_id="task")
+        self._add("task", self.task)
         with self._group("image"):
             self._add("image", _picture("Picture", "image"))
         with self._group("canvas"):
+            gr.Markdown("Choose a picture, then paint over the part that is to be painted anew.")
             self._add("canvas", _editor())
         with self._group("hint"):
             self._add("hint", _picture("Depth map: near is bright", "hint"))
@@ -62,8 +63,8 @@ class Form:
         with self._group("strength"):
             self._add("strength", self._slider("strength", "Strength: how much of the picture is given up", 0.05, 0.3))
         with self._group("overlay"):
-            label = "Keep the other pixels exactly as they were"
-            self._add("overlay", gr.Checkbox(False, label=label, info=self._help("overlay")))
+            label, hint = "Keep the other pixels exactly as they were", "Otherwise all of the picture changes a little."
+            self._add("overlay", gr.Checkbox(False, label=label, info=hint))
         self._draw_size()
         with gr.Accordion("More settings", open=False, elem_id="more"):
             self._draw_more()
@@ -77,9 +78,9 @@ class Form:
                 prompt = gr.Textbox(label=label, max_length=MOST_PROMPT, scale=3, min_width=180)
                 self._add(f"mix_prompt_{place}", prompt)
                 self._add(f"mix_prompt_weight_{place}", gr.Number(1.0, label="Weight", scale=1, min_width=80))
-        with gr.Row(visible=has_encoder):
+        with gr.Row(visible=has_encoder, elem_classes="k-part"):
             for place in range(PARTS):
-                with gr.Column(min_width=100):
+                with gr.Column(min_width=90):
                     picture = _picture(f"Picture {place + 1}", f"mix_image_{place}", 150)
                     self._add(f"mix_image_{place}", picture)
                     self._add(f"mix_image_weight_{place}", gr.Number(1.0, label="Weight", min_width=80))
@@ -130,7 +131,7 @@ def _picture(label: str, name: str, height: int = 220) -> gr.Image:
 def _editor() -> gr.ImageEditor:
     """A field for a picture and, painted over it, what is to be painted anew."""
     return gr.ImageEditor(
-        label="Choose a picture, then paint over the part that is to be painted anew",
+        label="Picture",
         type="pil",
         format="png",
         sources=_SOURCES,
@@ -147,7 +148,7 @@ def _local_only(field: Component) -> Any:
     move = field.async_move_resource_to_block_cache
 
     async def local_only(path: Any) -> str | None:
-        if is_http_url_like(str(path)):
+        if str(path).lower().startswith(("http://", "https://")):
             raise gr.Error("Pictures by their address are for the API; choose a file here.", print_exception=False)
         return await move(path)
 

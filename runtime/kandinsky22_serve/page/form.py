@@ -86,7 +86,7 @@ def pictures_of(fields: Mapping[str, Any]) -> dict[str, bytes]:
     task, uses = fields["task"], USES[fields["task"]]
     if "canvas" in uses:
         return _canvas(fields["canvas"])
-    paths = {name: fields[name] for name in ("image", "hint") if name in uses and fields[name]}
+    paths: dict[str, str] = {name: fields[name] for name in ("image", "hint") if name in uses and fields[name]}
     needed = {"img2img": "image", "variations": "image", "controlnet": "hint"}.get(task)
     if needed is not None and needed not in paths:
         raise InputError("There is no picture yet; choose one." if needed == "image" else "Choose a depth map first.")

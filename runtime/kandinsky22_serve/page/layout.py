@@ -36,7 +36,8 @@ CSS = """
 .k-made dd { margin: 0; overflow-wrap: anywhere; }
 .k-error { color: #b42318; }
 .dark .k-error { color: #ff8a7a; }
-progress { width: 100%; margin: 6px 0; }
+.k-part { flex-wrap: nowrap; }
+progress { width: 100%; margin: 6px 0; accent-color: #f97316; }
 """
 _CHOOSE = """
 element.addEventListener('click', event => {
@@ -44,6 +45,7 @@ element.addEventListener('click', event => {
   if (button) trigger('click', {file: button.dataset.file});
 });
 """
+_TO_FORM = "() => { document.getElementById('task').scrollIntoView({behavior: 'smooth'}); }"
 _QUIET: Any = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": 64}
 """Of every event: no overlay of Gradio's, no name in its API, and not one after the other."""
 
@@ -57,7 +59,8 @@ def build(service: Service) -> gr.Blocks:
     """The page over a service."""
     # Gradio's copies of what is put into the form go when our own would; those of killed servers go at the next start.
     age = int(max(60.0, min(service.settings.keep, UPLOAD_SECONDS)))
-    with gr.Blocks(title="kandinsky22", analytics_enabled=False, delete_cache=(60, age)) as blocks:
+    blocks = gr.Blocks(title="kandinsky22", analytics_enabled=False, delete_cache=(60, age))
+    with blocks:
         tasks = form.tasks_of(service.manifest)
         if tasks:
             _Page(service, tasks).draw(blocks)
@@ -95,9 +98,10 @@ class _Page:
             self._show_call = gr.Button("Show the call of these inputs", elem_id="show-call", size="sm")
             self._calls = []
             with gr.Tabs():
-                for name, language in (("Python", "python"), ("Node", "javascript"), ("cURL", "shell")):
+                languages: Any = {"Python": "python", "Node": "javascript", "cURL": "shell"}
+                for name, language in languages.items():
                     with gr.Tab(name):
-                        code: Any = gr.Code(
+                        code = gr.Code(
                             language=language, interactive=False, wrap_lines=True, elem_id=f"call-{name.lower()}"
                         )
                         self._calls.append(code)
@@ -113,12 +117,13 @@ class _Page:
         fields, following = self._form.fields, [self._result, self._job, self._paint, self._cancel, self._recent]
         groups = list(self._form.groups.values())
         blocks.load(self._resume, None, following, **_QUIET)
-        self._form.by_name["task"].change(self._choose_task, self._form.by_name["task"], groups, **_QUIET)
+        self._form.task.change(self._choose_task, self._form.task, groups, **_QUIET)
         self._paint.click(self._do_paint, fields, following, **_QUIET)
         self._cancel.click(self._do_cancel, self._job, None, **_QUIET)
         self._show_call.click(self._show_calls, fields, self._calls, **_QUIET)
         self._recent.click(self._choose, None, [self._chosen, self._made, self._again], **_QUIET)
-        self._again.click(self._use_again, self._chosen, fields, **_QUIET)
+        filled = self._again.click(self._use_again, self._chosen, fields, **_QUIET)
+        filled.success(None, js=_TO_FORM, api_visibility="private")
 
     # What the parts do.
 

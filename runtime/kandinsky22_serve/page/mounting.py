@@ -6,12 +6,14 @@ This module imports no Gradio.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import importlib.util
 import logging
 import os
 import shutil
-from collections.abc import MutableMapping
+import threading
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -55,12 +57,14 @@ class Page:
     async def close(self) -> None:
         """End the page."""
         if self._loading is not None:
-            await asyncio.wait([self._loading])
+            self._loading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._loading
         await self._running.aclose()
 
     async def _load(self) -> None:
         try:
-            app: Any = await asyncio.to_thread(_gradio, self._service)
+            app: Any = await _beside(lambda: _gradio(self._service))
             await self._running.enter_async_context(app.router.lifespan_context(app))
             app.get_blocks().run_startup_events()
             await app.get_blocks().run_extra_startup_events()
@@ -76,6 +80,21 @@ class Page:
             return
         response: Response = HTMLResponse(_LOADING.format(self._note), 503, headers={"Retry-After": "2"})
         await response(scope, receive, send)
+
+
+def _beside(work: Callable[[], ASGIApp]) -> asyncio.Future[ASGIApp]:
+    """What `work` gives, from a thread that nobody waits for when the server ends: imports cannot be stopped."""
+    result: concurrent.futures.Future[ASGIApp] = concurrent.futures.Future()
+    result.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:  # handed over to who waits
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="page", daemon=True).start()
+    return asyncio.wrap_future(result)
 
 
 class _PageMount(Mount):

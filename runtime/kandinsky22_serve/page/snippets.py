@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pprint
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,11 +33,11 @@ def snippets(inputs: Mapping[str, Any], base: str, model: str, *, has_token: boo
 def _python(inputs: Mapping[str, Any], base: str, model: str, *, has_token: bool) -> str:
     token = f'os.environ["{TOKEN}"]' if has_token else '"none"'
     imports = "import os\n\nimport replicate" if has_token else "import replicate"
-    given = pprint.pformat(dict(inputs), sort_dicts=False, width=80)
+    given = "".join(f"    {json.dumps(name)}: {value!r},\n" for name, value in inputs.items())
     return (
         f"# pip install replicate\n{imports}\n\n"
         f"client = replicate.Client(api_token={token}, base_url={json.dumps(base)})\n"
-        f"inputs = {given}\n"
+        f"inputs = {{\n{given}}}\n"
         f"for picture in client.run({json.dumps(model)}, input=inputs, use_file_output=False):\n"
         "    print(picture)\n"
     )
