@@ -118,7 +118,8 @@ class Form:
         schema = self._schema[name]
         bounds = next((each for each in schema.get("anyOf", [schema]) if "maximum" in each), schema)
         least, most = max(bounds.get("minimum", 0), step if step < 1 else 0), most or bounds["maximum"]
-        return gr.Slider(least, most, schema["default"] if value is None else value, step=step, label=label)
+        value = schema["default"] if value is None else value
+        return gr.Slider(least, most, value, step=step, label=label, elem_id=f"k-{name}")
 
 
 def _picture(label: str, name: str, height: int = 220) -> gr.Image:
