@@ -52,7 +52,9 @@ class Auth:
             return
         if self._tokens:
             response = problems.answer(scope["path"])(401, "The token is missing or wrong; send Authorization: Bearer.")
-            response.headers["WWW-Authenticate"] = 'Bearer, Basic realm="kandinsky22: the token is the password"'
+            # A header for each: of several challenges in one, Chromium reads the first alone, and never asks.
+            response.headers.append("WWW-Authenticate", 'Basic realm="kandinsky22: the token is the password"')
+            response.headers.append("WWW-Authenticate", "Bearer")
         else:
             sentence = "Without a token the server answers this machine alone, by its local names."
             response = problems.answer(scope["path"])(403, sentence)
