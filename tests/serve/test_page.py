@@ -75,7 +75,12 @@ def test_fields_of_every_task_become_a_job_that_gives_them_back(app: App, pictur
     assert given.keys() == form.LABELS.keys()
     for task, named in given.items():
         job = asyncio.run(jobs.paint(app.service, fields(task, **named), BASE))
-        assert (job.contract, job.request["task"], job.options.previews, job.options.form) == ("page", task, True, "png")
+        assert (job.contract, job.request["task"], job.options.previews, job.options.form) == (
+            "page",
+            task,
+            True,
+            "png",
+        )
         again = form.fields_of(job.request, job.seeds[0])
         assert (again["task"], again["width"], again["num_inference_steps"]) == (task, 64, 4)
         for name, value in named.items():
@@ -293,5 +298,7 @@ def test_without_the_page_its_address_is_the_index(
     local: Callable[[bool], TestClient], monkeypatch: pytest.MonkeyPatch, asked: bool
 ) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "gradio" else find(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "gradio" else find(name, *rest)
+    )
     assert local(asked).get("/", headers=BROWSER).json()["cog_version"]

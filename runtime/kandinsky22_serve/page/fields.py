@@ -78,7 +78,7 @@ class Form:
                 prompt = gr.Textbox(label=label, max_length=MOST_PROMPT, scale=3, min_width=180)
                 self._add(f"mix_prompt_{place}", prompt)
                 self._add(f"mix_prompt_weight_{place}", gr.Number(1.0, label="Weight", scale=1, min_width=80))
-        with gr.Row(visible=has_encoder, elem_classes="k-part"):
+        with gr.Row(visible=has_encoder):
             for place in range(PARTS):
                 with gr.Column(min_width=90):
                     picture = _picture(f"Picture {place + 1}", f"mix_image_{place}", 150)

@@ -37,6 +37,7 @@ CSS = """
 .k-error { color: #b42318; }
 .dark .k-error { color: #ff8a7a; }
 .k-part { flex-wrap: nowrap; }
+.k-part > * { min-width: 0 !important; }
 progress { width: 100%; margin: 6px 0; accent-color: #f97316; }
 """
 _CHOOSE = """
