@@ -171,6 +171,7 @@ def test_a_job_is_canceled_while_it_is_painted(browser: Browser, paged: Server) 
     browser.slide("num_inference_steps", 500)
     page.click("#paint")
     page.wait_for_selector("#result progress", timeout=SECONDS)
+    page.wait_for_selector("#result img.k-preview", timeout=SECONDS)
     page.click("#cancel")
     page.wait_for_selector("#result >> text=Canceled.", timeout=SECONDS)
     assert newest(paged)["status"] == "canceled"

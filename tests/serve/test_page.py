@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.exceptions import RequestValidationError
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -128,7 +129,7 @@ def test_what_is_missing_is_said(app: App, task: str, named: dict[str, Any], sai
 
 
 def test_a_refused_job_s_pictures_are_not_kept(app: App, picture: str) -> None:
-    with pytest.raises(Exception, match="validation error|greater|less") as caught:
+    with pytest.raises(RequestValidationError) as caught:
         asyncio.run(jobs.paint(app.service, fields("img2img", prompt="a", image=picture, width=8), BASE))
     assert "width" in jobs.sentence(caught.value)
     Path(picture).write_bytes(b"no picture")
