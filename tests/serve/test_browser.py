@@ -279,6 +279,32 @@ def test_the_server_s_files_are_not_gradio_s_to_give(paged: Server, browser: Bro
             assert client.get(f"/gradio_api/file={path}").status_code in (403, 404), path
 
 
+@pytest.mark.parametrize("kind", ["image", "canvas"])
+def test_a_file_that_nobody_uploaded_is_refused(paged: Server, browser: Browser, tmp_path: Path, kind: str) -> None:
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (8, 8)).save(secret)
+    for path in (str(secret), "http://127.0.0.1:9/a.png", str(paged.data / "page" / ".." / "queue.sqlite3")):
+        assert "no uploaded picture" in asked_with(paged, kind, path)
+    assert not list((paged.data / "page").rglob("secret*"))
+
+
+def asked_with(server: Server, kind: str, path: str) -> str:
+    """What Gradio's queue answers to a form whose picture is a path of the client's choice."""
+    file = {"path": path, "url": path, "meta": {"_type": "gradio.FileData"}}
+    with server.api() as client:
+        config = client.get("/config").json()
+        fields = {each["id"]: each["props"] for each in config["components"]}
+        click = next(each for each in config["dependencies"] if len(each["inputs"]) > 20 and len(each["outputs"]) == 5)
+        given = [fields[each].get("value") for each in click["inputs"]]
+        place = [fields[each].get("elem_id") for each in click["inputs"]].index(kind)
+        given[0] = "img2img" if kind == "image" else "inpaint"
+        given[place] = file if kind == "image" else {"background": file, "layers": [], "composite": None}
+        asked = {"data": given, "fn_index": click["id"], "session_hash": "forged", "trigger_id": None}
+        assert client.post("/gradio_api/queue/join", json=asked).status_code == 200
+        with client.stream("GET", "/gradio_api/queue/data?session_hash=forged") as answer:
+            return next(line for line in answer.iter_lines() if "process_completed" in line)
+
+
 def test_prompts_are_not_logged(paged: Server, browser: Browser) -> None:
     assert "a red circle" not in paged.log()
     assert "bold" not in paged.log()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -33,8 +34,8 @@ class Form:
         return [self.by_name[name] for name in FIELDS]
 
     def _add(self, name: str, field: Component) -> None:
-        # Gradio fetches a picture whose path is a URL. Addresses of others are for the one guarded place.
-        setattr(field, "async_move_resource_to_block_cache", _local_only(field))  # noqa: B010 - a method
+        # Gradio fetches a picture whose path is a URL, and, mounted, copies any file of the machine that is named.
+        setattr(field, "async_move_resource_to_block_cache", _uploads_only(field))  # noqa: B010 - a method
         self.by_name[name] = field
 
     def _group(self, name: str) -> gr.Column:
@@ -145,12 +146,13 @@ def _editor() -> gr.ImageEditor:
     )
 
 
-def _local_only(field: Component) -> Any:
-    move = field.async_move_resource_to_block_cache
+def _uploads_only(field: Component) -> Any:
+    """Gradio's way of taking a file, for those alone that are in its folder: uploads, and what the page made."""
+    move, folder = field.async_move_resource_to_block_cache, Path(field.GRADIO_CACHE).resolve()
 
-    async def local_only(path: Any) -> str | None:
-        if str(path).lower().startswith(("http://", "https://")):
-            raise gr.Error("Pictures by their address are for the API; choose a file here.", print_exception=False)
+    async def uploads_only(path: Any) -> str | None:
+        if path is not None and not Path(path).resolve().is_relative_to(folder):
+            raise gr.Error("This is no uploaded picture; choose a file.", print_exception=False)
         return await move(path)
 
-    return local_only
+    return uploads_only
