@@ -15,6 +15,7 @@ from kandinsky22_serve.auth import Auth
 from kandinsky22_serve.contracts import cog, files, health, openai, replicate
 from kandinsky22_serve.limits import Limits
 from kandinsky22_serve.metrics import Counted, Metrics
+from kandinsky22_serve.page import mounting
 from kandinsky22_serve.service import Service
 from kandinsky22_serve.webhooks import Webhooks
 
@@ -30,9 +31,13 @@ def create_app(service: Service, tokens: Sequence[bytes] = ()) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
         await webhooks.start()
+        if page is not None:
+            await page.start()
         try:
             yield
         finally:
+            if page is not None:
+                await page.close()
             await webhooks.close()
             await service.close()
 
@@ -50,6 +55,7 @@ def create_app(service: Service, tokens: Sequence[bytes] = ()) -> FastAPI:
     for contract in (health, files, replicate, openai, cog):
         app.include_router(contract.router(service))
     app.include_router(prometheus.router(metrics))
+    page = mounting.mount(app, service)
     app.add_middleware(Limits)
     app.add_middleware(Auth, tokens=tokens, public_url=service.settings.public_url)
     app.add_middleware(Counted, metrics=metrics)

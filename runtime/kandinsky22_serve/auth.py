@@ -68,7 +68,9 @@ class Auth:
         else:
             response = problems.answer(scope["path"])(*refused)
             if refused[0] == 401:
-                response.headers["WWW-Authenticate"] = 'Bearer, Basic realm="kandinsky22: the token is the password"'
+                # A header for each: of several challenges in one, Chromium reads the first alone, and never asks.
+                response.headers.append("WWW-Authenticate", 'Basic realm="kandinsky22: the token is the password"')
+                response.headers.append("WWW-Authenticate", "Bearer")
             await response(scope, receive, send)
 
     def _refused(self, scope: Scope) -> tuple[int, str] | None:

@@ -60,7 +60,7 @@ def test_the_page_is_left_to_those_who_accept_html(shapes_bundle: Path, tmp_path
     from kandinsky22_serve.service import Service
     from kandinsky22_serve.settings import Settings
 
-    service = Service(Settings(bundle=shapes_bundle, data=tmp_path / "data"))
+    service = Service(Settings(bundle=shapes_bundle, data=tmp_path / "data", ui=False))
     app = create_app(service)
     browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
     local = TestClient(app, base_url="http://localhost")  # without its lifespan: no engine is needed
