@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
 import signal
@@ -15,21 +17,23 @@ from pathlib import Path
 import httpx
 import pytest
 
+from kandinsky22.cli.main import main
+
 from .conftest import wait_until
 from .running import Running, small
 
 SERVE = (sys.executable, "-m", "kandinsky22", "serve")
 
 
-def refused(*flags: str | Path, code: int = 1) -> str:
+def refused(*flags: str | Path) -> str:
     """The one sentence with which a server does not start."""
-    done = subprocess.run(
-        [*SERVE, *map(str, flags), "--no-ui"], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert (done.returncode, done.stdout) == (code, "")
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1, done.stderr
-    return done.stderr
+    with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.redirect_stdout(io.StringIO()) as out:
+        code = main(["serve", *map(str, flags), "--no-ui"])
+    told = err.getvalue()
+    assert (code, out.getvalue()) == (1, "")
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1, told
+    return told
 
 
 @pytest.fixture
@@ -113,6 +117,7 @@ def test_it_says_where_it_listens_keeps_its_folder_to_itself_and_shares_it_with_
     assert "another running server" in refused(shapes_bundle, "--data", data, "--port", "0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_and_what_ran_waits_for_the_next(
     server: Running, shapes_bundle: Path, data: Path, ending: signal.Signals
@@ -136,6 +141,7 @@ def test_a_signal_ends_it_and_what_ran_waits_for_the_next(
     assert (found.status, found.deaths) == (Status.STARTING, 0)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_it_at_once(server: Running) -> None:
     assert server.process is not None
     engine = server.engine()
@@ -155,6 +161,7 @@ def _is_dead(process: int) -> bool:
     return not path.exists() or path.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
 def test_a_token_file_that_others_can_read_is_told(shapes_bundle: Path, data: Path, tmp_path: Path) -> None:
     token = tmp_path / "token"

@@ -19,13 +19,19 @@ def router(service: Service) -> APIRouter:
     @routes.get("/files/{name}", response_class=FileResponse)
     async def picture(name: str) -> FileResponse:
         """A picture that a job made, or that a client uploaded."""
+        gone = Problem(404, "There is no such file, or it has expired.")
         file = await asyncio.to_thread(service.store.files.get, name.partition(".")[0])
         if file is None or name != f"{file.id}{service.store.files.suffix(file.media_type)}":
-            raise Problem(404, "There is no such file, or it has expired.")
+            raise gone
+        path = service.store.files.path(file)
+        try:
+            status = await asyncio.to_thread(path.stat)
+        except FileNotFoundError:  # it expires at this moment
+            raise gone from None
         headers = {
             "Cache-Control": "private, max-age=3600",
             "Content-Security-Policy": "default-src 'none'; sandbox",
         }
-        return FileResponse(service.store.files.path(file), media_type=file.media_type, headers=headers)
+        return FileResponse(path, media_type=file.media_type, headers=headers, stat_result=status)
 
     return routes
