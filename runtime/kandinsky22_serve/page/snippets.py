@@ -33,7 +33,7 @@ def snippets(inputs: Mapping[str, Any], base: str, model: str, *, has_token: boo
 def _python(inputs: Mapping[str, Any], base: str, model: str, *, has_token: bool) -> str:
     token = f'os.environ["{TOKEN}"]' if has_token else '"none"'
     imports = "import os\n\nimport replicate" if has_token else "import replicate"
-    given = "".join(f"    {json.dumps(name)}: {value!r},\n" for name, value in inputs.items())
+    given = "".join(f'    "{name}": {_literal(value)},\n' for name, value in inputs.items())
     return (
         f"# pip install replicate\n{imports}\n\n"
         f"client = replicate.Client(api_token={token}, base_url={json.dumps(base)})\n"
@@ -41,6 +41,11 @@ def _python(inputs: Mapping[str, Any], base: str, model: str, *, has_token: bool
         f"for picture in client.run({json.dumps(model)}, input=inputs, use_file_output=False):\n"
         "    print(picture)\n"
     )
+
+
+def _literal(value: Any) -> str:
+    """A value in Python. JSON's texts, numbers and lists are Python's, too, in the quotes that its readers use."""
+    return repr(value) if value is None or isinstance(value, bool) else json.dumps(value, ensure_ascii=False)
 
 
 def _node(given: str, base: str, model: str, *, has_token: bool) -> str:
