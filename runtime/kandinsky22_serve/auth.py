@@ -19,7 +19,7 @@ from kandinsky22_serve import problems
 
 _OPEN = ("/healthz", "/readyz", "/health-check")
 """Paths that tell nothing but whether the server is well."""
-_BY_ID = re.compile(r"/files/[a-z0-9]{26}\.[a-z]{3,4}")
+_BY_ID = re.compile(r"/files/([a-z0-9]{26}\.[a-z]{3,4}|stream/[a-z0-9]{26}/[a-z0-9]{26})")
 """Pictures: whoever knows a file's id of 128 random bits was given it."""
 _LOCAL = re.compile(r"(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?", re.IGNORECASE)
 """What the header Host is on this machine."""

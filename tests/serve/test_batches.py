@@ -4,11 +4,13 @@ import threading
 import time
 from dataclasses import replace
 
+import httpx
 import pytest
 
 from kandinsky22 import memory
 from kandinsky22_serve.engine.batches import Room, next_batch
 from kandinsky22_serve.store.store import Store
+from tests.serve.quick import serving
 from tests.serve.test_store import new_job
 
 
@@ -86,7 +88,7 @@ def test_a_batch_takes_no_more_memory_than_the_limit(store, shapes_bundle):
         assert chosen(store, manifest=manifest, cost=cost, limit=needed(pictures) - 1) == ids[: max(1, pictures // 2)]
 
 
-def test_jobs_of_all_contracts_run_together(app):
+def test_jobs_of_all_contracts_run_together(shapes_bundle, tmp_path):
     """Three contracts, other prompts, seeds, formats and runs of the prior; one of another size waits."""
     alike = {"width": 64, "height": 64, "num_inference_steps": 7, "guidance_scale": 3.0}
     model = {"version": "ai-forever/kandinsky-2.2"}
@@ -96,22 +98,21 @@ def test_jobs_of_all_contracts_run_together(app):
         ("/v1/predictions", {**model, "input": {**alike, "prompt": "c", "width": 128}}),
         ("/v1/predictions", {**model, "input": {**alike, "mix_prompts": ["a", "b"], "output_format": "jpeg"}}),
     ]
+    words = {"prompt": "d", "size": "64x64", "num_inference_steps": 7, "guidance_scale": 3.0}
     ids = []
-    for path, body in asked:
-        answer = app.client.post(path, headers={"Prefer": "respond-async"}, json=body)
-        assert answer.status_code in (201, 202), answer.text
-        ids.append(answer.json()["id"])
-    words = {
-        **{name: alike[name] for name in ("num_inference_steps", "guidance_scale")},
-        "size": "64x64",
-        "prompt": "d",
-    }
-    waiting = threading.Thread(target=app.client.post, args=("/v1/images/generations",), kwargs={"json": words})
-    waiting.start()
-    deadline = time.monotonic() + 30
-    while len(found := app.service.store.jobs.newest(10)) < 5 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    openais = found[0]
-    assert [job.id for job in next_batch(app.service.store.jobs, room())] == [ids[0], ids[1], ids[3], openais.id]
-    app.service.cancel(openais.id)
-    waiting.join(30)
+    with serving(shapes_bundle, tmp_path / "data", ui=False) as server:
+        server.engine.hold.set()
+        for path, body in asked:
+            answer = httpx.post(server.base + path, headers={"Prefer": "respond-async"}, json=body)
+            assert answer.status_code in (201, 202), answer.text
+            ids.append(answer.json()["id"])
+        keywords = {"json": words, "timeout": 60}  # it waits for its picture
+        waiting = threading.Thread(target=httpx.post, args=(f"{server.base}/v1/images/generations",), kwargs=keywords)
+        waiting.start()
+        jobs, deadline = server.service.store.jobs, time.monotonic() + 30
+        while (openais := jobs.newest(1)[0]).contract != "openai":
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert [job.id for job in next_batch(jobs, room())] == [ids[0], ids[1], ids[3], openais.id]
+        server.service.cancel(openais.id)
+        waiting.join(30)
