@@ -286,14 +286,14 @@ class Service:
         self._surely_end(job, Status.FAILED, error=error)
 
     def died(self, jobs: Sequence[Job]) -> None:
-        """The engine died while it ran these; those that it died of twice have failed."""
+        """The engine died while it ran these; those that it died of too often have failed."""
         for hearer in self.hearers:
             hearer.died(jobs)
         for job in jobs:
             self._progress.pop(job.id, None)
             if job.deaths >= MOST_DEATHS:
                 self._surely_end(
-                    job.id, Status.FAILED, error="The engine died while it ran this job, and again at a second try."
+                    job.id, Status.FAILED, error=f"The engine died {MOST_DEATHS} times while it ran this job."
                 )
             self._tell(job.id)
 

@@ -15,7 +15,7 @@ from tests.serve.running import Running, resident, small
 
 pytestmark = [pytest.mark.server, pytest.mark.skipif(not os.path.exists("/proc"), reason="needs /proc")]
 
-ROUNDS, TOGETHER, STEPS = 50, 4, 12
+ROUNDS, TOGETHER, STEPS = 50, 4, 100
 """In every round so many jobs are submitted at once; in each two are canceled alone, then two within a batch."""
 
 
@@ -40,7 +40,7 @@ def pixels(http, prediction):
 
 
 def steps_done(logs):
-    lines = logs.strip().splitlines()
+    lines = [line for line in logs.splitlines() if "|" in line]
     return int(lines[-1].split("|")[2].split("/")[0]) if lines else 0
 
 
@@ -60,10 +60,10 @@ def test_cancels_at_random_moments(shapes_bundle, tmp_path):
         for _ in range(ROUNDS):
             for seed in range(2):  # alone
                 job = submit(http, seed)
-                time.sleep(random_moment.uniform(0, 0.3))
+                time.sleep(random_moment.uniform(0, 0.5))
                 canceled += cancel(http, job, late)
             jobs = [submit(http, seed) for seed in range(TOGETHER)]
-            time.sleep(random_moment.uniform(0, 0.4))
+            time.sleep(random_moment.uniform(0, 0.8))
             gone = random_moment.sample(range(TOGETHER), 2)
             canceled += sum(cancel(http, jobs[seed], late) for seed in gone)
             for seed in set(range(TOGETHER)) - set(gone):
@@ -74,7 +74,7 @@ def test_cancels_at_random_moments(shapes_bundle, tmp_path):
             memory.append(resident(engine))
     growth = statistics.median(memory[-10:]) - statistics.median(memory[10:20])
     print(f"\n{canceled} canceled before they ended; engine's memory grew by {growth / 2**20:.0f} MiB; late {late}")
-    assert canceled >= ROUNDS * 2
+    assert canceled >= ROUNDS * 3  # of four in each round; some had just ended
     assert growth < 64 << 20
     assert late == []
 
@@ -85,7 +85,7 @@ def cancel(http, job, late):
     answer = http.post(f"/v1/predictions/{job}/cancel").raise_for_status().json()
     assert answer["status"] in ("canceled", "succeeded")
     after = steps_done(answer["logs"])
-    time.sleep(0.2)
+    time.sleep(0.1)
     later = state(http, job)
     if later["status"] != answer["status"] or steps_done(later["logs"]) > after:
         late.append((before, after, later["logs"]))

@@ -94,6 +94,6 @@ def test_a_few_requests_of_every_kind_are_answered_as_documented(server: Serving
     assert not failures(server, 3)
 
 
-@pytest.mark.server
+@pytest.mark.slow
 def test_many_requests_of_every_kind_are_answered_as_documented(server: Serving) -> None:
     assert not failures(server, 150)

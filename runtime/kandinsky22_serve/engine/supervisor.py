@@ -24,8 +24,9 @@ from kandinsky22_serve.store.records import Job, new_id
 
 log = logging.getLogger(__name__)
 
-MOST_DEATHS = 2
-"""Engines that may die while a job runs alone: it is tried once more, and has then failed."""
+MOST_DEATHS = 4
+"""Engines that may die while a job runs alone before it has failed. Fewer would do for jobs that crash an engine; but
+what kills engines for other reasons (an operator, the system when memory is short) often comes in storms."""
 _PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds before the next engine is started, by how many have died in a row without finishing a batch."""
 _PATIENCE = 10.0
