@@ -24,7 +24,7 @@ SIZES  := $(if $(STATIC),--static $(STATIC),$(if $(MIN),--min $(MIN)) $(if $(OPT
 # Installed without bytecode (half of torch is never imported), so what is imported is compiled once and kept.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help demo engines serve test test-server test-slow test-gpu fuzz scores bench docs lint format clean
+.PHONY: help demo engines serve test test-server test-load test-slow test-gpu fuzz scores bench docs lint format clean
 
 help:  ## Print this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -50,6 +50,8 @@ test: $(READY)  ## Run the tests that need no GPU and no patience.
 
 test-server: $(READY)  ## Test the server under load and kills, and its page in a browser (Debian's chromium).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m server tests/serve -n 2 --ignore tests/serve/test_load.py
+
+test-load: $(READY)  ## Measure the server: polls under load, what batches gain, what the server costs (a quiet machine).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m server tests/serve/test_load.py -s
 
 test-slow: $(READY)  ## Run the tests that take minutes or gigabytes: full parity, the published size.

@@ -28,7 +28,8 @@ class Listener(socket.socket):
     """A listening socket that closes at once whom there is no room for, before TLS and before anything is read."""
 
     def __init__(self, family: int) -> None:
-        super().__init__(family, socket.SOCK_STREAM)
+        # By its protocol asyncio knows that Nagle's algorithm is to be off; with it an answer takes 40 ms more.
+        super().__init__(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._accepted: list[socket.socket] = []
 
     def accept(self) -> tuple[socket.socket, Any]:

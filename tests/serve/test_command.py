@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from kandinsky22.cli.main import main
+from kandinsky22_serve.connections import Listener
 
 from .conftest import wait_until
 from .running import Running, small
@@ -177,3 +178,14 @@ def test_the_help_reads_well() -> None:
     done = subprocess.run([*SERVE, "--help"], capture_output=True, text=True, timeout=60, check=True)
     for text in ("--max-work", "BUNDLE", "KANDINSKY22_PORT", "(127.0.0.1)", "(8022)"):
         assert text in done.stdout
+
+
+def test_answers_are_not_held_back_for_more() -> None:
+    """asyncio turns Nagle's algorithm off for sockets that say that they are TCP's."""
+    with Listener(socket.AF_INET) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        with socket.create_connection(listener.getsockname()):
+            connection, _ = listener.accept()
+            assert connection.proto == socket.IPPROTO_TCP
+            connection.close()

@@ -40,7 +40,7 @@ from kandinsky22_serve.engine.messages import Sender, messages
 
 log = logging.getLogger(__name__)
 
-NICE = 5
+NICE = 19
 """How much the engine stands back, so that the server answers while it computes."""
 PREVIEW_SECONDS = 0.25
 """Least time between two previews of a batch."""
