@@ -9,9 +9,8 @@ A signal that was ignored when the program began, as under `nohup`, stays ignore
 # Little is imported here: it comes before any signal is handled.
 import os
 import signal
-import sys
 
-from kandinsky22.cli.signals import SIGNALS, die
+from kandinsky22.cli.signals import SIGNALS, cleans_up, die
 
 TYPE_CHECKING = False  # as typing's, which takes 5 ms to import
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ class Stop:
 
     def _heard(self, number: int, _: "FrameType | None") -> None:
         self.number = self.number or number
-        if not _cleans_up():
+        if not cleans_up():
             raise KeyboardInterrupt
 
 
@@ -80,11 +79,3 @@ def _ended(number: int, _: object) -> None:
         os.write(2, f"{STOPPED}\n".encode())
     finally:  # also where nobody reads it
         die(number)
-
-
-def _cleans_up() -> bool:
-    """Whether a KeyboardInterrupt is being handled, or what came of one."""
-    error = sys.exc_info()[1]
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__context__
-    return error is not None

@@ -100,7 +100,7 @@ class Stop:
             sys.unraisablehook = self._hook
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        if self.over or _cleans_up():
+        if self.over or cleans_up():
             self.number = self.number or number
         elif _must_not_break(frame):
             _thread.start_new_thread(_later, (number,))
@@ -123,7 +123,7 @@ def _ended(number: int, _: object) -> None:
         die(number)
 
 
-def _cleans_up() -> bool:
+def cleans_up() -> bool:
     """Whether a KeyboardInterrupt is being handled, or what came of one."""
     error = sys.exc_info()[1]
     while error is not None and not isinstance(error, KeyboardInterrupt):
