@@ -49,10 +49,10 @@ test: $(READY)  ## Run the tests that need no GPU and no patience.
 		-o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 
 test-server: $(READY)  ## Test the server under load and kills, and its page in a browser (Debian's chromium).
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m server tests/serve --ignore tests/serve/test_load.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m server tests/serve
 
 test-load: $(READY)  ## Measure the server: polls under load, what batches gain, what the server costs (a quiet machine).
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m server tests/serve/test_load.py -s
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "server or load" tests/serve/test_load.py -s
 
 test-slow: $(READY)  ## Run the tests that take minutes or gigabytes: full parity, the published size.
 	$(BIN)/python -m pytest -m slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,13 @@ def shapes_bundle(tmp_path_factory: pytest.TempPathFactory, shapes_checkpoint: P
         if not path.exists():
             export(decoder, path, controlnet=controlnet, inpaint=inpaint, jobs=2)
     return path
+
+
+@pytest.fixture(scope="session")
+def linkable_bundle(shapes_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the bundle that no pipeline runs, to link to: a further link moves a file's times, so that a pipeline
+    that holds it reads and verifies it again."""
+    return Path(shutil.copytree(shapes_bundle, tmp_path_factory.mktemp("linkable") / "shapes"))
 
 
 @pytest.fixture(scope="session")

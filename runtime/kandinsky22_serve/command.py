@@ -9,11 +9,13 @@ import os
 import signal
 import socket
 import ssl
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from pydantic.warnings import UnsupportedFieldAttributeWarning
 
 from kandinsky22.errors import BackendError, InputError
 from kandinsky22_serve import logs
@@ -40,6 +42,8 @@ def run(options: argparse.Namespace) -> int:
     """Serve until a signal ends it; the exit code."""
     settings = declared.load(options)
     tokens = read_tokens(settings.token_file) if settings.token_file else ()
+    # FastAPI silences it where it arises, which does not hold while another thread (the page's) does the like.
+    warnings.filterwarnings("ignore", category=UnsupportedFieldAttributeWarning)
     _check(settings, tokens)
     with _listening(settings) as listener:
         service = Service(settings)

@@ -43,9 +43,9 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 
 
 @pytest.fixture
-def bundle_copy(shapes_bundle: Path, tmp_path: Path) -> Path:
+def bundle_copy(linkable_bundle: Path, tmp_path: Path) -> Path:
     """A bundle of the test's own. Its files are links: replace them, do not write into them."""
-    return Path(shutil.copytree(shapes_bundle, tmp_path / "copy", copy_function=os.link))
+    return Path(shutil.copytree(linkable_bundle, tmp_path / "copy", copy_function=os.link))
 
 
 @pytest.fixture

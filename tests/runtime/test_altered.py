@@ -32,14 +32,14 @@ BACKENDS = pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("open
 
 
 @pytest.fixture
-def own(shapes_bundle: Path, tmp_path: Path) -> Path:
+def own(linkable_bundle: Path, tmp_path: Path) -> Path:
     """A bundle whose files may be written into, as far as pictures of a text need them."""
     used = ("text_encoder", "prior_step", "decoder_step.", "movq_decoder", ".json", ".npz")
 
     def copy(source: str, destination: str) -> object:
         return (shutil.copy2 if any(each in source for each in used) else os.link)(source, destination)
 
-    return Path(shutil.copytree(shapes_bundle, tmp_path / "a bundle", copy_function=copy))
+    return Path(shutil.copytree(linkable_bundle, tmp_path / "a bundle", copy_function=copy))
 
 
 @pytest.fixture

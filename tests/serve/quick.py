@@ -131,8 +131,8 @@ class Serving(NamedTuple):
 
 @contextlib.contextmanager
 def serving(bundle: Path, data: Path, tokens: Sequence[bytes] = (), **settings: Any) -> Iterator[Serving]:
-    """A server with a quick engine, that real clients reach."""
-    service = Service(Settings(bundle=bundle, data=data, **settings))
+    """A server with a quick engine and no page, that real clients reach."""
+    service = Service(Settings(bundle=bundle, data=data, **{"ui": False, **settings}))
     engine = QuickEngine(service)
     service.supervisor = cast(Supervisor, engine)
     config = uvicorn.Config(create_app(service, tokens), port=0, log_config=None, timeout_graceful_shutdown=2)

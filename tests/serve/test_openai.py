@@ -287,13 +287,13 @@ def test_what_cannot_be_is_refused_in_one_sentence_and_leaves_nothing(
     server: Serving, client: openai.OpenAI, case: str
 ) -> None:
     ask, told = REFUSED[case]
-    before, kept = newest(server), len(list(server.service.store.files.folder.iterdir()))
+    before, kept = server.newest(), len(list(server.service.store.files.folder.iterdir()))
     with pytest.raises(openai.BadRequestError) as found:
         ask(client)
     assert told in found.value.message
     assert found.value.type == "invalid_request_error"
     assert "SECRET" not in found.value.response.text
-    assert newest(server) == before
+    assert server.newest() == before
     assert len(list(server.service.store.files.folder.iterdir())) == kept
 
 

@@ -53,9 +53,12 @@ def next_batch(jobs: Jobs, room: Room) -> list[Job]:
     if first is None:
         return []
     chosen, best = [first], 1
-    for each in () if first.alone else jobs.alike(first, _LOOKED_AT):
+    pictures = first.pictures
+    alike = iter(()) if first.alone else jobs.alike(first, _LOOKED_AT)
+    while pictures < room.pictures and (each := next(alike, None)) is not None:
         if room.fits([*chosen, each]):
             chosen.append(each)
-            if sum(job.pictures for job in chosen).bit_count() == 1:
+            pictures += each.pictures
+            if pictures.bit_count() == 1:
                 best = len(chosen)
     return chosen[:best]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,13 +120,13 @@ class Jobs:
         row = self._database.row("SELECT * FROM jobs WHERE status = ? ORDER BY seq LIMIT 1", (_WAITING,))
         return None if row is None else Job.of(row)
 
-    def alike(self, job: Job, limit: int) -> list[Job]:
+    def alike(self, job: Job, limit: int) -> Iterator[Job]:
         """Waiting jobs that can be denoised together with this one, the oldest first, without itself."""
         rows = self._database.rows(
             "SELECT * FROM jobs WHERE status = ? AND key = ? AND alone = 0 AND seq > ? ORDER BY seq LIMIT ?",
             (_WAITING, job.key, job.seq, limit),
         )
-        return [Job.of(row) for row in rows]
+        return map(Job.of, rows)
 
     def start(self, jobs: Sequence[str]) -> list[Job]:
         """Those of some waiting jobs that still wait, now running."""
