@@ -82,7 +82,7 @@ class Pipeline:
         Args:
             path: a folder that kandinsky22-export wrote.
             backend: "auto" (the fastest that can run here), "tensorrt", "openvino" or "onnxruntime".
-            precision: "auto" (the backend's best), "fp32" or "bf16".
+            precision: "auto" (the backend's best for the bundle), "fp32", "bf16" or, of a quantised bundle, "int8".
             threads: processor threads; None leaves it to the backend.
             low_memory: load each component when its stage begins and free it when it ends, so that only the largest
                 one must fit. Without it, components are loaded at their first use and kept.
@@ -96,7 +96,7 @@ class Pipeline:
             BackendError: the backend is unknown, not installed, or cannot run here.
             InputError: an argument has an impossible value.
         """
-        checks.choice("precision", precision, ("auto", "fp32", "bf16"))
+        checks.choice("precision", precision, backends.PRECISIONS)
         if threads is not None:
             checks.whole("threads", threads, 1, 1024)
         checks.choice("verify", verify, VERIFY)
@@ -121,7 +121,7 @@ class Pipeline:
 
     @property
     def precision(self) -> str:
-        """What graphs are computed in: "fp32" or "bf16", or "bundle" where a GPU takes what was exported."""
+        """What graphs are computed in: "fp32", "bf16" or "int8", or "bundle" where a GPU takes what was exported."""
         return self._components.precision
 
     @takes("text2img")

@@ -30,6 +30,9 @@ waited. What it raises ends the loop and reaches the caller.
 EXPORTED = ""
 """The weights of a component that its bundle was exported with. Other sets are named by whoever adds them."""
 
+PRECISIONS = ("auto", "fp32", "bf16", "int8")
+"""What graphs can be asked to be computed in; "auto" is the backend's best for the bundle, "int8" for quantised ones."""
+
 PerStep = Mapping[str, "Sequence[Array] | Array"]
 """Inputs that change with the step: each has one array, or one row of an array, a step."""
 
@@ -58,7 +61,7 @@ class LoadedComponent(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run: `precision` is "auto", "fp32" or "bf16"; `threads` None leaves the choice to the backend."""
+    """How to run: `precision` is one of `PRECISIONS`; `threads` None leaves the choice to the backend."""
 
     precision: str = "auto"
     threads: int | None = None
@@ -68,7 +71,7 @@ class Settings:
 class Availability:
     """Whether a backend can run here, in which precision "auto" would run, and why.
 
-    `precision` is "fp32" or "bf16", or "bundle" where the graphs are run in the precision that they were exported in.
+    `precision` is "fp32", "bf16" or "int8", or "bundle" where the graphs are run in the precision that they were exported in.
     """
 
     name: str

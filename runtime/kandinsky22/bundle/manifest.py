@@ -97,6 +97,22 @@ class GraphCheck:
 
 
 @dataclass(frozen=True)
+class Quantisation:
+    """How a graph was quantised: to what `type`, how many `layers`, and which were `kept` in floating point.
+
+    `kept` has the relative error that each of these layers would have had. `samples` are the states of real runs that
+    ranges were taken from, `error` is that of the graph's first output beside what it was before, relative and of the
+    worst of some of them.
+    """
+
+    type: Annotated[str, one_of("int8")]
+    layers: Annotated[int, between(0)]
+    kept: dict[Name, Annotated[float, between(0)]]
+    samples: Count
+    error: Annotated[float, between(0)]
+
+
+@dataclass(frozen=True)
 class Component:
     """One graph: what it is for, its files in the bundle, its interface, and how far it was from torch when exported.
 
@@ -108,7 +124,8 @@ class Component:
     `per_step` names the inputs that change with the step, and `scheduler` is the key of `Manifest.schedulers` whose
     schedule they come from. A plain graph has none of the three.
 
-    `shares_weights_with` is the name of another component over the same weights, or None.
+    `shares_weights_with` is the name of another component over the same weights, or None. `precision` is that of what
+    is not quantised, `quantisation` says what is; None for a graph in floating point.
     """
 
     role: Role = field(kw_only=True)
@@ -123,6 +140,7 @@ class Component:
     shares_weights_with: str | None = None
     checks: tuple[GraphCheck, ...] = ()
     variants: dict[Name, FileName] = field(default_factory=dict)
+    quantisation: Quantisation | None = None
 
 
 @dataclass(frozen=True)
@@ -185,7 +203,7 @@ class Manifest:
     """
 
     name: Name
-    precision: Precision
+    precision: Annotated[str, one_of("fp32", "fp16", "int8")]
     opset: Count
     source: dict[str, Any]
     components: Annotated[dict[ComponentName, Component], NOT_EMPTY]
@@ -211,6 +229,11 @@ class Manifest:
     def default_size(self) -> int:
         """Pixels a side that the decoder was trained at; the published 512 for a bundle without one."""
         return self.geometry.default_size or 512
+
+    @property
+    def quantised(self) -> bool:
+        """Whether some of its components are."""
+        return any(component.quantisation for component in self.components.values())
 
     def roles(self) -> frozenset[Role]:
         """What the components of this bundle are for."""

@@ -143,8 +143,9 @@ def export_command(data: Mapping[str, Any], folder: Path) -> str:
     """
     source = data.get("source")
     words = ["kandinsky22-export", *_sources(source if isinstance(source, dict) else {})]
-    if data.get("precision") == "fp16":
-        words += ["--precision", "fp16"]
+    precision = data.get("precision")
+    if precision in ("fp16", "int8"):
+        words += ["--precision", precision]
     limits = data.get("limits")
     size = limits.get("max_size") if isinstance(limits, dict) else None
     if type(size) is int and 64 <= size <= 2**16 and size != 2048:

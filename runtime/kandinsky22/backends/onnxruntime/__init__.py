@@ -30,24 +30,31 @@ class OnnxRuntimeBackend:
         except ImportError as error:
             return Availability(NAME, False, f"{error}; install it: pip install kandinsky22[cpu]")
         if not self._gpu or PROVIDER not in ort.get_available_providers():
-            return Availability(NAME, True, "runs on every CPU", ort.__version__, "fp32")
+            return Availability(NAME, True, "runs on every CPU", ort.__version__, _precision(bundle))
         try:
             return Availability(NAME, True, f"runs on {gpu.gpu()}", ort.__version__, "bundle", gpu=True)
         except BackendError as error:
             reason = f"runs on every CPU; on a GPU it would, too, but: {str(error).rstrip('.')}"
-            return Availability(NAME, True, reason, ort.__version__, "fp32")
+            return Availability(NAME, True, reason, ort.__version__, _precision(bundle))
 
     def load(self, bundle: Bundle, name: str, settings: Settings, weights: str = EXPORTED) -> LoadedComponent:
-        """See `Backend.load`. Its CPU kernels compute in fp32: "bf16" is refused."""
+        """See `Backend.load`. Its CPU kernels compute in fp32, and quantised graphs in int8: all else is refused."""
         refuse_other_weights(NAME, name, weights)
         if self.availability().gpu:
             return OnnxRuntimeCudaComponent(bundle, name, settings)
-        if settings.precision not in ("auto", "fp32"):
+        precision = _precision(bundle)
+        if settings.precision not in ("auto", precision):
             raise BackendError(
-                f"ONNX Runtime's CPU kernels have no {settings.precision}; use precision fp32, or the openvino backend."
+                f"ONNX Runtime's CPU kernels run this bundle in {precision}, not in {settings.precision}; use precision "
+                "auto, or the openvino backend."
             )
         with bundle.reading(name, ATTENTION_IN_PARTS) as graph:
             return OnnxRuntimeComponent(name, graph, bundle.component(name), settings)
+
+
+def _precision(bundle: Bundle | None) -> str:
+    """What its CPU kernels compute a bundle in."""
+    return "int8" if bundle is not None and bundle.manifest.quantised else "fp32"
 
 
 BACKEND = OnnxRuntimeBackend()

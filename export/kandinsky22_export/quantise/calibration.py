@@ -1,0 +1,63 @@
+"""What a bundle is calibrated on: prompts, and how many states of real runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kandinsky22 import files
+from kandinsky22.errors import InputError
+
+PROMPTS = (
+    "A portrait of a young woman, freckles, soft light",
+    "a red fox in a snowy forest, photograph",
+    "oil painting of a stormy sea with a lighthouse",
+    "a bowl of ramen, top view, high detail",
+    "futuristic city at night, neon lights, rain",
+    "a watercolour of mountains and a lake at dawn",
+    "an old man reading a newspaper in a cafe",
+    "a yellow bicycle leaning against a blue wall",
+    "isometric illustration of a small wooden house",
+    "a black cat with green eyes on a velvet chair",
+    "abstract pattern of circles and triangles",
+    "astronaut riding a horse on the moon, 4k",
+)
+"""Calibrated on where no file of prompts is given: faces, animals, landscapes, things, light and dark, flat and rich."""
+
+MOST_BYTES = 1 << 20
+"""Size of a file of prompts."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Prompts that are painted, the first one's seed (each further one has the next), and how many states are kept.
+
+    `samples` are of each step component; the other components have one a prompt.
+    """
+
+    prompts: tuple[str, ...] = PROMPTS
+    seed: int = 0
+    samples: int = 48
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise InputError("There is no prompt to calibrate on; expected one a line.")
+        if self.samples < 3:
+            raise InputError(f"The number of samples is {self.samples}; expected 3 or more, one a range of timesteps.")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"The seed of the calibration is {self.seed}; expected 0 to 2**63 - 1.")
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """The lines of a text file (UTF-8) that have something in them.
+
+    Raises InputError where it cannot be read, is no such text, or has none.
+    """
+    try:
+        text = files.read_file(path, MOST_BYTES).decode()
+    except (OSError, ValueError) as error:
+        raise InputError(f"The prompts in {path} cannot be read ({error}); expected a text of one a line.") from error
+    prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not prompts:
+        raise InputError(f"{path} has no prompts; expected one a line.")
+    return prompts
