@@ -94,7 +94,7 @@ def record(folder: Path, calibration: Calibration, note: Callable[[str], None]) 
     roles = bundle.manifest.roles()
     kept: dict[str, list[Feeds]] = {}
     share = max(1, round(calibration.samples / len(calibration.prompts)))
-    with Pipeline(Components(bundle, recorder, Settings(), low_memory=False)) as pipe, warnings.catch_warnings():
+    with Pipeline(Components(bundle, recorder, Settings(), low_memory=True)) as pipe, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of prompts that are too long for a tiny text encoder
         for number, prompt in enumerate(calibration.prompts):
             note(f"painting {number + 1} of {len(calibration.prompts)}")
