@@ -133,8 +133,8 @@ def _parser() -> Parser:
     add("--prior", metavar="SOURCE", help="the prior's folder or Hub id (default: the one the model card names)")
     add("--controlnet", metavar="SOURCE", help="a decoder with a depth hint, to add to the bundle")
     add("--inpaint", metavar="SOURCE", help="an inpainting decoder, to add to the bundle")
-    add("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="of the networks (default: fp32)")
-    add("--calibration", metavar="FILE", help="with --precision int8: prompts to calibrate on, one a line")
+    add("--precision", choices=("fp32", "fp16", "int8", "fp8"), default="fp32", help="of the networks (default: fp32)")
+    add("--calibration", metavar="FILE", help="with int8 and fp8: prompts to calibrate on, one a line")
     add("--calibration-seed", type=int, metavar="SEED", help="seed of the first prompt's picture (default: 0)")
     add("--calibration-samples", type=int, metavar="N", help="states of each step graph to calibrate on (default: 48)")
     add("--architecture", metavar="NAME", help="with --random-weights: the sizes to draw (default: kandinsky-2.2)")
@@ -242,11 +242,11 @@ def _report(manifest: Manifest, destination: Path, seconds: float, as_json: bool
             f"  {size / 1e6:8.1f} MB  largest difference from torch {error:.1e}"
         )
     for name, component in manifest.components.items():
-        if component.quantisation is not None:
-            kept = ", ".join(component.quantisation.kept)
+        if (found := component.quantisation) is not None:
+            kept = printable(", ".join(found.kept)) or "none"
             print(
-                f"{printable(name):<23} int8 is off by {component.quantisation.error:.1e} of the output; "
-                f"{component.quantisation.layers} layers, kept in {component.precision}: {printable(kept) or 'none'}"
+                f"{printable(name):<23} {found.layers} layers in {found.type}, off by {found.error:.1e} of the output; "
+                f"kept in {component.precision}: {kept}"
             )
     if Role.PRIOR not in manifest.roles():
         print("There is no prior in this bundle: it makes pictures from image embeddings only.", file=sys.stderr)

@@ -31,7 +31,7 @@ from kandinsky22_export.tracing.comparison import BOUNDS
 from kandinsky22_export.tracing.export_graph import export_graph
 from kandinsky22_export.tracing.translations import OPSET
 
-QUANTISED = {"int8": "fp16"}
+QUANTISED = {"int8": "fp16", "fp8": "fp16"}
 """Precisions that are quantised, with that of what stays in floating point."""
 
 PRECISIONS = (*BOUNDS, *QUANTISED)
@@ -60,9 +60,9 @@ def export(
 
     `prior`, `controlnet` and `inpaint` are further folders or Hub ids, see `open_checkpoint`; `revision` is of
     `source` on the Hub, `variant` of all weights' files. With `random_weights` (a seed) there is no
-    source: the weights of `architecture` are drawn. `precision` is "fp32", "fp16", or "int8": exported in fp16
-    and quantised on what `calibration` says, see `kandinsky22_export.quantise`. `max_size` is the longest side in
-    pixels that dynamic thresholding will be exact for. `components` picks some of those there are.
+    source: the weights of `architecture` are drawn. `precision` is "fp32", "fp16", or "int8" or "fp8": exported
+    in fp16, then quantised on what `calibration` says, see `kandinsky22_export.quantise`. `max_size` is the longest
+    side in pixels that dynamic thresholding will be exact for. `components` picks some of those there are.
     `force` replaces a bundle. `jobs` components are exported at a time: above 1 in processes of their own, with the
     memory of all of them, and a script then needs `if __name__ == "__main__"`. `note(component, stage)` is told what is
     happening. Raises a KandinskyError, after which nothing has been written and an old bundle is as it was.
@@ -97,10 +97,11 @@ def export(
         manifest = _write(checkpoint, chosen, destination.name, exporting, limits, jobs, folder, note)
         if precision in QUANTISED:
             from kandinsky22_export.quantise.bundle import quantise_bundle  # the pipeline, which others do without
+            from kandinsky22_export.quantise.formats import FORMATS
 
             del checkpoint  # its networks take as much memory as the bundle
-            quantised = quantise_bundle(folder, manifest, calibration or Calibration(), note)
-            manifest = _finished(quantised, folder, note)
+            quantised = quantise_bundle(folder, manifest, FORMATS[precision], calibration or Calibration(), note)
+            manifest = finish(quantised, folder, note)
         return manifest
 
 
@@ -179,11 +180,11 @@ def _write(
         limits=limits,
         image_processor=checkpoint.image_processor,
     )
-    return _finished(manifest, folder, note)
+    return finish(manifest, folder, note)
 
 
-def _finished(manifest: Manifest, folder: Path, note: OnProgress) -> Manifest:
-    """The manifest with records of all files that there are, as it is written."""
+def finish(manifest: Manifest, folder: Path, note: OnProgress = lambda component, stage: None) -> Manifest:
+    """Write the manifest of the bundle in `folder` with records of all files that there are; that manifest."""
     note("manifest", "hashing")
     manifest = dataclasses.replace(manifest, files=_records(folder))
     (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")

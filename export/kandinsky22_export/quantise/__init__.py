@@ -1,1 +1,1 @@
-"""Quantised bundles: int8 graphs, calibrated on real runs of the checkpoint itself. docs/quantisation.md describes them."""
+"""Quantised bundles: graphs of eight bits, calibrated on real runs of the checkpoint (docs/quantisation.md)."""

@@ -22,7 +22,7 @@ PROMPTS = (
     "abstract pattern of circles and triangles",
     "astronaut riding a horse on the moon, 4k",
 )
-"""Calibrated on where no file of prompts is given: faces, animals, landscapes, things, light and dark, flat and rich."""
+"""Calibrated on where no file of prompts is given: faces, animals, landscapes, things; light, dark, flat and rich."""
 
 MOST_BYTES = 1 << 20
 """Size of a file of prompts."""

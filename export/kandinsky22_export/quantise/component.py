@@ -17,6 +17,7 @@ from kandinsky22.bundle.manifest import Component, Quantisation
 from kandinsky22.errors import ExportError
 from kandinsky22_export.progress import OnStage
 from kandinsky22_export.quantise.errors import layer_error
+from kandinsky22_export.quantise.formats import NumberFormat
 from kandinsky22_export.quantise.layers import Layer, find_layers
 from kandinsky22_export.quantise.ranges import Magnitudes, best_scale
 from kandinsky22_export.quantise.recording import Feeds
@@ -36,8 +37,10 @@ SMALL = 1024
 """Bytes up to which a tensor stays in the graph's own file."""
 
 
-def quantise_component(folder: Path, name: str, component: Component, fed: Sequence[Feeds], note: OnStage) -> Component:
-    """Write a component of the bundle in `folder` anew, with its weights in int8.
+def quantise_component(
+    folder: Path, name: str, component: Component, fed: Sequence[Feeds], into: NumberFormat, note: OnStage
+) -> Component:
+    """Write a component of the bundle in `folder` anew, with its weights in eight bits.
 
     `fed` are what it was fed in real runs. Raises ExportError where it computes something else then.
     """
@@ -46,22 +49,22 @@ def quantise_component(folder: Path, name: str, component: Component, fed: Seque
     expected = _outputs(path, component, fed, note)
     model = onnx.load(path)
     layers = find_layers(model)
-    scales = _scales(path, layers, ranges, note)
+    scales = _scales(path, layers, ranges, into, note)
     note("finding sensitive layers")
-    errors = _errors(path, model, layers, scales, [states[len(states) // 2] for states in ranges])
+    errors = _errors(path, model, layers, scales, into, [states[len(states) // 2] for states in ranges])
     kept = _kept(layers, errors)
     note("writing")
-    insert_pairs(model, [layer for layer in layers if layer.name not in kept], scales)
+    insert_pairs(model, [layer for layer in layers if layer.name not in kept], scales, into)
     _write(folder, component, model)
     del model
     note("comparing with what it was")
     error = _error(expected, _outputs(path, component, fed, note))
     if not error <= BOUND:  # a NaN is an excess too
         raise ExportError(
-            f"{name} in int8 is off by {error:.2f} of its output, where {BOUND} is allowed; calibrate it on prompts of "
-            "its own kind (--calibration), or take precision fp16."
+            f"{name} in {into.name} is off by {error:.2f} of its output, where {BOUND} is allowed; calibrate it on "
+            "prompts of its own kind (--calibration), or take precision fp16."
         )
-    quantised = Quantisation("int8", len(layers) - len(kept), kept, len(fed), error)
+    quantised = Quantisation(into.name, len(layers) - len(kept), kept, len(fed), error)
     return dataclasses.replace(component, quantisation=quantised)
 
 
@@ -74,7 +77,9 @@ def _by_timestep(fed: Sequence[Feeds]) -> list[list[Feeds]]:
     return [part for part in parts if part]
 
 
-def _scales(path: Path, layers: Sequence[Layer], ranges: Sequence[Sequence[Feeds]], note: OnStage) -> dict[str, float]:
+def _scales(
+    path: Path, layers: Sequence[Layer], ranges: Sequence[Sequence[Feeds]], into: NumberFormat, note: OnStage
+) -> dict[str, float]:
     """The scale of each activation that layers read."""
     names = list(dict.fromkeys(layer.activation for layer in layers))
     seen = {name: [Magnitudes() for _ in ranges] for name in names}
@@ -85,11 +90,16 @@ def _scales(path: Path, layers: Sequence[Layer], ranges: Sequence[Sequence[Feeds
             note(f"calibrating {done} of {total}")
             for name, values in session.run(feeds):
                 seen[name][place].add(values)
-    return {name: best_scale(magnitudes) for name, magnitudes in seen.items()}
+    return {name: best_scale(magnitudes, into) for name, magnitudes in seen.items()}
 
 
 def _errors(
-    path: Path, model: onnx.ModelProto, layers: Sequence[Layer], scales: Mapping[str, float], states: Sequence[Feeds]
+    path: Path,
+    model: onnx.ModelProto,
+    layers: Sequence[Layer],
+    scales: Mapping[str, float],
+    into: NumberFormat,
+    states: Sequence[Feeds],
 ) -> dict[str, float]:
     """The relative error of each layer's output: the largest of these states."""
     weights = {each.name: each for each in model.graph.initializer}
@@ -103,7 +113,7 @@ def _errors(
         for name, values in session.run(feeds):
             for layer in by_activation[name]:
                 weight = numpy_helper.to_array(weights[layer.weight])
-                error = layer_error(layer, nodes[layer.name], values, weight, scales[name])
+                error = layer_error(layer, nodes[layer.name], values, weight, scales[name], into)
                 errors[layer.name] = max(errors[layer.name], error)
     return errors
 

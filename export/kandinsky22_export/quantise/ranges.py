@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kandinsky22.arrays import Array
+from kandinsky22_export.quantise.formats import NumberFormat
 
 _DROPPED = 17
 """Bits of a float32 that bins leave out: what stays are 8 of the exponent and 6 of the fraction, 1.6 % a bin."""
@@ -16,9 +17,6 @@ _EDGES = np.arange(1 << (31 - _DROPPED), dtype=np.uint32) << np.uint32(_DROPPED)
 _FINITE = int(np.float32(np.inf).view(np.uint32)) >> _DROPPED
 _CENTRES = _EDGES[:_FINITE].view(np.float32).astype(np.float64) * (1 + 2.0**-7)
 """The middle of each bin."""
-
-STEPS = 127
-"""Steps of a symmetric int8 on each side of zero."""
 
 CLIPPED = np.geomspace(1.0, 0.05, 60)
 """Shares of the largest magnitude that are tried as the end of the range."""
@@ -39,12 +37,12 @@ class Magnitudes:
         self.largest = max(self.largest, float(np.abs(flat).max(initial=0.0)))
 
 
-def best_scale(ranges: Sequence[Magnitudes]) -> float:
-    """The size of a step of int8 whose squared error is the least, of ranges that end at `CLIPPED` of the largest.
+def best_scale(ranges: Sequence[Magnitudes], into: NumberFormat) -> float:
+    """The scale of a format whose squared error is the least, of ranges that end at `CLIPPED` of the largest number.
 
     The error is taken relative to what there is in each of `ranges`, so that one with small numbers counts as much as
-    one with large numbers. What is rounded to a step of s is off by s²/12 on average, and by itself where it becomes 0;
-    what lies above the range is off by its distance.
+    one with large numbers. What is rounded to numbers that are s apart is off by s²/12 on average, and by itself where
+    it becomes 0; what lies beyond the largest is off by its distance.
     """
     largest = max(each.largest for each in ranges)
     if not largest:
@@ -58,7 +56,8 @@ def best_scale(ranges: Sequence[Magnitudes]) -> float:
     numbers, weights = _CENTRES[seen], counts[seen]
 
     def error(scale: float) -> float:
-        above = numbers - STEPS * scale
-        return float(weights @ np.where(above > 0, above**2, np.minimum(numbers**2, scale**2 / 12)))
+        above = numbers - into.largest * scale
+        rounding = np.minimum(numbers**2, (scale * into.spacing(numbers / scale)) ** 2 / 12)
+        return float(weights @ np.where(above > 0, above**2, rounding))
 
-    return min((float(share * largest / STEPS) for share in CLIPPED), key=error)
+    return min((float(share * largest / into.largest) for share in CLIPPED), key=error)

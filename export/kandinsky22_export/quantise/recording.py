@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -132,7 +133,11 @@ def _spread(fed: list[Feeds], count: int) -> list[Feeds]:
 
 def _paint(pipe: Pipeline, roles: frozenset[Role], prompt: str, seed: int) -> None:
     """Run what there is to run: every decoder, and both ways through MoVQ."""
-    steps = {"num_inference_steps": DECODER_STEPS, "prior_num_inference_steps": PRIOR_STEPS, "seed": seed}
+    steps: dict[str, Any] = {
+        "num_inference_steps": DECODER_STEPS,
+        "prior_num_inference_steps": PRIOR_STEPS,
+        "seed": seed,
+    }
     found = pipe(prompt, **steps)
     picture = _picture(found)
     if Role.CONTROLNET_DECODER in roles:

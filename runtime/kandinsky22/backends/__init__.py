@@ -31,7 +31,10 @@ EXPORTED = ""
 """The weights of a component that its bundle was exported with. Other sets are named by whoever adds them."""
 
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
-"""What graphs can be asked to be computed in; "auto" is the backend's best for the bundle, "int8" for quantised ones."""
+"""What graphs can be asked to be computed in: "auto" is the best for a bundle, "int8" needs one that has it."""
+
+GPU_ALONE = "the bundle is in fp8, which runs on a GPU alone; export it with --precision int8 for a processor"
+"""Why what runs on the processor cannot run a bundle in fp8."""
 
 PerStep = Mapping[str, "Sequence[Array] | Array"]
 """Inputs that change with the step: each has one array, or one row of an array, a step."""
@@ -71,7 +74,8 @@ class Settings:
 class Availability:
     """Whether a backend can run here, in which precision "auto" would run, and why.
 
-    `precision` is "fp32", "bf16" or "int8", or "bundle" where the graphs are run in the precision that they were exported in.
+    `precision` is "fp32", "bf16" or "int8", or "bundle" where the graphs are run in the precision that they were
+    exported in.
     """
 
     name: str

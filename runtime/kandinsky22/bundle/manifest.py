@@ -105,7 +105,7 @@ class Quantisation:
     worst of some of them.
     """
 
-    type: Annotated[str, one_of("int8")]
+    type: Annotated[str, one_of("int8", "fp8")]
     layers: Annotated[int, between(0)]
     kept: dict[Name, Annotated[float, between(0)]]
     samples: Count
@@ -198,12 +198,13 @@ class ImageProcessor:
 class Manifest:
     """Everything that a bundle says about itself.
 
-    `source` names checkpoints, revisions and versions. `schedulers` holds diffusers' configs (with `_class_name`), by
-    the names that components give. `text` is None without a prior, `image_processor` without an image encoder.
+    `source` names checkpoints, revisions and versions. `precision` is "int8" or "fp8" where some components are
+    quantised. `schedulers` holds diffusers' configs (with `_class_name`), by the names that components give. `text` is
+    None without a prior, `image_processor` without an image encoder.
     """
 
     name: Name
-    precision: Annotated[str, one_of("fp32", "fp16", "int8")]
+    precision: Annotated[str, one_of("fp32", "fp16", "int8", "fp8")]
     opset: Count
     source: dict[str, Any]
     components: Annotated[dict[ComponentName, Component], NOT_EMPTY]
@@ -229,11 +230,6 @@ class Manifest:
     def default_size(self) -> int:
         """Pixels a side that the decoder was trained at; the published 512 for a bundle without one."""
         return self.geometry.default_size or 512
-
-    @property
-    def quantised(self) -> bool:
-        """Whether some of its components are."""
-        return any(component.quantisation for component in self.components.values())
 
     def roles(self) -> frozenset[Role]:
         """What the components of this bundle are for."""

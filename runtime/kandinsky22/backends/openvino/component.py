@@ -14,6 +14,7 @@ from kandinsky22 import machine
 from kandinsky22.arrays import Array
 from kandinsky22.backends import (
     EXPORTED,
+    GPU_ALONE,
     PRECISIONS,
     Availability,
     LoadedComponent,
@@ -50,9 +51,10 @@ class OpenVinoComponent:
     before.
 
     Graphs compiled for a few shapes are kept, see `Kept`; what was dropped is compiled anew (the published UNet in
-    seven seconds) and computes the same. In bf16 and int8 each picture is run alone, and is the same to the bit whatever
-    is run beside it. In fp32 the pictures of a run are computed together, which is up to 1.7 times as fast for a small
-    network, and one differs by rounding (under 1/255) from the same one alone. Threads wait for each other run by run.
+    seven seconds) and computes the same. In bf16 and int8 each picture is run alone, and is the same to the bit
+    whatever is run beside it. In fp32 the pictures of a run are computed together, which is up to 1.7 times as fast for
+    a small network, and one differs by rounding (under 1/255) from the same one alone. Threads wait for each other run
+    by run.
     """
 
     def __init__(self, bundle: Bundle, name: str, settings: Settings, variant: str = "") -> None:
@@ -64,7 +66,7 @@ class OpenVinoComponent:
         self._name, self._component, self._in_parts = name, component, variant in component.variants
         self._reading = functools.partial(bundle.reading, name, variant)
         self._outputs = [spec.name for spec in component.outputs]
-        precision = _precision(settings.precision, bundle.manifest.quantised)
+        precision = _precision(settings.precision, bundle.manifest.precision)
         self._int8 = precision == "int8" and component.quantisation is not None
         self._precision = _float_precision() if precision == "int8" else precision
         self._config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
@@ -177,16 +179,18 @@ class OpenVinoBackend:
 
     def availability(self, bundle: Bundle | None = None) -> Availability:
         """Usable where openvino imports; bf16 where the processor has AMX or AVX-512 BF16."""
+        exported = "fp32" if bundle is None else bundle.manifest.precision
         try:
             version = imported().__version__.split("-")[0]
             name = core().get_property(DEVICE, "FULL_DEVICE_NAME").strip()
-            quantised = bundle is not None and bundle.manifest.quantised
-            precision = _precision("auto", quantised)
+            precision = _precision("auto", exported)
         except ImportError as error:
             return Availability(NAME, False, f"{error}; install it: pip install kandinsky22[openvino]")
         except RuntimeError as error:
             return Availability(NAME, False, f"it finds no processor it can use ({last_line(error)})")
-        reason = f"runs on this processor ({name}), which {_instructions(quantised)}"
+        if exported == "fp8":
+            return Availability(NAME, False, GPU_ALONE, version)
+        reason = f"runs on this processor ({name}), which {_instructions(exported)}"
         return Availability(NAME, True, reason, version, precision)
 
     def load(self, bundle: Bundle, name: str, settings: Settings, weights: str = EXPORTED) -> LoadedComponent:
@@ -210,20 +214,20 @@ def _has_amx() -> bool:
     return "amx_bf16" in machine.processor().flags
 
 
-def _precision(asked: str, quantised: bool) -> str:
-    """Resolve "auto", and refuse what this processor would only emulate, or the bundle does not have.
+def _precision(asked: str, exported: str) -> str:
+    """Resolve "auto", and refuse what this processor would only emulate, or a bundle does not have.
 
-    A `quantised` bundle runs in int8 where the processor adds up products of bytes without rounding or saturating them,
+    One that was `exported` in int8 runs in it where the processor adds up products of bytes without saturating them,
     and otherwise in floating point, over the same weights.
     """
     if asked == "auto":
-        return "int8" if quantised and _has_int8() else _float_precision()
+        return "int8" if exported == "int8" and _has_int8() else _float_precision()
     if asked not in PRECISIONS:
         raise BackendError(f"OpenVINO on a CPU has no precision {asked!r}; choose one of {', '.join(PRECISIONS)}.")
     if asked == "bf16" and not _has_bf16():
         raise BackendError("This processor has no bf16 (it needs AMX or AVX-512 BF16); use precision fp32.")
-    if asked == "int8" and not quantised:
-        raise BackendError("The bundle is in floating point; export it with --precision int8, or use precision auto.")
+    if asked == "int8" and exported != "int8":
+        raise BackendError(f"The bundle is in {exported}; export it with --precision int8, or use precision auto.")
     if asked == "int8" and not _has_int8():
         raise BackendError("This processor has no products of bytes (it needs VNNI or AMX); use precision auto.")
     return asked
@@ -234,10 +238,10 @@ def _float_precision() -> str:
     return "bf16" if _has_bf16() else "fp32"
 
 
-def _instructions(quantised: bool) -> str:
+def _instructions(exported: str) -> str:
     """What the processor has, as a clause."""
     bf16 = f"{'has' if _has_bf16() else 'lacks'} instructions for bf16"
-    return f"{'has' if _has_int8() else 'lacks'} products of bytes for int8, and {bf16}" if quantised else bf16
+    return f"{'has' if _has_int8() else 'lacks'} products of bytes for int8, and {bf16}" if exported == "int8" else bf16
 
 
 def _has_int8() -> bool:

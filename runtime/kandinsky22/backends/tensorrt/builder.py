@@ -273,7 +273,7 @@ class _Build:
         return BackendError(f"{self.flavour.name} {self.flavour.version} {what} of {self.graph.name}: {why}")
 
 
-_QUANTISED = {"int8": "Int8"}
+_QUANTISED = {"int8": "Int8", "fp8": "FP8"}
 """Types of quantised graphs, in the same words."""
 _TYPE_NAMES = {"FLOAT": "Float", "HALF": "Half", "BF16": "BFloat16"}
 """Types as a network has them, in the words in which an engine is described."""
