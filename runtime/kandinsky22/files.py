@@ -156,7 +156,9 @@ def new_folder(path: Path, replaces: Callable[[Path], bool] = lambda folder: Fal
             make_folder(path.parent, made)
             new.mkdir()
         except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from error
+            # That something has the name of a folder above is no reason to say that `path` exists.
+            number = errno.ENOTDIR if isinstance(error, FileExistsError) else error.errno or errno.EIO
+            raise OSError(number, os.strerror(number), str(path)) from error
         yield new
         _sync_folder(new)
         _swap(new, path, replaces)
