@@ -102,11 +102,11 @@ def _settings(options: argparse.Namespace, name: str) -> argparse.Namespace:
     parser = flags.RaisingParser(prog="kandinsky22 compare", add_help=False)
     pictures.add_request_arguments(parser, "generate", ["num_images_per_prompt", "seed"])
     pictures.add_machine_arguments(parser.add_argument_group("machine"))
-    written = getattr(options, name)
+    written = getattr(options, name) or ""  # argparse makes an empty list of "--"
     try:
         found = parser.parse_args(shlex.split(written), copy.copy(options))
     except ValueError as error:  # also argparse's, as InputError
-        reason = str(error).rstrip(".")
+        reason = printable(str(error).rstrip("."))
         raise InputError(f"--{name} is {shown(written)}, which is no flags of a picture: {reason}.") from error
     for each in NAMES:
         delattr(found, each)
