@@ -20,10 +20,11 @@ import pytest
 
 from kandinsky22 import Pipeline, files
 from kandinsky22.arrays import Array
-from kandinsky22.cli import compare
+from kandinsky22.cli import compare, comparison
 from kandinsky22.cli.printable import printable
 from kandinsky22.images import writing
 from kandinsky22.measure import likeness, sheet
+from kandinsky22.measure.compare import Case, Pair
 from kandinsky22.request.parameters import PARAMETERS
 
 from .conftest import QUICK, Cli
@@ -222,6 +223,14 @@ def test_a_sheet_holds_the_pictures_and_their_difference(cli: Cli, bundle: Path,
 def holds(whole: Array, picture: Array, top: int, column: int) -> bool:
     left = sheet.MARGIN + column * (picture.shape[1] + sheet.MARGIN)
     return np.array_equal(whole[top : top + picture.shape[0], left : left + picture.shape[1]], picture)
+
+
+def test_the_text_of_a_sheet_is_what_was_measured_and_cannot_act() -> None:
+    case = Case(f"a{NASTY}b", 7)
+    differing, equal = Pair(case, 31.256, 0.9, 0.98765, (1.5, 0.25)), Pair(case, math.inf, 1.0, None, (1.5, 0.25))
+    measured = "  seed 7  PSNR 31.26 dB  SSIM 0.9000  CLIP 0.9877  1.50 s, 0.25 s"
+    assert comparison.caption(2, differing) == [f"3{measured}", printable(case.prompt)]
+    assert comparison.caption(0, equal)[0] == "1  seed 7  identical  SSIM 1.0000  1.50 s, 0.25 s"
 
 
 def test_large_pictures_and_long_texts_stay_within_a_sheet() -> None:

@@ -246,7 +246,7 @@ def test_errors_warnings_and_logs_name_files_without_acting(
         ("bench", folder),
         ("compare", folder, "--prompts", folder),
         ("compare", folder, folder, "--prompt", "a"),
-        ("compare", folder, "--prompt", "a", f"--second=--{folder}"),
+        ("compare", folder, "--prompt", "a", f"--second={shlex.quote(f'--{folder}')}"),
         ("generate", folder, "a"),
         ("generate", folder, "--prompts-file", folder),
         ("generate", folder, "a", f"--{folder}"),
