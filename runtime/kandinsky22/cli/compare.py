@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prompts", "--prompts-file", dest="prompts_file", metavar="FILE", help="one prompt a line; - reads stdin")
     add("--prompt", metavar="TEXT", action="append", default=[], help="a prompt; may be given several times")
     for name, side in zip(NAMES, "AB", strict=True):
-        text = f'settings of {side} alone: flags such as those below in one word, as "--steps 20 --scheduler dpm++"'
+        text = f'settings of {side} alone: the flags below in one word, such as "--steps 20 --scheduler dpm++"'
         add(f"--{name}", metavar="FLAGS", default="", help=text)
     pictures.add_request_arguments(parser, "generate", ["num_images_per_prompt"])
     group = parser.add_argument_group("output")
