@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 
@@ -137,6 +137,77 @@ def write_file(path: Path, data: bytes, *, replace: bool = True, mode: int = 0o6
             file.commit(path.name, replace=replace)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, replaces: Callable[[Path], bool] = lambda folder: False) -> Iterator[Path]:
+    """A folder under a temporary name beside `path`, which gets that name at the end of the block, whole.
+
+    Where the block is left early, the folder goes, with all that is in it, and so do those above it that were made.
+    Files are all that may be put into it. An empty folder that has the name already is replaced; one that `replaces`
+    says yes to, too, with the files in it. Raises FileExistsError where anything else has the name, before the block
+    or after it, and OSError where the folder cannot be made.
+    """
+    _require_free(path, replaces)
+    made: list[Path] = []
+    new = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}{TEMPORARY}")
+    try:
+        try:
+            make_folder(path.parent, made)
+            new.mkdir()
+        except OSError as error:
+            # That something has the name of a folder above is no reason to say that `path` exists.
+            number = errno.ENOTDIR if isinstance(error, FileExistsError) else error.errno or errno.EIO
+            raise OSError(number, os.strerror(number), str(path)) from error
+        yield new
+        _sync_folder(new)
+        _swap(new, path, replaces)
+        made.clear()
+    finally:
+        _remove_folder(new)
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):  # something else was put into it
+                folder.rmdir()
+
+
+def make_folder(folder: Path, made: list[Path]) -> None:
+    """Make `folder` and those above it; each that was missing is added to `made`, from the outermost in."""
+    for each in [*reversed(folder.parents), folder]:
+        if not each.is_dir():
+            made.append(each)  # first: Ctrl-C may come between
+            each.mkdir()
+
+
+def _require_free(path: Path, replaces: Callable[[Path], bool]) -> None:
+    """Raise FileExistsError where something has the name `path` that may not be replaced."""
+    kind = kind_of(path)
+    nameless = path.name in ("", "..")  # as "." and "/" are, which cannot be renamed
+    if kind and (nameless or kind != "a folder" or (any(path.iterdir()) and not replaces(path))):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+
+
+def _swap(new: Path, path: Path, replaces: Callable[[Path], bool]) -> None:
+    """Give a folder its name; what had it is removed after that, and put back where it fails."""
+    _require_free(path, replaces)  # as much may have changed as the block took time
+    old = new.with_name(f"{new.name}.old")
+    if kind_of(path):
+        path.rename(old)
+    try:
+        new.rename(path)
+    finally:
+        if kind_of(old) and not kind_of(path):
+            old.rename(path)
+    _sync_folder(path.parent)
+    _remove_folder(old)
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a folder of files, where there is one."""
+    if not kind_of(folder):
+        return
+    for each in folder.iterdir():
+        each.unlink()
+    folder.rmdir()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,13 +18,16 @@ from kandinsky22 import backends, checks, memory
 from kandinsky22.arrays import Array, Embeddings, Floats
 from kandinsky22.backends import Availability, Settings
 from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.bundle.manifest import Role
 from kandinsky22.bundle.reading import VERIFY, Verify
 from kandinsky22.callbacks import NO_CALLBACKS, Callbacks, OnBatch
 from kandinsky22.components import Components, Run
+from kandinsky22.conditioning import image_encoder
 from kandinsky22.conditioning.sources import EmbeddingSource
 from kandinsky22.conditioning.tokenizer import Tokenizer
 from kandinsky22.errors import Cancelled
 from kandinsky22.images.writing import to_pil
+from kandinsky22.memory import Demand
 from kandinsky22.request.job import Job, Sampling
 from kandinsky22.request.parameters import Parameters
 from kandinsky22.request.request import Request
@@ -230,6 +233,27 @@ class Pipeline:
             np.concatenate([each.image_embeds for each in found]),
             np.concatenate([each.negative_image_embeds for each in found]),
         )
+
+    def image_embeds(self, pictures: Iterable[PIL.Image.Image]) -> Floats:
+        """CLIP's embeddings (n, E) float32 of n RGB pictures, by the bundle's image encoder.
+
+        Raises BundleError where the bundle has none, and as `pictures` does.
+        """
+        run = self._components.run()
+        run.require_memory(Demand((self.bundle.manifest.name_of(Role.IMAGE_ENCODER),)))
+        return image_encoder.encode(run, pictures)
+
+    def try_out(self, demand: Demand) -> None:
+        """Raise what would end work before its first run, as far as little tells it, and run nothing.
+
+        Raises MemoryLimitError where the components of `demand` would take too much memory, BundleError or
+        BackendError where the smallest of them cannot be loaded; it is loaded then.
+        """
+        run = self._components.run()
+        run.require_memory(demand)
+        components = self.bundle.manifest.components
+        with run.use(min(demand.components, key=lambda name: components[name].parameters)):
+            log.debug("%s can be loaded", self.bundle.path)
 
     def preview(self, latents: Array, size: tuple[int, int] | None = None) -> list[PIL.Image.Image]:
         """Small pictures of latents, by a linear map to colours that the bundle has: no component is loaded or run.

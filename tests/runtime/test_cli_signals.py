@@ -70,6 +70,8 @@ def command(name: str, bundle: Path, folder: Path) -> list[object]:
             return [name, bundle, "--component", "movq_decoder", "--max", 512, "--opt", 512]
         case "bench":
             return [name, bundle, *SIZE, "--pictures", 1, "--repeat", 1, "--report", folder / "report.json"]
+        case "compare":
+            return [name, bundle, "--prompt=a", "--prompt=b", *SIZE, "--second=--guidance 1", "-o", folder / "new"]
         case _:
             return [name, bundle, "a", *SIZE, "-o", folder / "new", "--num-images", 4]
 
@@ -91,7 +93,7 @@ def stopped_at(moment: float, number: signal.Signals, name: str, bundle: Path, f
         return False
     assert process.returncode == -number, about
     assert re.fullmatch(r"Stopped(; \d+ pictures? (was|were) written)?\.\n", err), about
-    assert not (folder / "new").exists() or os.listdir(folder / "new"), about
+    assert not (folder / "new").exists() or (name == "generate" and os.listdir(folder / "new")), about
     return True
 
 
@@ -103,6 +105,7 @@ def stopped_at(moment: float, number: signal.Signals, name: str, bundle: Path, f
         (0.3, signal.SIGINT, "generate", 1),
         (0.6, signal.SIGTERM, "generate", 2),
         (0.4, signal.SIGINT, "doctor", 2),
+        (0.8, signal.SIGTERM, "compare", 2),
     ],
 )
 def test_a_signal_is_one_sentence(
@@ -114,7 +117,7 @@ def test_a_signal_is_one_sentence(
 @pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("name", ["generate", "show", "doctor", "build", "bench"])
+@pytest.mark.parametrize("name", ["generate", "compare", "show", "doctor", "build", "bench"])
 def test_a_signal_at_every_moment_is_one_sentence(
     name: str, number: signal.Signals, times: int, bundle_copy: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import functools
 import io
@@ -12,11 +13,14 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import pytest
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.manifest import Role
+from kandinsky22.cli import compare
+from kandinsky22.cli.prompts import read_prompts
 from kandinsky22.conditioning.tokenizer import Tokenizer
 from kandinsky22.errors import InputError, KandinskyError
 from kandinsky22.request.parameters import PARAMETERS, TASKS
@@ -133,6 +137,47 @@ def test_a_config_of_a_scheduler_is_a_schedule_or_refused(count: int, handmade_b
             refused(lambda: decoder_schedule(manifest, Role.DECODER, scheduler, steps, eta), InputError)
 
     run(count, check, scheduler=schedulers, steps=st.integers(1, 1000), eta=st.floats(0, 1))
+
+
+@family(60)
+def test_a_file_of_prompts_is_prompts_or_refused(count: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+
+    def check(data: bytes) -> None:
+        path.write_bytes(data)
+        found: list[str] = []
+        if refused(lambda: found.extend(read_prompts(str(path))), InputError):
+            with pytest.raises(UnicodeDecodeError):
+                data.decode()
+            return
+        assert all(prompt == prompt.strip() != "" and "\n" not in prompt for prompt in found)
+        assert " ".join(found).split() == data.decode("utf-8-sig").split()
+
+    check("\ufeffa\r\n\n b".encode())
+    run(
+        count,
+        check,
+        data=st.binary(max_size=60) | st.lists(st.text(max_size=9)).map(lambda all: "\n".join(all).encode()),
+    )
+
+
+@family(60)
+def test_settings_of_a_side_are_flags_of_generate_or_refused(count: int) -> None:
+    parser = argparse.ArgumentParser()
+    compare.add_arguments(parser)
+
+    def check(text: str) -> None:
+        options = parser.parse_args(["bundle", f"--second={text}"])
+        found: list[argparse.Namespace] = []
+        if not refused(lambda: found.append(compare._settings(options, "second")), InputError):
+            for name in ("output", "force", "bundle", "other", "prompts_file", "prompt", "json", "quiet"):
+                assert getattr(found[0], name) == getattr(options, name)
+            assert not hasattr(found[0], "seed")
+
+    check("--steps 4 --low-memory --size 64x64")
+    flags = st.sampled_from([*filter(None, (each.flag for each in PARAMETERS.values())), "--output", "--force", "-o"])
+    words = st.one_of(flags, st.text(max_size=6), st.sampled_from(["4", "0.5", "64x64", "ddim", "'", '"', "--", "="]))
+    run(count, check, text=st.lists(words, max_size=6).map(" ".join) | st.text(max_size=20))
 
 
 WORDS = ("a red circle ", "word ", "'s", "<|startoftext|>", "<|endoftext|>", "</w>", "\u00a0", "\ufb01", "\u0130", "ß")

@@ -7,11 +7,10 @@ more.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Any, NoReturn
+from typing import Any
 
 from kandinsky22 import checks
 from kandinsky22.cli import flags
@@ -29,16 +28,6 @@ SUBJECTS: dict[str, dict[str, type]] = {
 
 MOST_WORDS = 4096
 """Words of a line: argparse takes seconds to read more, since its time grows with their square."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse that raises what it would print."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}.")
-
-    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        raise InputError(message or "it asks for help.")
 
 
 def command(name: str, given: Mapping[str, Any]) -> str:
@@ -97,7 +86,7 @@ def _positional(number: float) -> str:
 
 def _read_back(name: str, words: Sequence[str], values: Mapping[str, Any]) -> None:
     """Raise InputError where the command's own parser reads `words` as anything but `values`, or as more."""
-    parser = _Parser(prog=name)
+    parser = flags.RaisingParser(prog=name)
     importlib.import_module(f"kandinsky22.cli.{name}").add_arguments(parser)
     subject = next(iter(SUBJECTS[name]))
     least = {"generate": ["--", "x"], "variations": ["--", "x"], "mix": []}[name]

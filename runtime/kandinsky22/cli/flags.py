@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from kandinsky22.bundle.reading import VERIFY
+from kandinsky22.errors import InputError
 from kandinsky22.request.kinds import Kind
 from kandinsky22.request.parameters import PARAMETERS, TASKS, Parameter, Task
 from kandinsky22.request.signatures import default_in_words
@@ -16,6 +17,18 @@ MACHINE = {"memory_limit": "--memory-limit", "low_memory": "--low-memory"}
 """Arguments of `Pipeline.load` that messages name, and their flags."""
 
 FLAGS = {name: parameter.flag for name, parameter in PARAMETERS.items() if parameter.flag} | MACHINE
+
+
+class RaisingParser(argparse.ArgumentParser):
+    """argparse that raises what it would print as InputError."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise it."""
+        raise InputError(f"{message}.")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Raise it."""
+        raise InputError(message or "it asks for help.")
 
 
 def tasks_of(command: str) -> list[Task]:

@@ -27,6 +27,7 @@ COMMANDS = {
     "variations": "make more pictures of what a picture shows",
     "build": "build TensorRT plans from a bundle's graphs",
     "verify": "compare what a backend computes with ONNX Runtime on the CPU",
+    "compare": "compare the pictures of two bundles, or of two settings of one",
     "bench": "measure latency and memory of every stage and of whole pictures",
     "show": "tell how pictures were made",
     "doctor": "tell what this machine can run, and check a bundle",

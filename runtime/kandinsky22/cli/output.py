@@ -15,7 +15,7 @@ import PIL.Image
 
 from kandinsky22.cli import signals
 from kandinsky22.errors import InputError
-from kandinsky22.files import kind_of
+from kandinsky22.files import kind_of, make_folder
 from kandinsky22.images import writing
 
 LONGEST_SLUG = 48
@@ -78,7 +78,7 @@ class Places:
         try:
             for folder in dict.fromkeys(path.parent for path in self._paths):
                 try:
-                    _make(folder, made)
+                    make_folder(folder, made)
                     _try_out(folder)
                 except OSError as error:
                     raise InputError(
@@ -150,14 +150,6 @@ def _numbered(path: Path) -> Iterator[Path]:
     yield path
     for number in itertools.count(2):
         yield path.with_name(f"{path.stem}-{number}{path.suffix}")
-
-
-def _make(folder: Path, made: list[Path]) -> None:
-    """Make `folder` and those above it; each that was missing is added to `made`, from the outermost in."""
-    for each in [*reversed(folder.parents), folder]:
-        if not each.is_dir():
-            made.append(each)  # first: Ctrl-C may come between
-            each.mkdir()
 
 
 def _try_out(folder: Path) -> None:

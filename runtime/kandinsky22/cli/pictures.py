@@ -31,6 +31,15 @@ AT_ONCE = 64
 OF_A_CALL = ("num_images_per_prompt", "batch_size", "output_type")
 """Parameters that say nothing of a single picture."""
 
+LEADING = {
+    "controlnet": ("hint", "depth_model"),
+    "inpaint": ("mask_image", "overlay"),
+    "img2img": ("image", "strength"),
+}
+"""The tasks by the parameters that ask for them, in the order in which they decide."""
+MACHINE = ("backend", "precision", "threads", "low_memory", "memory_limit", "verify")
+"""The arguments of `Pipeline.load` that the machine's flags give."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -74,7 +83,18 @@ class Call:
 
 def add_arguments(parser: argparse.ArgumentParser, command: str, own: Sequence[str] = ()) -> None:
     """Declare the flags of a command that makes pictures, but for its `own`, which it declares itself."""
-    known = [name for name in flags.declared(command) if name not in own]
+    add_request_arguments(parser, command, own)
+    _add_output_arguments(parser.add_argument_group("output"))
+    machine = parser.add_argument_group("machine")
+    add_machine_arguments(machine)
+    batch = flags.typed(PARAMETERS["batch_size"].kind.parse or int)
+    text = "pictures made at once: more memory, and the last bits of a picture may differ (%(default)s)"
+    machine.add_argument("--batch-size", metavar="N", type=batch, default=1, help=text)
+
+
+def add_request_arguments(parser: argparse.ArgumentParser, command: str, without: Sequence[str] = ()) -> None:
+    """Declare the flags of what a command can ask for, but for some parameters."""
+    known = [name for name in flags.declared(command) if name not in without]
     inputs = [name for name in known if PARAMETERS[name].part in ("input", "source") and "prompt" not in name]
     rest = [name for name in known if name not in (*inputs, "batch_size")]
     group = parser.add_argument_group("pictures")
@@ -84,8 +104,6 @@ def add_arguments(parser: argparse.ArgumentParser, command: str, own: Sequence[s
     flags.add(group, command, rest)
     if inputs:
         flags.add(parser.add_argument_group("inputs"), command, inputs)
-    _add_output_arguments(parser.add_argument_group("output"))
-    _add_machine_arguments(parser.add_argument_group("machine"), command)
 
 
 def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
@@ -112,8 +130,8 @@ def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
     add("--quiet", action="store_true", help="no progress bar")
 
 
-def _add_machine_arguments(group: argparse._ArgumentGroup, command: str) -> None:
-    """What the pictures are made with."""
+def add_machine_arguments(group: argparse._ArgumentGroup) -> None:
+    """Declare the flags of what pictures are made with: see `machine`."""
     add = group.add_argument
     add("--backend", metavar="NAME", default="auto", help="see `kandinsky22 doctor` (%(default)s: the fastest here)")
     add("--precision", choices=PRECISIONS, default="auto", help="(%(default)s: the backend's best)")
@@ -128,20 +146,30 @@ def _add_machine_arguments(group: argparse._ArgumentGroup, command: str) -> None
         help="refuse what will take more by the estimate; none to try everything (%(default)s: what is free)",
     )
     flags.add_verify(group)
-    batch = flags.typed(PARAMETERS["batch_size"].kind.parse or int)
-    text = "pictures made at once: more memory, and the last bits of a picture may differ (%(default)s)"
-    add("--batch-size", metavar="N", type=batch, default=1, help=text)
+
+
+def machine(options: argparse.Namespace) -> dict[str, Any]:
+    """What `Pipeline.load` takes beside the bundle."""
+    return {name: getattr(options, name) for name in MACHINE}
 
 
 def asked(options: argparse.Namespace, command: str) -> dict[str, Any]:
     """The parameters that the command line gives, in the words of `Request`; without the seed."""
     given = flags.given(options, [name for name in flags.declared(command) if name not in ("seed", *OF_A_CALL)])
-    given["batch_size"] = options.batch_size
+    if hasattr(options, "batch_size"):
+        given["batch_size"] = options.batch_size
     if options.size is not None:
         if {"width", "height"} & set(given):
             raise InputError("--size gives both the width and the height; leave --width and --height out.")
         given["width"], given["height"] = options.size
     return given
+
+
+def leading_task(given: dict[str, Any]) -> str:
+    """The task of `generate` that the given parameters ask for. Raises InputError where they are of two."""
+    if "mask_image" in given and "hint" in given:
+        raise InputError("--mask and --hint are of two different tasks; leave one out.")
+    return next((task for task, names in LEADING.items() if any(name in given for name in names)), "text2img")
 
 
 def seeds(options: argparse.Namespace, pictures: int) -> list[int]:
@@ -158,6 +186,17 @@ def calls_of_one_prompt(options: argparse.Namespace, task: str, title: str, give
     ]
 
 
+def with_depth_maps(calls: list[Call]) -> list[Call]:
+    """The depth maps that a network makes are made once for all calls."""
+    request = calls[0].request
+    if request.given.get("depth_model") is None:
+        return calls
+    from kandinsky22.images import depth
+
+    hint = depth.estimate(request.given["depth_model"], request.given["hint"])
+    return [Call(call.request, call.titles, {"hint": hint, "depth_model": None}) for call in calls]
+
+
 def parts(values: Sequence[Any]) -> Iterator[list[Any]]:
     """The values of one call after the other."""
     for start in range(0, len(values), AT_ONCE):
@@ -172,15 +211,8 @@ def make(options: argparse.Namespace, calls: Sequence[Call]) -> int:
     names = [(title, seed) for call in calls for title, seed in zip(call.titles, call.seeds, strict=True)]
     places = Places(options.output, options.format, names, quality=options.quality, force=options.force)
     told: dict[str, Any] = {"pictures": [], "timings": {}}
-    machine = {
-        "precision": options.precision,
-        "threads": options.threads,
-        "low_memory": options.low_memory,
-        "memory_limit": options.memory_limit,
-        "verify": options.verify,
-    }
     try:
-        with Pipeline.load(options.bundle, options.backend, **machine) as pipe:
+        with Pipeline.load(options.bundle, **machine(options)) as pipe:
             first = pipe.resolve(calls[0].as_run)  # what it refuses should leave no folder behind
             with places.ready():
                 _make(pipe, calls, first, places, options, told)
@@ -207,8 +239,8 @@ def _make(
 
     from kandinsky22.callbacks import Callbacks
 
-    origin = _origin(pipe, first)
-    places.check({"arguments": call.arguments(place), **origin} for call in calls for place in range(len(call.titles)))
+    made_by = origin(pipe, first)
+    places.check({"arguments": call.arguments(place), **made_by} for call in calls for place in range(len(call.titles)))
     batches = sum(-(-len(call.titles) // options.batch_size) for call in calls)
     # `disable=None`: no bar where stderr is no terminal.
     with tqdm(total=batches * first.steps, unit="step", disable=True if options.quiet else None) as bar:
@@ -217,7 +249,7 @@ def _make(
 
             def write(start: int, pictures: Any, call: Call = call, made: int = made) -> None:
                 for place, picture in enumerate(pictures, start):
-                    parameters = {"arguments": call.arguments(place, picture.size), **origin}
+                    parameters = {"arguments": call.arguments(place, picture.size), **made_by}
                     path = places.save(made + place, picture, parameters)
                     told["pictures"].append(_told(path, picture, call.titles[place], call.seeds[place]))
                     if not options.json:
@@ -237,7 +269,7 @@ def _told(path: Path, picture: PIL.Image.Image, title: str, seed: int) -> dict[s
     return {"path": str(path), "prompt": title, "seed": seed, "width": picture.width, "height": picture.height}
 
 
-def _origin(pipe: Pipeline, job: Job) -> dict[str, Any]:
+def origin(pipe: Pipeline, job: Job) -> dict[str, Any]:
     """What a picture depends on beside its arguments: the task, the bundle, and what ran it."""
     manifest, backend = pipe.bundle.manifest, pipe.backend
     assert job.sampling is not None

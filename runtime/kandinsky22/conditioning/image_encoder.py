@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import PIL.Image
@@ -12,7 +12,7 @@ from kandinsky22.bundle.manifest import ImageProcessor, Role
 from kandinsky22.components import Run, finite
 
 
-def encode(run: Run, pictures: Sequence[PIL.Image.Image]) -> Floats:
+def encode(run: Run, pictures: Iterable[PIL.Image.Image]) -> Floats:
     """Image embeddings (n, E) float32 of n RGB pictures, one at a time: they are few, and the encoder is large."""
     record = run.bundle.manifest.image_processor
     name = run.bundle.manifest.name_of(Role.IMAGE_ENCODER)
