@@ -217,11 +217,12 @@ def _export(options: argparse.Namespace, destination: Path, stop: signals.Stop) 
 
 def _calibration(options: argparse.Namespace) -> Calibration | None:
     """What the flags say of the calibration; None where they say nothing."""
-    from kandinsky22_export.quantise.calibration import Calibration, read_prompts
+    from kandinsky22.cli.prompts import read_prompts
+    from kandinsky22_export.quantise.calibration import Calibration
 
     asked: dict[str, Any] = {}
     if options.calibration is not None:
-        asked["prompts"] = read_prompts(Path(options.calibration))
+        asked["prompts"] = tuple(read_prompts(options.calibration))
     if options.calibration_seed is not None:
         asked["seed"] = options.calibration_seed
     if options.calibration_samples is not None:

@@ -19,7 +19,7 @@ from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.manifest import Component, Role, TensorSpec
 from kandinsky22_export.quantise import component as components
 from kandinsky22_export.quantise import recording
-from kandinsky22_export.quantise.calibration import Calibration, read_prompts
+from kandinsky22_export.quantise.calibration import Calibration
 from kandinsky22_export.quantise.component import quantise_component
 from kandinsky22_export.quantise.errors import layer_error
 from kandinsky22_export.quantise.formats import FORMATS
@@ -314,18 +314,6 @@ def test_a_bundle_that_paints_nothing_cannot_be_calibrated(shapes_bundle: Path) 
     lacking = {name: each for name, each in manifest.components.items() if each.role is not Role.PRIOR}
     with pytest.raises(ExportError, match="there is no prior to paint any"):
         recording.require(dataclasses.replace(manifest, components=lacking))
-
-
-def test_prompts_are_lines_of_a_file(tmp_path: Path) -> None:
-    file = tmp_path / "prompts"
-    file.write_text("a circle\n\n  a square \n", encoding="utf-8")
-    assert read_prompts(file) == ("a circle", "a square")
-    for text, told in ((b"\n \n", "has no prompts"), (b"\xff\xfe", "cannot be read")):
-        file.write_bytes(text)
-        with pytest.raises(InputError, match=told):
-            read_prompts(file)
-    with pytest.raises(InputError, match="cannot be read"):
-        read_prompts(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from kandinsky22 import files
 from kandinsky22.errors import InputError
 
 PROMPTS = (
@@ -23,9 +21,6 @@ PROMPTS = (
     "astronaut riding a horse on the moon, 4k",
 )
 """Calibrated on where no file of prompts is given: faces, animals, landscapes, things; light, dark, flat and rich."""
-
-MOST_BYTES = 1 << 20
-"""Size of a file of prompts."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +41,3 @@ class Calibration:
             raise InputError(f"The number of samples is {self.samples}; expected 3 or more, one a range of timesteps.")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"The seed of the calibration is {self.seed}; expected 0 to 2**63 - 1.")
-
-
-def read_prompts(path: Path) -> tuple[str, ...]:
-    """The lines of a text file (UTF-8) that have something in them.
-
-    Raises InputError where it cannot be read, is no such text, or has none.
-    """
-    try:
-        text = files.read_file(path, MOST_BYTES).decode()
-    except (OSError, ValueError) as error:
-        raise InputError(f"The prompts in {path} cannot be read ({error}); expected a text of one a line.") from error
-    prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
-    if not prompts:
-        raise InputError(f"{path} has no prompts; expected one a line.")
-    return prompts
