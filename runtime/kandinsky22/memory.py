@@ -36,10 +36,10 @@ BASE = 0.5 * GIB
 class Cost:
     """Bytes that a backend takes in a precision.
 
-    `weight`: for a parameter, beside the file; `quantised`: for one of a quantised component. `unet`: for a latent pixel, a branch and a channel of the UNet's
-    first level. `movq`: for a pixel of a picture and a channel of MoVQ's first level. `score`: for each of attention's.
-    `mapped_from`: not bytes, but the pixels that a level's maps must have, of all branches together, for its wide
-    kernels to stay in the file.
+    `weight`: for a parameter, beside the file; `quantised`: for one of a quantised component. `unet`: for a latent
+    pixel, a branch and a channel of the UNet's first level. `movq`: for a pixel of a picture and a channel of MoVQ's
+    first level. `score`: for each of attention's. `mapped_from`: not bytes, but the pixels that a level's maps must
+    have, of all branches together, for its wide kernels to stay in the file.
     """
 
     weight: float

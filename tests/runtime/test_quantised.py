@@ -194,14 +194,8 @@ def test_a_plan_that_multiplies_in_other_types_is_refused(int8_bundle: Path, tmp
     folder = shutil.copytree(int8_bundle, tmp_path / "bundle")
     data = json.loads((folder / "manifest.json").read_text())
     text_encoder = data["components"]["text_encoder"]
-    flavour = library.flavour("tensorrt-rtx")
     text_encoder["quantisation"] = data["components"]["prior_step"]["quantisation"]  # which is not so
     (folder / "manifest.json").write_text(json.dumps(data))
+    flavour = library.flavour("tensorrt-rtx")
     with pytest.raises(BackendError, match="it multiplies nothing in Int8"):
-        plans.build(
-            Bundle(folder),
-            library.flavour("tensorrt-rtx"),
-            Profile(128, 128, 128),
-            components=["text_encoder"],
-            progress=False,
-        )
+        plans.build(Bundle(folder), flavour, Profile(128, 128, 128), components=["text_encoder"], progress=False)
