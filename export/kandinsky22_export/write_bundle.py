@@ -23,7 +23,7 @@ from kandinsky22_export.architectures.published import ARCHITECTURES
 from kandinsky22_export.checkpoints import Checkpoint, open_checkpoint
 from kandinsky22_export.graphs.base import Graph
 from kandinsky22_export.progress import OnProgress, OnStage
-from kandinsky22_export.quantise.calibration import Calibration
+from kandinsky22_export.quantise.calibration import Calibration, require_painters
 from kandinsky22_export.random_weights import random_checkpoint
 from kandinsky22_export.replacing import MARKER, replacing
 from kandinsky22_export.tokenizer import write_tokenizer
@@ -87,6 +87,8 @@ def export(
         raise InputError("There is nothing to export: give a folder, a Hub id, or a seed for random weights.")
     checkpoint = opening()
     chosen = _choose(checkpoint, components)
+    if precision in QUANTISED:
+        require_painters(chosen)
     with replacing(destination, force) as folder:
         for name in chosen:
             note(name, "fetching")

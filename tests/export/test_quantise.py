@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from kandinsky22_export.quantise.formats import FORMATS
 from kandinsky22_export.quantise.layers import Layer, find_layers
 from kandinsky22_export.quantise.ranges import Magnitudes, best_scale
 from kandinsky22_export.quantise.rewrite import insert_pairs, quantised_weight
+from kandinsky22_export.write_bundle import export
 
 INT8, FP8 = FORMATS["int8"], FORMATS["fp8"]
 BOTH = pytest.mark.parametrize("name", FORMATS)
@@ -309,11 +309,25 @@ def test_states_of_real_runs_are_recorded(shapes_bundle: Path) -> None:
     assert not np.array_equal(first, second)
 
 
-def test_a_bundle_that_paints_nothing_cannot_be_calibrated(shapes_bundle: Path) -> None:
-    manifest = Bundle(shapes_bundle).manifest
-    lacking = {name: each for name, each in manifest.components.items() if each.role is not Role.PRIOR}
-    with pytest.raises(ExportError, match="there is no prior to paint any"):
-        recording.require(dataclasses.replace(manifest, components=lacking))
+def test_what_paints_nothing_is_refused_before_the_long_work(shapes_checkpoint: Path, tmp_path: Path) -> None:
+    tracing: list[str] = []
+    with pytest.raises(
+        ExportError, match="calibrated on pictures, which need text_encoder, movq_decoder; export a"
+    ):
+        export(
+            str(shapes_checkpoint / "decoder"),
+            tmp_path / "bundle",
+            precision="int8",
+            components=["prior_step", "decoder_step"],
+            note=lambda component, stage: tracing.append(stage),
+        )
+    assert "tracing" not in tracing
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_calibration_is_for_what_is_quantised(shapes_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="A calibration is for precision int8, fp8, not for fp16; leave it out"):
+        export(str(shapes_checkpoint / "decoder"), tmp_path / "b", precision="fp16", calibration=Calibration())
 
 
 @pytest.mark.parametrize(

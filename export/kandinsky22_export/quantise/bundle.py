@@ -11,7 +11,7 @@ from kandinsky22_export.progress import OnProgress
 from kandinsky22_export.quantise.calibration import Calibration
 from kandinsky22_export.quantise.component import quantise_component
 from kandinsky22_export.quantise.formats import NumberFormat
-from kandinsky22_export.quantise.recording import record, require
+from kandinsky22_export.quantise.recording import record
 
 QUANTISED = STEP_ROLES | {Role.MOVQ_ENCODER, Role.MOVQ_DECODER}
 """The roles of components that are quantised: those that take a picture's time.
@@ -29,9 +29,8 @@ def quantise_bundle(
 ) -> Manifest:
     """Quantise the components of the bundle in `folder`; its manifest, without the new files' records.
 
-    Raises ExportError where it lacks what it needs to paint, or a quantised component computes something else.
+    Raises ExportError where a quantised component computes something else, BundleError where the bundle paints nothing.
     """
-    require(manifest)
     fed = record(folder, calibration, functools.partial(note, "calibration"))
     components = dict(manifest.components)
     for name, component in components.items():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from kandinsky22.errors import InputError
+from kandinsky22.errors import ExportError, InputError
 
 PROMPTS = (
     "A portrait of a young woman, freckles, soft light",
@@ -21,6 +22,19 @@ PROMPTS = (
     "astronaut riding a horse on the moon, 4k",
 )
 """Calibrated on where no file of prompts is given: faces, animals, landscapes, things; light, dark, flat and rich."""
+
+PAINTERS = ("text_encoder", "prior_step", "decoder_step", "movq_decoder")
+"""The components that paint the pictures."""
+
+
+def require_painters(components: Collection[str]) -> None:
+    """Raise ExportError where a bundle of these components cannot be calibrated, since it paints no picture."""
+    missing = [name for name in PAINTERS if name not in components]
+    if missing:
+        raise ExportError(
+            f"Quantised graphs are calibrated on pictures, which need {', '.join(missing)}; export a checkpoint of "
+            "text to image with its prior and all of its components, or take precision fp16."
+        )
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from kandinsky22.arrays import Array
 from kandinsky22.backends import EXPORTED, Availability, Backend, LoadedComponent, OnStep, PerStep, Settings
 from kandinsky22.backends.loop import plain_loop
 from kandinsky22.bundle.bundle import Bundle
-from kandinsky22.bundle.manifest import STEP_ROLES, Component, Manifest, Role
+from kandinsky22.bundle.manifest import STEP_ROLES, Component, Role
 from kandinsky22.components import Components
-from kandinsky22.errors import ExportError
 from kandinsky22.pipeline import Output, Pipeline
 from kandinsky22_export.quantise.calibration import Calibration
 
@@ -25,9 +24,6 @@ Feeds = dict[str, Array]
 
 DECODER_STEPS, PRIOR_STEPS = 20, 25
 """Steps of the runs that are recorded."""
-
-NEEDED = (Role.TEXT_ENCODER, Role.PRIOR, Role.DECODER, Role.MOVQ_DECODER)
-"""What a run needs: every quantised bundle has been through it."""
 
 
 class _Recorded:
@@ -71,16 +67,6 @@ class _Recorder:
         """See `Backend.load`."""
         loaded = self._inner.load(bundle, name, settings, weights)
         return _Recorded(loaded, bundle.component(name), self.fed.setdefault(name, []))
-
-
-def require(manifest: Manifest) -> None:
-    """Raise ExportError where a bundle cannot be calibrated, since it paints no picture."""
-    missing = [str(role) for role in NEEDED if role not in manifest.roles()]
-    if missing:
-        raise ExportError(
-            f"Quantised graphs are calibrated on pictures, and there is no {', '.join(missing)} to paint any; export "
-            "a checkpoint with its prior and all of its components, or take precision fp16."
-        )
 
 
 def record(folder: Path, calibration: Calibration, note: Callable[[str], None]) -> dict[str, list[Feeds]]:
