@@ -306,8 +306,8 @@ def test_anything_else_is_refused(skip: object) -> None:
 )
 def test_where_no_step_can_be_skipped_it_is_refused(bundle: Bundle, task: str, given: Any, steps: int) -> None:
     message = (
-        f"skip forecast:2 leaves none of {steps} steps out: the first 4 and the last 2 are computed, and 2 where "
-        "guidance begins or ends; ask for more steps, or for skip none."
+        f"skip leaves none of {steps} steps out, as forecast:2: the first 4 and the last 2 are computed, and 2 where "
+        "guidance begins or ends; ask for more steps, or for none."
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         job(bundle, task, skip="forecast", **given)

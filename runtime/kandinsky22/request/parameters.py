@@ -336,8 +336,8 @@ class Parameters(TypedDict, total=False):
             checks.NO_SKIP,
             "decoder",
             "Steps whose network is not computed. forecast:N (N is 2 where it is not given) computes the first 4 "
-            "steps, then one in N, the last 2, and 2 where guidance begins or ends; in between, what the network would give "
-            "is extrapolated from the last two that it gave (arXiv:2603.01623).",
+            "steps, then one in N, the last 2, and 2 where guidance begins or ends; in between, what the network would "
+            "give is extrapolated from the last two that it gave (arXiv:2603.01623).",
             "--skip",
         ),
     ]

@@ -31,8 +31,8 @@ def forecast(skip: str, decoder: Role, manifest: Manifest, parts: Sequence[tuple
     steps = forecast_steps(parts, int(skip.partition(":")[2]))
     if not steps:
         raise InputError(
-            f"skip {skip} leaves none of {parts[-1][0].stop} steps out: the first {FIRST} and the last {LAST} are "
-            f"computed, and {BOTH} where guidance begins or ends; ask for more steps, or for skip {NO_SKIP}."
+            f"skip leaves none of {parts[-1][0].stop} steps out, as {skip}: the first {FIRST} and the last {LAST} are "
+            f"computed, and {BOTH} where guidance begins or ends; ask for more steps, or for {NO_SKIP}."
         )
     role = FORECASTS[decoder]
     if role not in manifest.roles():

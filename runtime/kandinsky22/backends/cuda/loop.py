@@ -67,10 +67,9 @@ class DeviceLoop:
         seen = [{**self._state.tensors(graph), **bound.others()} for graph, bound in enumerate(self._bounds)]
         return [seen[leg.graph] for leg in self._legs]
 
-    def _launch(self, step: int, *, again: bool = False) -> None:
-        """Queue a step; `again` where its state was uploaded since it was queued first."""
+    def _launch(self, step: int) -> None:
         leg = self._legs[step]
-        if step and not again:
+        if step:
             self._state.pass_on(self._legs[step - 1].graph, leg.graph)
         self._tables[leg.graph].feed(step)
         self._bounds[leg.graph].step()
@@ -81,8 +80,8 @@ class DeviceLoop:
         """Report each step while the next one runs."""
         last = len(self._legs) - 1
 
-        def launch(step: int, *, again: bool = False) -> None:
-            self._launch(step, again=again)
+        def launch(step: int) -> None:
+            self._launch(step)
             snapshots.take(step)
 
         def report(step: int) -> None:
@@ -92,7 +91,7 @@ class DeviceLoop:
             if replaced:
                 self._state.upload({**state, **replaced})
                 if step < last:
-                    launch(step + 1, again=True)  # what ran meanwhile began from the state that is replaced
+                    launch(step + 1)  # what ran meanwhile began from the state that is replaced
 
         for step in range(last + 1):
             launch(step)
