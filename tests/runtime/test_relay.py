@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,36 @@ def test_a_relay_of_other_backends_or_lengths_is_an_error(both: Any, plainly: An
     state, per_step, constants = feeds(STEPS)
     with pytest.raises(ValueError, match="2 legs for 9 steps; expected one a step"):
         plainly[0].loop(state, per_step, constants, None, Relay((plainly[1],), forecast.legs(2, ())))
+
+
+def test_threads_that_run_either_graph_wait_for_each_other(both: Any, plainly: Any) -> None:
+    """Whoever has a component waits for the GPU; a loop must not have the GPU and wait for a component."""
+    steps = FORECAST["every other"]
+    expected = looped(plainly, steps)
+    looped(both, steps)  # binds and captures
+    draw = np.random.default_rng(0)
+    fed = {
+        spec.name: draw.standard_normal(spec.resolve({"B": 2, "h": 8, "w": 12})).astype(np.float32)
+        for spec in both[1].component.inputs
+    }
+    alone, ended = plainly[1].run(fed), threading.Event()
+
+    def run() -> None:
+        while not ended.is_set():
+            assert_same(both[1].run(fed), alone)
+
+    other = threading.Thread(target=run, daemon=True)
+    loops = threading.Thread(
+        target=lambda: [assert_same(looped(both, steps), expected) for _ in range(15)], daemon=True
+    )
+    other.start()
+    loops.start()
+    loops.join(60)
+    hung = loops.is_alive()
+    ended.set()
+    other.join(60)
+    assert not hung
+    assert not other.is_alive()
 
 
 # Whole calls

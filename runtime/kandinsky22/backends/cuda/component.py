@@ -89,7 +89,12 @@ class DeviceComponent:
         """
         shapes = shapes_of({**constants, **state, **{name: rows[0] for name, rows in per_step.items()}})
         with ExitStack() as stack:
-            looped = [stack.enter_context(each.looping()) for each in (self, *_on_device(relay))]
+            looped = (self, *_on_device(relay))
+            # All components first, in one order, and then the GPU: a thread that has one of them waits for the GPU.
+            for each in sorted(looped, key=id):
+                stack.enter_context(each._user)
+            for each in looped:
+                stack.enter_context(each.looping())
             bounds = [each.bound_for(shapes if relay is None else each.own(shapes)) for each in looped]
             loop = DeviceLoop(bounds, per_step, legs_of(per_step, relay))
             result = loop.run(state, constants, on_step and self._unhindering(on_step))
@@ -106,12 +111,12 @@ class DeviceComponent:
         return self.bound(shapes)
 
     @contextmanager
-    def looping(self) -> Iterator[DeviceComponent]:
+    def looping(self) -> Iterator[None]:
         """The component is in a loop of this thread for as long as the block lasts. Raises as `in_use`."""
         with self.in_use():
             self._looping = True
             try:
-                yield self
+                yield
             finally:
                 self._looping = False
 
