@@ -18,6 +18,7 @@ from kandinsky22.backends import (
     LoadedComponent,
     OnStep,
     PerStep,
+    Relay,
     Settings,
     closed,
     refuse_other_weights,
@@ -58,7 +59,7 @@ class OpenVinoComponent:
         from kandinsky22.backends.openvino.compiled import Kept
 
         component = bundle.component(name)
-        self._name, self._component, self._in_parts = name, component, variant in component.variants
+        self._name, self.component, self._in_parts = name, component, variant in component.variants
         self._reading = functools.partial(bundle.reading, name, variant)
         self._outputs = [spec.name for spec in component.outputs]
         self._precision = _precision(settings.precision)
@@ -82,7 +83,7 @@ class OpenVinoComponent:
             if self._closed:
                 raise closed(self._name)
             if self._precision == "bf16":
-                return one_by_one(self._run, self._component, feeds)
+                return one_by_one(self._run, self.component, feeds)
             return self._run(feeds)
 
     def loop(
@@ -91,9 +92,10 @@ class OpenVinoComponent:
         per_step: PerStep,
         constants: Mapping[str, Array],
         on_step: OnStep | None = None,
+        relay: Relay | None = None,
     ) -> dict[str, Array]:
         """See `LoadedComponent.loop`. Between steps other threads, and `on_step` itself, may run this component."""
-        return plain_loop(self.run, self._component.state, state, per_step, constants, on_step)
+        return plain_loop(self, state, per_step, constants, on_step, relay)
 
     def close(self) -> None:
         """See `LoadedComponent.close`."""
