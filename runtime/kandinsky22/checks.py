@@ -14,6 +14,11 @@ STRENGTH = 0.3
 """Strength of image to image when none is given: diffusers' default."""
 MAX_STEPS = 1000
 MAX_PICTURES = 4096
+NO_SKIP = "none"
+FORECAST = "forecast"
+INTERVAL = 2
+"""Of how many steps one is computed, where a forecast is asked for and no interval is given."""
+SKIPS = f"{NO_SKIP}, {FORECAST}, or {FORECAST}:N where one in N steps is computed, 2 to {MAX_STEPS}"
 
 
 def whole(name: str, value: object, low: int, high: int) -> int:
@@ -130,6 +135,17 @@ def choice(name: str, value: object, allowed: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in allowed:
         raise InputError(f"{name} is {shown(value)}; expected one of {', '.join(allowed)}.")
     return value
+
+
+def skip(name: str, value: object) -> str:
+    """Which steps are not computed, in its one form: "none", or "forecast:INTERVAL"."""
+    kind, colon, interval = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if kind == NO_SKIP and not colon:
+        return NO_SKIP
+    number = interval if colon else str(INTERVAL)
+    if kind == FORECAST and number.isascii() and number.isdecimal() and 2 <= int(number[:9]) <= MAX_STEPS:
+        return f"{FORECAST}:{int(number[:9])}"
+    raise InputError(f"{name} is {shown(value)}; expected {SKIPS}.")
 
 
 def _unicode(name: str, texts: Sequence[str]) -> list[str]:

@@ -11,8 +11,8 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -185,22 +185,33 @@ class Run:
         lasted; BackendError where the backend cannot load it, or where a step callback asks for the component whose
         loop called it.
         """
-        key = Key(name, weights)
-        with self._turn(), self._components.running(key):
+        with self.use_together(Key(name, weights)) as (component,):
+            yield component
+
+    @contextmanager
+    def use_together(self, *keys: Key) -> Iterator[tuple[LoadedComponent, ...]]:
+        """Components of one loop, as `use` gives one. The seconds of all are the first one's."""
+        with self._turn(), ExitStack() as running:
+            for key in keys:
+                running.enter_context(self._components.running(key))
             with self._timed("load"):
-                component = self._components.component(key)
-            compiled = _compile_seconds(component)
+                components = tuple(self._components.component(key) for key in keys)
+            compiled = sum(map(_compile_seconds, components))
             try:
-                with self._timed(name):
-                    yield component
-                self._components.require_intact(key)
+                with self._timed(keys[0].name):
+                    yield components
+                self._require_intact(keys)
             except BackendError:
-                self._components.require_intact(key)  # the better reason for numbers that are not finite
+                self._require_intact(keys)  # the better reason for numbers that are not finite
                 raise
             finally:
-                late = _compile_seconds(component) - compiled
-                self._add(name, -late)
+                late = sum(map(_compile_seconds, components)) - compiled
+                self._add(keys[0].name, -late)
                 self._add("load", late)
+
+    def _require_intact(self, keys: Sequence[Key]) -> None:
+        for key in keys:
+            self._components.require_intact(key)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from kandinsky22.arrays import Array, Floats
-from kandinsky22.backends import LoadedComponent, OnStep
+from kandinsky22.backends import LoadedComponent, OnStep, Relay
 from kandinsky22.bundle.manifest import TensorSpec
 from kandinsky22.errors import Cancelled, InputError
 from kandinsky22.noise import Generator
@@ -86,18 +87,30 @@ class Rows:
         """A constant by the name of its input, None where there is none."""
         return self._constants.get(name)
 
-    def loop(self, component: LoadedComponent, steps: slice, guidance: Floats, on_step: OnStep | None) -> None:
+    def loop(
+        self,
+        component: LoadedComponent,
+        steps: slice,
+        guidance: Floats,
+        on_step: OnStep | None,
+        relay: Relay | None = None,
+    ) -> None:
         """Run some of the steps with weights of the branches (G,). Pictures that a callback cancels are left out then.
 
         `on_step` is told the step as counted from the run's first, and beside the state as `pictures` the place of each
-        row's picture: int64 (rows,).
+        row's picture: int64 (rows,). A `relay` has a leg for each of the run's steps.
         """
         step = steps.start
         while step < steps.stop and self.places:
-            step = self._until_cancelled(component, slice(step, steps.stop), guidance, on_step)
+            step = self._until_cancelled(component, slice(step, steps.stop), guidance, on_step, relay)
 
     def _until_cancelled(
-        self, component: LoadedComponent, steps: slice, guidance: Floats, on_step: OnStep | None
+        self,
+        component: LoadedComponent,
+        steps: slice,
+        guidance: Floats,
+        on_step: OnStep | None,
+        relay: Relay | None,
     ) -> int:
         """Run steps to their end, or until pictures are cancelled; the step that comes next."""
         reached: dict[str, Array] = {}
@@ -122,6 +135,7 @@ class Rows:
                 {name: self._branches(name, array, guidance) for name, array in self._constants.items()}
                 | {"guidance": guidance},
                 None if on_step is None else told,
+                relay and dataclasses.replace(relay, legs=relay.legs[steps]),
             )
         except Cancelled as asked:
             self._pictures.cancel(asked)

@@ -42,6 +42,7 @@ _NAMES = {
     "guidance_scale": "guidance_scale",
     "guidance_scale_prior": "prior_guidance_scale",
     "scheduler": "scheduler",
+    "skip": "skip",
     "strength": "strength",
     "overlay": "overlay",
     "seed": "seed",
@@ -134,6 +135,10 @@ def _input_model(most: int, most_outputs: int) -> type[Input]:
         "scheduler": (
             Literal[kinds.SCHEDULERS] | None,
             Field(None, description=_declared("scheduler")["description"]),
+        ),
+        "skip": (
+            str | None,
+            Field(None, pattern=PARAMETERS["skip"].kind.schema["pattern"], **_declared("skip")),
         ),
     }
     return create_model("Input", __base__=Input, **fields)

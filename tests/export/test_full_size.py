@@ -15,6 +15,7 @@ COUNTS = {
     "text_encoder": 0.69e9,
     "prior_step": 1.026e9,
     "decoder_step": 1.283e9,
+    "decoder_forecast": 0,
     "movq_encoder": 0.0274e9,
     "movq_decoder": 0.0431e9,
 }

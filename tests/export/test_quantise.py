@@ -311,9 +311,7 @@ def test_states_of_real_runs_are_recorded(shapes_bundle: Path) -> None:
 
 def test_what_paints_nothing_is_refused_before_the_long_work(shapes_checkpoint: Path, tmp_path: Path) -> None:
     tracing: list[str] = []
-    with pytest.raises(
-        ExportError, match="calibrated on pictures, which need text_encoder, movq_decoder; export a"
-    ):
+    with pytest.raises(ExportError, match="calibrated on pictures, which need text_encoder, movq_decoder; export a"):
         export(
             str(shapes_checkpoint / "decoder"),
             tmp_path / "bundle",

@@ -12,7 +12,14 @@ from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.cli.verify import table
 from kandinsky22.measure import inputs, verify
 
-PICTURES = ("image_encoder", "hint_encoder", "decoder_step_controlnet", "decoder_step_inpaint", "movq_encoder")
+PICTURES = (
+    "image_encoder",
+    "hint_encoder",
+    "decoder_step_controlnet",
+    "decoder_step_inpaint",
+    "decoder_forecast_inpaint",
+    "movq_encoder",
+)
 SMALL = Profile(64, 64, 128, 2)
 
 

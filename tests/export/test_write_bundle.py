@@ -83,7 +83,7 @@ def denoise(
     state = {"latents": start, "x0_before": torch.zeros_like(start)}
     for i, timestep in enumerate(table.timesteps):
         noise = torch.randn(start.shape, generator=generator) if table.noisy[i] else torch.zeros(start.shape)
-        following, clean = run(
+        following, clean, _ = run(
             bundle,
             component,
             **state,
@@ -277,7 +277,7 @@ class TestWhole:
         shutil.copytree(tiny_checkpoint / "decoder", tmp_path / "decoder")
         (tmp_path / "decoder" / "README.md").unlink()
         manifest = export(str(tmp_path / "decoder"), tmp_path / "out")
-        assert list(manifest.components) == ["decoder_step", "movq_encoder", "movq_decoder"]
+        assert list(manifest.components) == ["decoder_step", "decoder_forecast", "movq_encoder", "movq_decoder"]
         assert manifest.text is None
         assert manifest.image_processor is None
         assert manifest.geometry.embedding_dim == tiny.EMBEDDING
@@ -286,7 +286,10 @@ class TestWhole:
 
     @pytest.mark.parametrize(
         ("role", "steps"),
-        [("controlnet", ["hint_encoder", "decoder_step_controlnet"]), ("inpaint", ["decoder_step_inpaint"])],
+        [
+            ("controlnet", ["hint_encoder", "decoder_step_controlnet", "decoder_forecast_controlnet"]),
+            ("inpaint", ["decoder_step_inpaint", "decoder_forecast_inpaint"]),
+        ],
     )
     def test_a_decoder_of_another_task_alone(
         self, tmp_path: Path, tiny_checkpoint: Path, role: str, steps: list[str]

@@ -29,7 +29,7 @@ from kandinsky22.bundle.reading import CONSTANTS, TOKENIZER
 
 TYPES = {TensorProto.FLOAT: "float32", TensorProto.INT64: "int64", TensorProto.BOOL: "bool"}
 STATE = {"latents": "latents_next", "x0_before": "x0"}
-PER_STEP = ("timestep", "coefficients", "noise", "known_scales")
+PER_STEP = ("timestep", "coefficients", "noise", "known_scales", "forecast_weights")
 ROLES = {
     "text_encoder": (Role.TEXT_ENCODER, None),
     "image_encoder": (Role.IMAGE_ENCODER, None),
@@ -37,6 +37,9 @@ ROLES = {
     "decoder_step": (Role.DECODER, "decoder"),
     "decoder_step_controlnet": (Role.CONTROLNET_DECODER, "controlnet"),
     "decoder_step_inpaint": (Role.INPAINT_DECODER, "inpaint"),
+    "decoder_forecast": (Role.DECODER_FORECAST, "decoder"),
+    "decoder_forecast_controlnet": (Role.CONTROLNET_FORECAST, "controlnet"),
+    "decoder_forecast_inpaint": (Role.INPAINT_FORECAST, "inpaint"),
     "hint_encoder": (Role.HINT_ENCODER, None),
     "movq_encoder": (Role.MOVQ_ENCODER, None),
     "movq_decoder": (Role.MOVQ_DECODER, None),
@@ -180,25 +183,46 @@ CONTROLNET_STEP = (
     .replace("image_embeds\n)", "image_embeds,\n  float[B,4,h,w] hint_latents\n)")
     .replace("(latents, pulled, late)", "(latents, pulled, late, hint_latents)")
 )
-INPAINT_STEP = (
-    DECODER_STEP.replace("decoder_step (", "decoder_step_inpaint (")
-    .replace(
-        "image_embeds\n)",
-        "image_embeds,\n  float[B,1,h,w] mask, float[B,4,h,w] known, float[B,4,h,w] known_noise, "
-        "float[2] known_scales\n)",
-    )
-    .replace("sum = Sum (latents, pulled, late)", "seen = Mul (known, mask)\n  sum = Sum (latents, pulled, late, seen)")
-    .replace(
-        "latents_next = Sum",
-        """signal, spoil = Split <axis = 0, num_outputs = 2> (known_scales)
+
+
+def _pasting(step: str, last: str) -> str:
+    """A step, whose last input is `last`, with what is known pasted into what it gives."""
+    known = "float[B,1,h,w] mask, float[B,4,h,w] known, float[B,4,h,w] known_noise, float[2] known_scales"
+    return (
+        step.replace(f"{last}\n)", f"{last},\n  {known}\n)")
+        .replace(
+            "latents_next = Sum",
+            """signal, spoil = Split <axis = 0, num_outputs = 2> (known_scales)
   clean = Mul (signal, known)
   noisy = Mul (spoil, known_noise)
   noised = Add (clean, noisy)
   there = Cast <to = 9> (mask)
   following = Sum""",
+        )
+        .replace("next_h, next_n)\n", "next_h, next_n)\n  latents_next = Where (there, noised, following)\n")
     )
-    .replace("next_h, next_n)\n", "next_h, next_n)\n  latents_next = Where (there, noised, following)\n")
+
+
+INPAINT_STEP = _pasting(
+    DECODER_STEP.replace("decoder_step (", "decoder_step_inpaint (").replace(
+        "sum = Sum (latents, pulled, late)", "seen = Mul (known, mask)\n  sum = Sum (latents, pulled, late, seen)"
+    ),
+    "image_embeds",
 )
+FORECAST = f"""
+<ir_version: 10, opset_import: ["" : 20]>
+decoder_forecast (
+  float[B,4,h,w] latents, float[B,4,h,w] x0_before, float[B,4,h,w] model_0, float[B,4,h,w] model_1,
+  float[2] forecast_weights, float[9] coefficients, float[B,4,h,w] noise, float[3] thresholding
+) => (float[B,4,h,w] latents_next, float[B,4,h,w] x0) {{
+  weight_0, weight_1 = Split <axis = 0, num_outputs = 2> (forecast_weights)
+  from_0 = Mul (weight_0, model_0)
+  from_1 = Mul (weight_1, model_1)
+  m = Add (from_0, from_1)
+{SCHEDULER}
+}}
+"""
+"""Without the inputs that say where a quantile is: no little step looks for one."""
 
 GRAPHS = {
     "text_encoder": TEXT_ENCODER,
@@ -214,6 +238,25 @@ MORE_GRAPHS = {
     "decoder_step_inpaint": INPAINT_STEP,
 }
 """What the tasks that begin from pictures need beside GRAPHS."""
+
+
+def handing_out(step: str) -> str:
+    """A step that also gives its network's output, as `model`."""
+    return step.replace("float[B,4,h,w] x0)", "float[B,4,h,w] x0, float[B,4,h,w] model)").replace(
+        "m = Tanh (sum)", "m = Tanh (sum)\n  model = Identity (m)"
+    )
+
+
+SKIPPING_GRAPHS = {
+    **{name: handing_out(text) if name.startswith("decoder") else text for name, text in GRAPHS.items()},
+    **{name: handing_out(text) if name.startswith("decoder") else text for name, text in MORE_GRAPHS.items()},
+    "decoder_forecast": FORECAST,
+    "decoder_forecast_controlnet": FORECAST.replace("decoder_forecast (", "decoder_forecast_controlnet ("),
+    "decoder_forecast_inpaint": _pasting(
+        FORECAST.replace("decoder_forecast (", "decoder_forecast_inpaint ("), "thresholding"
+    ),
+}
+"""All of them, of which the decoders' steps can be forecast."""
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "prior": {
         "_class_name": "UnCLIPScheduler",

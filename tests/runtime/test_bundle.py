@@ -21,7 +21,7 @@ from kandinsky22 import BackendError, BundleError
 from kandinsky22.backends import Settings, get
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.checksums import sha256
-from kandinsky22.bundle.manifest import DECODERS, Role, TensorSpec
+from kandinsky22.bundle.manifest import DECODERS, FORECASTS, Role, TensorSpec
 from kandinsky22.bundle.reading import read_manifest
 from kandinsky22.schema import SchemaError
 
@@ -73,6 +73,9 @@ def test_components_are_found_by_what_they_are_for(shapes_bundle: Path) -> None:
         Role.DECODER: "decoder_step",
         Role.CONTROLNET_DECODER: "decoder_step_controlnet",
         Role.INPAINT_DECODER: "decoder_step_inpaint",
+        Role.DECODER_FORECAST: "decoder_forecast",
+        Role.CONTROLNET_FORECAST: "decoder_forecast_controlnet",
+        Role.INPAINT_FORECAST: "decoder_forecast_inpaint",
         Role.HINT_ENCODER: "hint_encoder",
         Role.MOVQ_ENCODER: "movq_encoder",
         Role.MOVQ_DECODER: "movq_decoder",
@@ -81,9 +84,10 @@ def test_components_are_found_by_what_they_are_for(shapes_bundle: Path) -> None:
 
 def test_step_components_say_what_runs_them(shapes_bundle: Path) -> None:
     for component in Bundle(shapes_bundle).manifest.components.values():
-        step = component.role in DECODERS or component.role is Role.PRIOR
+        forecast = component.role in FORECASTS.values()
+        step = component.role in DECODERS or component.role is Role.PRIOR or forecast
         assert bool(component.scheduler) == bool(component.state) == bool(component.per_step) == step
-        scheduled = {"timestep", "coefficients", "noise"} | (
+        scheduled = {"forecast_weights" if forecast else "timestep", "coefficients", "noise"} | (
             {"known_scales"} & {spec.name for spec in component.inputs}
         )
         assert set(component.per_step) == (scheduled if step else set())

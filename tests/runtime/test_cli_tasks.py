@@ -26,7 +26,7 @@ from kandinsky22.request.parameters import TASKS as TASKS_OF_REQUESTS
 from kandinsky22.schedulers import configs
 
 from .conftest import QUICK, Cli
-from .handmade import GRAPHS, MORE_GRAPHS, SCHEDULERS, write_bundle
+from .handmade import SCHEDULERS, SKIPPING_GRAPHS, write_bundle
 
 OPTIONS: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 2, "prior_num_inference_steps": 2}
 DEPTH = """
@@ -40,7 +40,7 @@ depth (float[1,3,H,W] pixel_values) => (float[1,H,W] predicted_depth) {
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("engines") / "tasks", GRAPHS | MORE_GRAPHS)
+    return write_bundle(tmp_path_factory.mktemp("engines") / "tasks", SKIPPING_GRAPHS)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def pixels(path: Path | str) -> Array:
 
 
 TASKS = [
-    "interval", "img2img", "inpaint", "controlnet", "controlnet_img2img", "depth", "mix", "variations",
+    "interval", "skip", "img2img", "inpaint", "controlnet", "controlnet_img2img", "depth", "mix", "variations",
     "variations_away", "emb2emb", "emb2emb_img2img", "emb2emb_inpaint", "emb2emb_controlnet",
 ]  # fmt: skip
 
@@ -79,6 +79,7 @@ def commands(inputs: Path) -> dict[str, list[Any]]:
     parts = ["--text=a red circle", "--image", image, "--text=-b", "--weights", "0.5", "0.75", "-0.25"]
     return {
         "interval": ["generate", "a red circle", "--guidance-interval", 0.5, 1],
+        "skip": ["generate", "a red circle", "--skip", "Forecast:3", "--steps", 8],
         "img2img": ["generate", "a red circle", "--image", image, "--strength", 0.5],
         "inpaint": ["generate", "a red circle", "--image", image, "--mask", mask, "--negative-prompt", "b"],
         "controlnet": ["generate", "a red circle", "--hint", hint],
@@ -102,6 +103,7 @@ def expected(pipe: Pipeline, task: str, inputs: Path) -> Array:
     changed = {"prompt": "a red circle", "prior_image": hint, "prior_strength": 0.5, **options}
     calls = {
         "interval": lambda: pipe("a red circle", guidance_interval=(0.5, 1), **options),
+        "skip": lambda: pipe("a red circle", skip="forecast:3", **{**options, "num_inference_steps": 8}),
         "img2img": lambda: pipe.img2img("a red circle", image, strength=0.5, **options),
         "inpaint": lambda: pipe.inpaint("a red circle", image, mask, "b", **options),
         "controlnet": lambda: pipe.controlnet("a red circle", hint, **options),
@@ -248,7 +250,7 @@ def test_the_scheduler_that_is_told_is_that_of_the_decoder_that_ran(
     task: str, scheduler: str, cli: Cli, inputs: Path
 ) -> None:
     """A bundle may come from several checkpoints, each with a scheduler of its own."""
-    folder = write_bundle(inputs / "bundle", GRAPHS | MORE_GRAPHS)
+    folder = write_bundle(inputs / "bundle", SKIPPING_GRAPHS)
     manifest = json.loads((folder / MANIFEST).read_text())
     for role, name in (("inpaint", "DDIM"), ("controlnet", "DPM++")):
         manifest["schedulers"][role] = dict(configs.switch(SCHEDULERS["decoder"], name))

@@ -54,6 +54,13 @@ def test_sines_and_the_scheduler_are_in_float32_and_the_network_is_not(shapes_bu
     assert kinds(network) >= {"MatMul", "ScaledDotProductAttention"}
     (model,) = network.outputs
     assert set(after.inputs) & {model}
+    assert after.outputs == ("latents_next", "x0", "model")[: 2 if name == "prior_step" else 3]
+
+
+@pytest.mark.parametrize("name", ["decoder_forecast", "decoder_forecast_controlnet", "decoder_forecast_inpaint"])
+def test_a_forecast_is_in_float32(shapes_bundle: Path, name: str) -> None:
+    (after,) = parts_of(Bundle(shapes_bundle), name)
+    assert after.precision == "fp32"
     assert after.outputs == ("latents_next", "x0")
 
 

@@ -18,7 +18,7 @@ from kandinsky22.backends.tensorrt import build as plans
 from kandinsky22.backends.tensorrt import library
 from kandinsky22.backends.tensorrt.profile import Profile
 from kandinsky22.bundle.bundle import Bundle
-from kandinsky22.bundle.manifest import STEP_ROLES, Role
+from kandinsky22.bundle.manifest import DECODERS, Role
 from kandinsky22.bundle.reading import export_command
 from kandinsky22.errors import BundleError
 from kandinsky22.measure.likeness import psnr
@@ -69,7 +69,7 @@ def test_the_manifest_says_what_was_quantised_and_what_was_kept(int8_bundle: Pat
     assert manifest.precision == "int8"
     for name, component in manifest.components.items():
         found = component.quantisation
-        if component.role in STEP_ROLES | {Role.MOVQ_ENCODER, Role.MOVQ_DECODER}:
+        if component.role in DECODERS | {Role.PRIOR, Role.MOVQ_ENCODER, Role.MOVQ_DECODER}:
             assert found is not None, name
             assert (found.type, component.precision) == ("int8", "fp32")
             assert found.layers > 10 * len(found.kept)

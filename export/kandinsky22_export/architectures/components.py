@@ -10,6 +10,7 @@ import torch
 from kandinsky22_export.checkpoints import Network
 from kandinsky22_export.graphs.base import Graph
 from kandinsky22_export.graphs.encoders import HintEncoder, ImageEncoder, MovqDecoder, MovqEncoder, TextEncoder
+from kandinsky22_export.graphs.forecast import ControlnetForecast, DecoderForecast, ForecastStep, InpaintForecast
 from kandinsky22_export.graphs.steps import ControlnetStep, DecoderStep, InpaintStep, PriorStep, UNetStep
 from kandinsky22_export.preview import fit_preview
 
@@ -18,9 +19,12 @@ _MADE_OF: dict[type[Graph], str] = {
     ImageEncoder: "image_encoder",
     PriorStep: "prior",
     DecoderStep: "unet",
+    DecoderForecast: "unet",
     HintEncoder: "unet_controlnet",
     ControlnetStep: "unet_controlnet",
+    ControlnetForecast: "unet_controlnet",
     InpaintStep: "unet_inpaint",
+    InpaintForecast: "unet_inpaint",
     MovqEncoder: "movq",
     MovqDecoder: "movq",
 }
@@ -36,9 +40,13 @@ Constants = dict[str, Any]
 def build_graph(component: str, networks: Mapping[str, Network], ranks: int | None) -> tuple[Graph, Constants]:
     """Load the network of a component: its graph, and the constants that only the loaded network knows.
 
-    `ranks` is K of docs/bundle.md; None where there is no decoder.
+    `ranks` is K of docs/bundle.md; None where there is no decoder. A forecast takes nothing of a network but its
+    config: none is loaded.
     """
     graph: Any = GRAPHS[component]
+    if issubclass(graph, ForecastStep):
+        unet, movq = networks[NETWORKS[component]].config, networks["movq"].config
+        return graph(ranks, movq["latent_channels"], unet["out_channels"]), {}
     network: Any = networks[NETWORKS[component]].load()
     constants: Constants = {}
     if graph is ImageEncoder:
@@ -49,7 +57,7 @@ def build_graph(component: str, networks: Mapping[str, Network], ranks: int | No
         constants = fit_preview(network)  # while it has its encoder still
     if issubclass(graph, UNetStep):
         assert ranks is not None  # a UNet comes with its MoVQ, by which they are known
-        return graph(network, ranks), constants
+        return graph(network, ranks, hand_out_model=True), constants
     return graph(network), constants
 
 

@@ -11,10 +11,27 @@ from kandinsky22.bundle.manifest import Role, TensorSpec
 from kandinsky22_export.graphs import rewrites
 from kandinsky22_export.graphs.base import Graph, Shape, Sizes
 from kandinsky22_export.graphs.encoders import hint_channels
-from kandinsky22_export.graphs.update import COEFFICIENTS, guide, largest_values_quantile, scheduler_update
+from kandinsky22_export.graphs.update import COEFFICIENTS, guide, paste, scheduler_update, thresholded_update
 
 STATE = {"latents": "latents_next", "x0_before": "x0"}
 PER_STEP = ("timestep", "coefficients", "noise")
+QUANTILE = (TensorSpec("ranks", "int64", (2,)), TensorSpec("rank_weight", "float32", (1,)))
+"""Inputs that say where dynamic thresholding finds its quantile."""
+
+
+def latents_shape(channels: int) -> Shape:
+    """The shape of something with so many channels at every latent pixel."""
+    return "B", channels, "h", "w"
+
+
+def known_inputs(channels: int) -> tuple[TensorSpec, ...]:
+    """Inputs that say what of a picture is known, and how it is noised."""
+    return (
+        TensorSpec("mask", "float32", ("B", 1, "h", "w")),
+        TensorSpec("known", "float32", latents_shape(channels)),
+        TensorSpec("known_noise", "float32", latents_shape(channels)),
+        TensorSpec("known_scales", "float32", (2,)),
+    )
 
 
 class Step(Graph):
@@ -30,7 +47,7 @@ class Step(Graph):
         self,
         network: nn.Module,
         shape: Shape,
-        more: tuple[TensorSpec, ...],
+        inputs: tuple[TensorSpec, ...],
         example: Sizes,
         checks: tuple[Sizes, ...],
         model_shape: Shape | None = None,
@@ -38,7 +55,7 @@ class Step(Graph):
         model = () if model_shape is None else (TensorSpec("model", "float32", model_shape),)
         super().__init__(
             network,
-            inputs=(*_step_inputs(shape), *more),
+            inputs=inputs,
             outputs=(TensorSpec("latents_next", "float32", shape), TensorSpec("x0", "float32", shape), *model),
             example=example,
             checks=checks,
@@ -73,7 +90,8 @@ class PriorStep(Step):
         super().__init__(
             network,
             shape,
-            more=(
+            inputs=(
+                *_step_inputs(shape),
                 TensorSpec("text_embeds", "float32", ("G", "B", config.embedding_proj_dim or embedding)),
                 TensorSpec("text_hidden", "float32", ("G", "B", tokens, embedding)),
                 TensorSpec("text_mask", "bool", ("G", "B", tokens)),
@@ -126,14 +144,73 @@ class PriorStep(Step):
                 return super().draw(spec, shape, generator)
 
 
-class UNetStep(Step):
+class LatentsStep(Step):
+    """What the steps of all decoders share beside a network: dynamic thresholding, and the scheduler's update.
+
+    `ranks` is K of docs/bundle.md: among how many of the largest |x0| of a picture the quantile is looked up.
+    `channels` are those of the latents.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        ranks: int,
+        channels: int,
+        inputs: tuple[TensorSpec, ...],
+        example: Sizes,
+        checks: tuple[Sizes, ...],
+        *,
+        learned_variance: bool,
+        model_shape: Shape | None = None,
+    ):
+        super().__init__(network, latents_shape(channels), inputs, example, checks, model_shape)
+        self.ranks, self.channels, self.learned_variance = ranks, channels, learned_variance
+
+    def update(
+        self,
+        latents: Tensor,
+        x0_before: Tensor,
+        model: Tensor,
+        variance: Tensor,
+        coefficients: Tensor,
+        noise: Tensor,
+        thresholding: Tensor,
+        ranks: Tensor,
+        rank_weight: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """`latents_next`, `x0` (cut at the quantile of |x0| where `thresholding` says so), and `model` if asked for."""
+        following, x0 = thresholded_update(
+            latents, x0_before, model, variance, coefficients, noise, thresholding, ranks, rank_weight, self.ranks
+        )
+        if not self.hands_out_model:
+            return following, x0
+        return following, x0, torch.cat([model, variance], dim=1) if self.learned_variance else model
+
+    def draw(self, spec: TensorSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """As `Step.draw`; dynamic thresholding is on, its quantile between two neighbours; half of a mask is 1."""
+        match spec.name:
+            case "thresholding":
+                return torch.tensor([1.0, torch.finfo(torch.float32).max, 1.0])
+            case "ranks":
+                last = self.ranks - 1
+                return torch.tensor([min(2, last), min(3, last)])
+            case "rank_weight":
+                return torch.tensor([0.3])
+            case "mask":
+                return (torch.rand(shape, generator=generator) < 0.5).float()
+            case "known_scales":
+                return torch.tensor([0.8, 0.6])
+            case _:
+                return super().draw(spec, shape, generator)
+
+
+class UNetStep(LatentsStep):
     """What the steps of all UNets share: network, guidance, dynamic thresholding, scheduler.
 
-    `ranks` is K of docs/bundle.md: among how many of the largest |x0| of a picture the quantile is looked up. Of the
-    UNet's input channels, `channels` are latents that are denoised. `more` are inputs of this task alone.
+    Of the UNet's input channels, `channels` are latents that are denoised. `more` are inputs of this task alone.
 
     With `hand_out_model` the graph has an output `model` (B, C or 2C, h, w): the guided channels and, where the
-    variance is learned, that of the last branch.
+    variance is learned, that of the last branch. A forecast is made from it (`graphs/forecast.py`).
     """
 
     def __init__(
@@ -150,20 +227,20 @@ class UNetStep(Step):
         unit = 2 ** (len(config.block_out_channels) - 1)
         super().__init__(
             network,
-            ("B", channels, "h", "w"),
-            more=(
-                TensorSpec("ranks", "int64", (2,)),
-                TensorSpec("rank_weight", "float32", (1,)),
+            ranks,
+            channels,
+            (
+                *_step_inputs(latents_shape(channels)),
+                *QUANTILE,
                 TensorSpec("image_embeds", "float32", ("G", "B", config.encoder_hid_dim)),
                 *more,
             ),
             example={"B": 3, "G": 2, "h": 2 * unit, "w": 3 * unit},
             checks=({"B": 1, "G": 2, "h": 4 * unit, "w": unit}, {"B": 2, "G": 1, "h": unit, "w": 2 * unit}),
-            model_shape=("B", config.out_channels, "h", "w") if hand_out_model else None,
+            learned_variance=config.out_channels == 2 * channels,
+            model_shape=latents_shape(config.out_channels) if hand_out_model else None,
         )
         rewrites.fold_upsampling(network)
-        self.ranks, self.channels = ranks, channels
-        self.learned_variance = config.out_channels == 2 * channels
         self.units = {"h": unit, "w": unit}
 
     def predict(
@@ -184,41 +261,6 @@ class UNetStep(Step):
         branches = output.float().unflatten(0, image_embeds.shape[:2])
         model = guide(branches[:, :, : self.channels], guidance)
         return model, branches[-1, :, self.channels :] if self.learned_variance else torch.zeros_like(model)
-
-    def update(
-        self,
-        latents: Tensor,
-        x0_before: Tensor,
-        model: Tensor,
-        variance: Tensor,
-        coefficients: Tensor,
-        noise: Tensor,
-        thresholding: Tensor,
-        ranks: Tensor,
-        rank_weight: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """`latents_next`, `x0` (cut at the quantile of |x0| where `thresholding` says so), and `model` if asked for."""
-        clean = coefficients[0] * latents + coefficients[1] * model
-        quantile = largest_values_quantile(clean, self.ranks, ranks, rank_weight)
-        following, x0 = scheduler_update(
-            latents, x0_before, model, variance, coefficients, noise, thresholding, quantile
-        )
-        if not self.hands_out_model:
-            return following, x0
-        return following, x0, torch.cat([model, variance], dim=1) if self.learned_variance else model
-
-    def draw(self, spec: TensorSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """As `Step.draw`; dynamic thresholding is on, with a quantile between two neighbours."""
-        match spec.name:
-            case "thresholding":
-                return torch.tensor([1.0, torch.finfo(torch.float32).max, 1.0])
-            case "ranks":
-                last = self.ranks - 1
-                return torch.tensor([min(2, last), min(3, last)])
-            case "rank_weight":
-                return torch.tensor([0.3])
-            case _:
-                return super().draw(spec, shape, generator)
 
 
 class DecoderStep(UNetStep):
@@ -303,13 +345,7 @@ class InpaintStep(UNetStep):
     def __init__(self, network: nn.Module, ranks: int, *, hand_out_model: bool = False):
         config: Any = network.config
         channels = (config.in_channels - 1) // 2
-        more = (
-            TensorSpec("mask", "float32", ("B", 1, "h", "w")),
-            TensorSpec("known", "float32", ("B", channels, "h", "w")),
-            TensorSpec("known_noise", "float32", ("B", channels, "h", "w")),
-            TensorSpec("known_scales", "float32", (2,)),
-        )
-        super().__init__(network, ranks, channels, more, hand_out_model=hand_out_model)
+        super().__init__(network, ranks, channels, known_inputs(channels), hand_out_model=hand_out_model)
 
     def forward(
         self,
@@ -334,18 +370,7 @@ class InpaintStep(UNetStep):
         following, *others = self.update(
             latents, x0_before, model, variance, coefficients, noise, thresholding, ranks, rank_weight
         )
-        noised = known_scales[0] * known + known_scales[1] * known_noise
-        return mask * noised + (1 - mask) * following, *others
-
-    def draw(self, spec: TensorSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """As `UNetStep.draw`; half of the mask is 1."""
-        match spec.name:
-            case "mask":
-                return (torch.rand(shape, generator=generator) < 0.5).float()
-            case "known_scales":
-                return torch.tensor([0.8, 0.6])
-            case _:
-                return super().draw(spec, shape, generator)
+        return paste(following, mask, known, known_noise, known_scales), *others
 
 
 def _repeat(latents: Tensor, conditioning: Tensor) -> Tensor:

@@ -48,3 +48,27 @@ def scheduler_update(
     x0 = torch.minimum(torch.maximum(x0, -bound), bound) / torch.where(divide > 0, bound, 1.0)
     sigma = gate * torch.exp(0.5 * (log_min + (variance + 1) * 0.5 * (log_max - log_min)))
     return b_0 * x0 + b_x * x + b_m * model + b_h * x0_before + sigma * noise, x0
+
+
+def thresholded_update(
+    x: Tensor,
+    x0_before: Tensor,
+    model: Tensor,
+    variance: Tensor,
+    coefficients: Tensor,
+    noise: Tensor,
+    thresholding: Tensor,
+    ranks: Tensor,
+    rank_weight: Tensor,
+    count: int,
+) -> tuple[Tensor, Tensor]:
+    """`scheduler_update` with x0 cut at the quantile of |x0|, looked up among its `count` largest values a picture."""
+    clean = coefficients[0] * x + coefficients[1] * model
+    quantile = largest_values_quantile(clean, count, ranks, rank_weight)
+    return scheduler_update(x, x0_before, model, variance, coefficients, noise, thresholding, quantile)
+
+
+def paste(following: Tensor, mask: Tensor, known: Tensor, known_noise: Tensor, known_scales: Tensor) -> Tensor:
+    """`following` (B, C, h, w) where `mask` (B, 1, h, w) is 0, and where it is 1 the noised `known`."""
+    noised = known_scales[0] * known + known_scales[1] * known_noise
+    return mask * noised + (1 - mask) * following

@@ -6,14 +6,14 @@ import dataclasses
 import functools
 from pathlib import Path
 
-from kandinsky22.bundle.manifest import STEP_ROLES, Manifest, Role
+from kandinsky22.bundle.manifest import DECODERS, Manifest, Role
 from kandinsky22_export.progress import OnProgress
 from kandinsky22_export.quantise.calibration import Calibration
 from kandinsky22_export.quantise.component import quantise_component
 from kandinsky22_export.quantise.formats import NumberFormat
 from kandinsky22_export.quantise.recording import record
 
-QUANTISED = STEP_ROLES | {Role.MOVQ_ENCODER, Role.MOVQ_DECODER}
+QUANTISED = DECODERS | {Role.PRIOR, Role.MOVQ_ENCODER, Role.MOVQ_DECODER}
 """The roles of components that are quantised: those that take a picture's time.
 
 Encoders of texts and pictures run once, and what they say is what a picture is of.

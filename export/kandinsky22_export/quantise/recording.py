@@ -12,7 +12,7 @@ import PIL.Image
 
 from kandinsky22 import backends
 from kandinsky22.arrays import Array
-from kandinsky22.backends import EXPORTED, Availability, Backend, LoadedComponent, OnStep, PerStep, Settings
+from kandinsky22.backends import EXPORTED, Availability, Backend, LoadedComponent, OnStep, PerStep, Relay, Settings
 from kandinsky22.backends.loop import plain_loop
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.manifest import STEP_ROLES, Component, Role
@@ -29,8 +29,13 @@ DECODER_STEPS, PRIOR_STEPS = 20, 25
 class _Recorded:
     """A component that keeps what it is fed."""
 
-    def __init__(self, inner: LoadedComponent, component: Component, kept: list[Feeds]) -> None:
-        self._inner, self._component, self._kept = inner, component, kept
+    def __init__(self, inner: LoadedComponent, kept: list[Feeds]) -> None:
+        self._inner, self._kept = inner, kept
+
+    @property
+    def component(self) -> Component:
+        """See `LoadedComponent.component`."""
+        return self._inner.component
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `LoadedComponent.run`."""
@@ -43,9 +48,10 @@ class _Recorded:
         per_step: PerStep,
         constants: Mapping[str, Array],
         on_step: OnStep | None = None,
+        relay: Relay | None = None,
     ) -> dict[str, Array]:
         """See `LoadedComponent.loop`."""
-        return plain_loop(self.run, self._component.state, state, per_step, constants, on_step)
+        return plain_loop(self, state, per_step, constants, on_step, relay)
 
     def close(self) -> None:
         """See `LoadedComponent.close`."""
@@ -65,8 +71,7 @@ class _Recorder:
 
     def load(self, bundle: Bundle, name: str, settings: Settings, weights: str = EXPORTED) -> LoadedComponent:
         """See `Backend.load`."""
-        loaded = self._inner.load(bundle, name, settings, weights)
-        return _Recorded(loaded, bundle.component(name), self.fed.setdefault(name, []))
+        return _Recorded(self._inner.load(bundle, name, settings, weights), self.fed.setdefault(name, []))
 
 
 def record(folder: Path, calibration: Calibration, note: Callable[[str], None]) -> dict[str, list[Feeds]]:

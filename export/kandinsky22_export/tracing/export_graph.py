@@ -23,16 +23,18 @@ BYTES = {"fp32": 4, "fp16": 2}
 
 
 def export_graph(build: Callable[[], Graph], folder: Path, precision: str, note: OnStage) -> Component:
-    """Write `<name>.onnx` and `<name>.onnx.data` of the graph that `build` makes into `folder`, checked.
+    """Write `<name>.onnx` of the graph that `build` makes into `folder`, `<name>.onnx.data` beside it, and check them.
 
-    The graph is built here so that its weights are freed before ONNX Runtime loads them again. `note` is told what is
-    happening. Raises ExportError where the disk is too small or the file computes something else than torch.
+    There is no second file where the graph has no weights. It is built here so that its weights are freed before ONNX
+    Runtime loads them again. `note` is told what is happening. Raises ExportError where the disk is too small or the
+    file computes something else than torch.
     """
     note("loading")
     graph = build().eval()
+    name, path = graph.name, folder / f"{graph.name}.onnx"
     component = Component(
         role=graph.role,
-        files=(f"onnx/{graph.name}.onnx", f"onnx/{graph.name}.onnx.data"),
+        files=(f"onnx/{path.name}",),
         inputs=graph.inputs,
         outputs=graph.outputs,
         precision=precision,
@@ -41,14 +43,13 @@ def export_graph(build: Callable[[], Graph], folder: Path, precision: str, note:
         state=graph.state,
         per_step=graph.per_step,
     )
-    name, path = graph.name, folder / f"{graph.name}.onnx"
     _need_room(folder, component.parameters * BYTES[precision])
     note("computing references")
     references = [make_reference(graph, sizes, seed) for seed, sizes in enumerate(graph.checks)]
     note("tracing")
     if precision == "fp16":
         graph.half()
-    trace(graph, path)
+    weights = _written(graph, path)
     variants = {variant: _write_variant(path, variant) for variant in graph.variants}
     del graph
     gc.collect()
@@ -60,10 +61,20 @@ def export_graph(build: Callable[[], Graph], folder: Path, precision: str, note:
     ]
     return dataclasses.replace(
         component,
-        files=(*component.files, *(f"onnx/{file.name}" for file in variants.values())),
+        files=(*component.files, *(f"onnx/{file.name}" for file in (*weights, *variants.values()))),
         variants={variant: f"onnx/{file.name}" for variant, file in variants.items()},
         checks=tuple(checks),
     )
+
+
+def _written(graph: Graph, path: Path) -> list[Path]:
+    """Trace a graph into `path`; the file of its weights, where it has any."""
+    trace(graph, path)
+    weights = path.with_name(f"{path.name}.data")
+    if weights.stat().st_size:
+        return [weights]
+    weights.unlink()  # an empty file cannot be mapped into memory
+    return []
 
 
 def _write_variant(path: Path, variant: str) -> Path:

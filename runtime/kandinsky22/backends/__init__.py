@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from kandinsky22.arrays import Array
 from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.bundle.manifest import Component
 from kandinsky22.errors import BackendError
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,10 @@ class LoadedComponent(Protocol):
     One that compiles when it runs has the seconds that went into that so far as `compile_seconds`.
     """
 
+    @property
+    def component(self) -> Component:
+        """What the manifest says of the graph."""
+
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once: arrays by input name in, arrays by output name out."""
 
@@ -55,11 +60,39 @@ class LoadedComponent(Protocol):
         per_step: PerStep,
         constants: Mapping[str, Array],
         on_step: OnStep | None = None,
+        relay: Relay | None = None,
     ) -> dict[str, Array]:
-        """Run a step graph once for each row of `per_step`, feeding its state back; the last state."""
+        """Run a step graph once for each row of `per_step`, feeding its state back; the last state.
+
+        With a `relay`, other step graphs take some of the steps; each is fed those of all inputs that it has.
+        """
 
     def close(self) -> None:
         """Free what it holds, once what runs has ended. It cannot run afterwards: that raises BackendError."""
+
+
+@dataclass(frozen=True)
+class Leg:
+    """Who takes a step of a loop, and what of it is kept: `graph` is 0 for the component whose loop it is, or n for
+    the n-th of `Relay.others`.
+
+    `keeps` has parts of the state that are no graph's own, such as what a network gave, and for each the output of
+    this step that is in it from now on. It is for later steps: an input of another graph than this step's.
+    """
+
+    graph: int = 0
+    keeps: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Relay:
+    """A loop over several step graphs: the others beside the component whose loop it is, and who takes each step.
+
+    They have one state: what one graph's step leaves, the next graph's begins from. All are of one backend.
+    """
+
+    others: tuple[LoadedComponent, ...]
+    legs: tuple[Leg, ...]
 
 
 @dataclass(frozen=True)

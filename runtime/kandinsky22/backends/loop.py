@@ -1,37 +1,53 @@
-"""The plain loop over a step graph, shared by the CPU backends; it is also the reference for the others."""
+"""The plain loop over step graphs, shared by the CPU backends; it is also the reference for the others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from kandinsky22.arrays import Array
-from kandinsky22.backends import OnStep, PerStep
+from kandinsky22.backends import Leg, LoadedComponent, OnStep, PerStep, Relay
 from kandinsky22.errors import BackendError
 
 
 def plain_loop(
-    run: Callable[[Mapping[str, Array]], dict[str, Array]],
-    feedback: Mapping[str, str],
+    looped: LoadedComponent,
     state: Mapping[str, Array],
     per_step: PerStep,
     constants: Mapping[str, Array],
     on_step: OnStep | None = None,
+    relay: Relay | None = None,
 ) -> dict[str, Array]:
-    """Call `run` once a row of `per_step`, and replace each state input by the output that `feedback` names for it.
+    """Run `looped` once a row of `per_step`, and replace each state input by the output that its `state` names for it.
+
+    With a `relay`, other graphs take some of the steps, and outputs are kept as its legs say.
 
     All sequences in `per_step` have the same length. Returns the last state, by the names of the inputs. Outputs that
     are no state are shown to `on_step` beside it, by their own names. What `on_step` raises ends the loop and reaches
     the caller; BackendError is raised where it replaces what is no state.
     """
     now = dict(state)
-    (steps,) = {len(rows) for rows in per_step.values()}
-    for step in range(steps):
-        outputs = run({**constants, **now, **{name: rows[step] for name, rows in per_step.items()}})
-        now = {name: outputs[output] for name, output in feedback.items()}
+    for step, leg in enumerate(legs_of(per_step, relay)):
+        feeds = {**constants, **now, **{name: rows[step] for name, rows in per_step.items()}}
+        graph = looped
+        if relay is not None:
+            graph = (looped, *relay.others)[leg.graph]
+            feeds = {spec.name: feeds[spec.name] for spec in graph.component.inputs}
+        feedback, outputs = graph.component.state, graph.run(feeds)
+        now |= {name: outputs[output] for name, output in {**feedback, **leg.keeps}.items()}
         if on_step is not None:
             others = {name: array for name, array in outputs.items() if name not in feedback.values()}
             now.update(replacement(on_step(step, {**now, **others}), now))
     return now
+
+
+def legs_of(per_step: PerStep, relay: Relay | None) -> tuple[Leg, ...]:
+    """Who takes each of the steps that `per_step` has rows for."""
+    (steps,) = {len(rows) for rows in per_step.values()}
+    if relay is None:
+        return (Leg(),) * steps
+    if len(relay.legs) != steps:
+        raise ValueError(f"There are {len(relay.legs)} legs for {steps} steps; expected one a step.")
+    return relay.legs
 
 
 def replacement(given: Mapping[str, Array] | None, state: Mapping[str, object]) -> Mapping[str, Array]:

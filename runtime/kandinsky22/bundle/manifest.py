@@ -29,6 +29,9 @@ class Role(enum.StrEnum):
     DECODER = "decoder"
     CONTROLNET_DECODER = "controlnet_decoder"
     INPAINT_DECODER = "inpaint_decoder"
+    DECODER_FORECAST = "decoder_forecast"
+    CONTROLNET_FORECAST = "controlnet_forecast"
+    INPAINT_FORECAST = "inpaint_forecast"
     HINT_ENCODER = "hint_encoder"
     MOVQ_ENCODER = "movq_encoder"
     MOVQ_DECODER = "movq_decoder"
@@ -36,7 +39,13 @@ class Role(enum.StrEnum):
 
 DECODERS = frozenset({Role.DECODER, Role.CONTROLNET_DECODER, Role.INPAINT_DECODER})
 """The roles of components that turn image embeddings into latents, a step at a time."""
-STEP_ROLES = DECODERS | {Role.PRIOR}
+FORECASTS = {
+    Role.DECODER: Role.DECODER_FORECAST,
+    Role.CONTROLNET_DECODER: Role.CONTROLNET_FORECAST,
+    Role.INPAINT_DECODER: Role.INPAINT_FORECAST,
+}
+"""The roles of components that take steps of a decoder without its network, by the decoder's."""
+STEP_ROLES = DECODERS | {Role.PRIOR, *FORECASTS.values()}
 """The roles of step graphs: those that are repeated, with a scheduler."""
 LATENT_ROLES = frozenset({Role.HINT_ENCODER, Role.MOVQ_ENCODER, Role.MOVQ_DECODER})
 """The roles of components between pixels and latents."""

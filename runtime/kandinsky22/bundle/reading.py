@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from kandinsky22 import schema
 from kandinsky22.bundle.manifest import (
     DECODERS,
+    FORECASTS,
     FORMAT_VERSION,
     LATENT_ROLES,
     STEP_ROLES,
@@ -64,6 +65,9 @@ def check(manifest: Manifest) -> None:
             raise mismatch(place, component.role, f"another role than that of {roles[component.role]}")
         roles[component.role] = name
         _check_component(f"components.{name}", name, component, manifest)
+    for decoder, forecast in FORECASTS.items():
+        if decoder in roles and forecast in roles:
+            _check_forecast(f"components.{roles[decoder]}", manifest.components[roles[decoder]])
     for place, value, reason in _needed(manifest, frozenset(roles)):
         if value is None:
             raise SchemaError(f"{place} is null, expected a value, since the bundle has {reason}")
@@ -112,6 +116,13 @@ def _check_step(place: str, component: Component, manifest: Manifest) -> None:
             raise mismatch(f"{place}.per_step[{index}]", changing, "an input of the component that is no state")
 
 
+def _check_forecast(place: str, decoder: Component) -> None:
+    """What a decoder's network gave is handed out, for the component that forecasts it."""
+    if "model" not in {spec.name for spec in decoder.outputs}:
+        names = ", ".join(spec.name for spec in decoder.outputs)
+        raise SchemaError(f"{place}.outputs are {names}, expected model too, since the bundle has its forecast")
+
+
 def _alike(one: TensorSpec, other: TensorSpec) -> bool:
     return (one.dtype, one.shape) == (other.dtype, other.shape)
 
@@ -119,11 +130,11 @@ def _alike(one: TensorSpec, other: TensorSpec) -> bool:
 def _needed(manifest: Manifest, roles: frozenset[Role]) -> Iterator[tuple[str, object, str]]:
     """What must be there because of the components that there are: place, value, and because of which."""
     geometry, files = manifest.geometry, manifest.files
-    if roles & (DECODERS | LATENT_ROLES):
+    if roles & (DECODERS | LATENT_ROLES | frozenset(FORECASTS.values())):
         reason = "components for latents"
         yield "geometry.latent_channels", geometry.latent_channels, reason
         yield "geometry.downscale", geometry.downscale, reason
-    if roles & DECODERS:
+    if roles & (DECODERS | frozenset(FORECASTS.values())):
         yield "geometry.learned_variance", geometry.learned_variance, "a decoder"
         yield "geometry.default_size", geometry.default_size, "a decoder"
         yield "limits.ranks", manifest.limits.ranks, "a decoder"

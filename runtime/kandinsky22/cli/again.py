@@ -64,6 +64,8 @@ def _sayable(name: str, value: Any) -> Any:
     checked = kind.check(name, value)
     if name == "images_and_prompts":
         return [_part(f"{name}[{place}]", each) for place, each in enumerate(value)]
+    if kind.schema.get("type") == "string":
+        return checked  # in its one form, as the command line reads it
     if kind.words in (2, "+"):
         return [_positional(each) for each in checked]
     # A switch is True or False, which its kind has checked, and `True` is a number as well.

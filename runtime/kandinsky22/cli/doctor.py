@@ -34,6 +34,14 @@ TASKS = {
     "text to embedding": _TO_EMBEDDING,
     "embedding to image": _TO_PICTURE,
 }
+TASKS |= {
+    f"{task}, with steps skipped": (*TASKS[task], forecast)
+    for task, forecast in (
+        ("text to image", Role.DECODER_FORECAST),
+        ("inpainting", Role.INPAINT_FORECAST),
+        ("depth to image", Role.CONTROLNET_FORECAST),
+    )
+}
 """What components are needed for, by task."""
 PROCESSOR_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "sve", "bf16")
 """Instructions that decide how fast a processor is here, as Linux calls them: x86 first, then ARM."""

@@ -46,7 +46,8 @@ def _step_feeds(
         "thresholding": schedule.thresholding.array,
         "ranks": ranks,
         "rank_weight": rank_weight,
-        "guidance": guidance_weights(GUIDANCE if shapes["guidance"] == (2,) else 1.0),
+        "guidance": guidance_weights(GUIDANCE if shapes.get("guidance") == (2,) else 1.0),
+        "forecast_weights": np.array([1.5, -0.5], np.float32),  # half as far again as the two outputs are apart
         "known_scales": np.array([0.8, 0.6], np.float32),  # signal and noise, of which the squares make 1
     }
 

@@ -100,10 +100,19 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Forecast:
+    """The steps, counted from the run's first, whose network is not computed, and the component that takes them."""
+
+    component: str
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Sampling:
     """What the decoder does: `shape` is of a picture's latents, `noise` (n, C, h, w) the caller's.
 
-    `ranks` and `rank_weight` say where dynamic thresholding finds its quantile, see `Thresholding.ranks`.
+    `forecast` is None where every step is computed. `ranks` and `rank_weight` say where dynamic thresholding finds its
+    quantile, see `Thresholding.ranks`.
     """
 
     inputs: Inputs
@@ -114,6 +123,7 @@ class Sampling:
     ranks: Array
     rank_weight: Array
     noise: Floats | None = None
+    forecast: Forecast | None = None
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,19 @@ def choice(*names: str) -> Kind:
     return Kind(lambda name, value: checks.choice(name, value, names), str, {"enum": list(names)}, choices=names)
 
 
+def skip() -> Kind:
+    """Which steps are not computed: "none", "forecast", or "forecast:N"."""
+
+    def parse(word: str) -> str:
+        try:
+            return checks.skip("it", word.lower())
+        except InputError:
+            raise ValueError(f"{shown(word)} is not {checks.SKIPS}") from None
+
+    pattern = f"^({checks.NO_SKIP}|{checks.FORECAST}(:[0-9]{{1,4}})?)$"
+    return Kind(checks.skip, parse, {"type": "string", "pattern": pattern}, "WHICH")
+
+
 def seed() -> Kind:
     """One seed, a list of one a picture, or None."""
 

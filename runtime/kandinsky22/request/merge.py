@@ -21,10 +21,10 @@ from kandinsky22.request.tasks import Inputs
 def batch_key(job: Job) -> str:
     """A text that is equal for jobs which can run as one: see `merged`. It is the same in every process.
 
-    It has what the decoder's run is fed for all pictures (component, shape, schedule, guidance, which inputs there are,
-    whether the first noise is the caller's), `batch_size` where it is given, and what comes out. Where embeddings alone
-    are asked for, it has what the prior's run is fed. Jobs that two bundles resolved have nothing in common, whatever
-    their keys say.
+    It has what the decoder's run is fed for all pictures (component, shape, schedule, guidance, steps that are skipped,
+    which inputs there are, whether the first noise is the caller's), `batch_size` where it is given, and what comes
+    out. Where embeddings alone are asked for, it has what the prior's run is fed. Jobs that two bundles resolved have
+    nothing in common, whatever their keys say.
     """
     if job.sampling is None:
         source = job.source
@@ -72,6 +72,7 @@ def _of_decoder(sampling: Sampling) -> tuple[Any, ...]:
         sampling.schedule,
         float(sampling.guidance_scale) if any(segment.guided for segment in sampling.segments) else None,
         sampling.segments,
+        sampling.forecast,
         sampling.shape,
         sampling.ranks,
         sampling.rank_weight,
@@ -90,7 +91,11 @@ def _components(jobs: Sequence[Job]) -> tuple[str, ...]:
     shared = 0
     if jobs[0].sampling is not None:
         roles = jobs[0].sampling.inputs.roles
-        shared = len(roles) + (jobs[0].request.parameters["output_type"] != "latent")
+        shared = (
+            len(roles)
+            + (jobs[0].sampling.forecast is not None)
+            + (jobs[0].request.parameters["output_type"] != "latent")
+        )
     ends = [len(job.components) - shared for job in jobs]
     before = dict.fromkeys(name for job, end in zip(jobs, ends, strict=True) for name in job.components[:end])
     return (*before, *jobs[0].components[ends[0] :])

@@ -329,6 +329,18 @@ class Parameters(TypedDict, total=False):
         float,
         Parameter(kinds.share(), 0.0, "decoder", "DDIM's share of fresh noise, 0 to 1 (arXiv:2010.02502).", "--eta"),
     ]
+    skip: Annotated[
+        str,
+        Parameter(
+            kinds.skip(),
+            checks.NO_SKIP,
+            "decoder",
+            "Steps whose network is not computed. forecast:N (N is 2 where it is not given) computes the first 4 "
+            "steps, then one in N, the last 2, and 2 where guidance begins or ends; in between, what the network would "
+            "give is extrapolated from the last two that it gave (arXiv:2603.01623).",
+            "--skip",
+        ),
+    ]
     latents: Annotated[
         "Array | None",
         Parameter(

@@ -13,7 +13,7 @@ from kandinsky22.arrays import Floats
 from kandinsky22.bundle.manifest import Manifest, Role
 from kandinsky22.errors import InputError
 from kandinsky22.images import reading
-from kandinsky22.request import tasks
+from kandinsky22.request import skipping, tasks
 from kandinsky22.request.embeddings import find_source
 from kandinsky22.request.job import Job, Sampling, Segment
 from kandinsky22.request.request import Request
@@ -39,6 +39,9 @@ def resolve(request: Request, manifest: Manifest, zero: Floats | None = None) ->
     seeds = checks.seeds(request.parameters["seed"], pictures)
     if request.task.makes_pictures:
         sampling = _sampling(request, manifest, inputs, prompts, pictures)
+        if sampling.forecast is not None:  # used with the decoder: before what makes pixels
+            decoded = len(components) - len(last)
+            components = (*components[:decoded], sampling.forecast.component, *components[decoded:])
     batches = tuple(batching.parts(pictures, request.parameters["batch_size"]))
     return Job(request, components, tuple(seeds), batches, source, sampling)
 
@@ -95,7 +98,8 @@ def _sampling(request: Request, manifest: Manifest, inputs: tasks.Inputs, prompt
     name = manifest.name_of(inputs.decoder)
     guided = guided_parts(len(schedule.timesteps), scale, asked["guidance_interval"])
     segments = tuple(Segment(part, on, name) for part, on in guided)
-    return Sampling(inputs, schedule, scale, segments, shape, ranks, rank_weight, noise)
+    forecast = skipping.forecast(asked["skip"], inputs.decoder, manifest, guided)
+    return Sampling(inputs, schedule, scale, segments, shape, ranks, rank_weight, noise, forecast)
 
 
 def _latent_shape(manifest: Manifest, height: int | None, width: int | None) -> Shape:

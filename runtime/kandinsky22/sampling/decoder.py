@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kandinsky22.arrays import Embeddings, Floats
-from kandinsky22.backends import OnStep
-from kandinsky22.components import Run, finite
+from kandinsky22.backends import OnStep, Relay
+from kandinsky22.components import Key, Run, finite
 from kandinsky22.rows import Pictures, Rows
+from kandinsky22.sampling import forecast
 from kandinsky22.sampling.conditions import Conditions, pasted, stacked
 from kandinsky22.sampling.guidance import guidance_weights
 
@@ -63,9 +64,19 @@ def begin(
         per_step["known_scales"] = list(np.concatenate([schedule.scales[1:], np.array([[1, 0]], np.float32)]))
     if given.hint_latents is not None:
         constants["hint_latents"] = given.hint_latents
-    names = {segment.component for segment in sampling.segments}
-    inputs = [spec for name in names for spec in run.bundle.component(name).inputs]
-    return Rows(pictures, places, inputs, {"latents": latents, "x0_before": nothing}, per_step, constants)
+    state = {"latents": latents, "x0_before": nothing}
+    if sampling.forecast is not None:
+        channels = latents.shape[1] * (1 + bool(run.bundle.manifest.geometry.learned_variance))
+        state |= forecast.nothing_kept(latents, channels)
+        per_step["forecast_weights"] = list(forecast.weights(schedule.timesteps, sampling.forecast.steps))
+    inputs = [spec for name in _graphs(sampling) for spec in run.bundle.component(name).inputs]
+    return Rows(pictures, places, inputs, state, per_step, constants)
+
+
+def _graphs(sampling: Sampling) -> set[str]:
+    """Names of the components whose graphs take steps."""
+    found = {segment.component for segment in sampling.segments}
+    return found if sampling.forecast is None else found | {sampling.forecast.component}
 
 
 def sample(run: Run, sampling: Sampling, rows: Rows, on_step: OnStep | None = None) -> dict[int, Floats]:
@@ -74,11 +85,15 @@ def sample(run: Run, sampling: Sampling, rows: Rows, on_step: OnStep | None = No
     The state passes from one of `sampling`'s segments to the next; neighbours of one component are run without giving
     its turn away.
     """
+    skipped = sampling.forecast
+    forecasts = () if skipped is None else (Key(skipped.component),)
+    legs = forecast.legs(len(sampling.schedule.timesteps), () if skipped is None else skipped.steps)
     for component, segments in itertools.groupby(sampling.segments, lambda segment: segment.component):
-        with run.use(component) as decoder_step:
+        with run.use_together(Key(component), *forecasts) as (decoder_step, *others):
+            relay = Relay(tuple(others), legs) if others else None
             for segment in segments:
                 guidance = guidance_weights(sampling.guidance_scale if segment.guided else 1.0)
-                rows.loop(decoder_step, segment.steps, guidance, on_step)
+                rows.loop(decoder_step, segment.steps, guidance, on_step, relay)
                 finite(component, rows.state["latents"])
     latents = pasted(rows.state["latents"], rows.constant("mask"), rows.constant("known"))
     return dict(zip(rows.places, latents, strict=True))

@@ -22,6 +22,7 @@ _SAMPLING = (
     "guidance_scale",
     "guidance_scale_prior",
     "scheduler",
+    "skip",
 )
 _OURS = ("negative_prompt", "hint", *_SAMPLING)
 _OF_EDITS = (*_OURS, "strength", "overlay")

@@ -34,7 +34,7 @@ class BoundGraph(Owner):
 
     def __init__(self, gpu: Gpu, inputs: Layout, outputs: Layout, feedback: Mapping[str, str]) -> None:
         self.gpu = gpu
-        self._feedback = feedback
+        self.feedback = feedback
         addresses, offset = {}, 0
         for name, (shape, dtype) in {**inputs, **outputs}.items():
             addresses[name] = offset
@@ -54,9 +54,12 @@ class BoundGraph(Owner):
     def step(self) -> None:
         """Queue one run, and the copies that make its outputs the next run's state."""
         self.enqueue()
-        for name, output in self._feedback.items():
-            target = self.inputs[name]
-            self.gpu.work.copy(target.address, self.outputs[output].address, target.size)
+        for name, output in self.feedback.items():
+            self.copy(self.outputs[output], self.inputs[name])
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Queue a copy within the device's memory."""
+        self.gpu.work.copy(target.address, source.address, target.size)
 
     def upload(self, arrays: Mapping[str, Array]) -> None:
         """Queue copies of arrays into inputs."""
@@ -71,13 +74,9 @@ class BoundGraph(Owner):
             self.gpu.staging.download(self.gpu.work, tensor.address, arrays[name])
         return arrays
 
-    def state(self) -> dict[str, Tensor]:
-        """The inputs that hold the state between two steps."""
-        return {name: self.inputs[name] for name in self._feedback}
-
     def others(self) -> dict[str, Tensor]:
         """The outputs that are no state, such as what a step's network gave."""
-        state = set(self._feedback.values())
+        state = set(self.feedback.values())
         return {name: tensor for name, tensor in self.outputs.items() if name not in state}
 
     def close(self) -> None:

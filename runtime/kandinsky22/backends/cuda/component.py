@@ -6,15 +6,17 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 
 from kandinsky22.arrays import Array
-from kandinsky22.backends import OnStep, PerStep, closed
+from kandinsky22.backends import OnStep, PerStep, Relay, closed
 from kandinsky22.backends.cuda.bound import BoundGraph
 from kandinsky22.backends.cuda.gpu import SharedGpu
 from kandinsky22.backends.cuda.loop import DeviceLoop
+from kandinsky22.backends.loop import legs_of
+from kandinsky22.bundle.manifest import Component
 from kandinsky22.errors import BackendError
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,9 @@ class DeviceComponent:
     Threads may share it: one uses it at a time, and has the GPU to itself but for its step callbacks. What a run is
     bound to depends on the shapes of its inputs alone, never on what ran before.
     """
+
+    component: Component
+    """What the manifest says of it."""
 
     def __init__(self, name: str, shared_gpu: SharedGpu) -> None:
         self.name = name
@@ -72,28 +77,48 @@ class DeviceComponent:
         per_step: PerStep,
         constants: Mapping[str, Array],
         on_step: OnStep | None = None,
+        relay: Relay | None = None,
     ) -> dict[str, Array]:
         """See `LoadedComponent.loop`.
 
         `on_step` runs while the device computes the step after the one that it is told of. Where it replaces the state,
         that step is computed again; where it raises, the loop ends when the device has finished it.
 
-        The state comes from the host and goes back there. A run whose steps alternate between two components loops
-        over each in turn, and its state passes the host between them. To keep it on the device, `DeviceLoop` would take
-        the tensors of another bound graph where it now uploads `state`: both work in the stream `gpu.work`, in order.
+        The state comes from the host and goes back there after the last step. Where the graphs of a `relay` alternate
+        it stays on the device: all work in the stream `gpu.work`, in order.
         """
-        with self.in_use():
-            feeds = {**constants, **state}
-            shapes = shapes_of({**feeds, **{name: rows[0] for name, rows in per_step.items()}})
-            self.select(shapes)
-            self._looping = True
-            try:
-                loop = DeviceLoop(self.bound(shapes), per_step)
-                result = loop.run(feeds, on_step and self._unhindering(on_step))
-            finally:
-                self._looping = False
+        shapes = shapes_of({**constants, **state, **{name: rows[0] for name, rows in per_step.items()}})
+        with ExitStack() as stack:
+            looped = (self, *_on_device(relay))
+            # All components first, in one order, and then the GPU: a thread that has one of them waits for the GPU.
+            for each in sorted(looped, key=id):
+                stack.enter_context(each._user)
+            for each in looped:
+                stack.enter_context(each.looping())
+            bounds = [each.bound_for(shapes if relay is None else each.own(shapes)) for each in looped]
+            loop = DeviceLoop(bounds, per_step, legs_of(per_step, relay))
+            result = loop.run(state, constants, on_step and self._unhindering(on_step))
             self._of_thread.step_seconds = loop.step_seconds
             return result
+
+    def own(self, shapes: Shapes) -> Shapes:
+        """Those of some shapes that are of the component's inputs."""
+        return {spec.name: shapes[spec.name] for spec in self.component.inputs}
+
+    def bound_for(self, shapes: Shapes) -> BoundGraph:
+        """The graph that is selected for input shapes and bound to them."""
+        self.select(shapes)
+        return self.bound(shapes)
+
+    @contextmanager
+    def looping(self) -> Iterator[None]:
+        """The component is in a loop of this thread for as long as the block lasts. Raises as `in_use`."""
+        with self.in_use():
+            self._looping = True
+            try:
+                yield
+            finally:
+                self._looping = False
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -139,6 +164,15 @@ class DeviceComponent:
         """Free the buffers and graphs of all shapes."""
         while self._bounds:
             self._bounds.popitem()[1].close()
+
+
+def _on_device(relay: Relay | None) -> list[DeviceComponent]:
+    """The other components of a relay. Raises TypeError where one is of another backend."""
+    others = () if relay is None else relay.others
+    found: list[DeviceComponent] = [each for each in others if isinstance(each, DeviceComponent)]
+    if len(found) != len(others):
+        raise TypeError("A loop on the device is over components of the device; expected all of one backend.")
+    return found
 
 
 def shapes_of(arrays: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:

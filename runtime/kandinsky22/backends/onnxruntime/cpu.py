@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kandinsky22.arrays import Array
-from kandinsky22.backends import OnStep, PerStep, Settings, closed
+from kandinsky22.backends import OnStep, PerStep, Relay, Settings, closed
 from kandinsky22.backends.loop import plain_loop
 from kandinsky22.bundle.manifest import Component
 from kandinsky22.errors import BackendError, first_line
@@ -37,8 +37,8 @@ class OnnxRuntimeComponent:
             raise BackendError(f"ONNX Runtime {ort.__version__} cannot load {graph}: {first_line(error)}") from error
         log.info("%s loaded by ONNX Runtime on the CPU in %.1f s", name, time.perf_counter() - started)
         self._name = name
+        self.component = component
         self._outputs = [spec.name for spec in component.outputs]
-        self._feedback = component.state
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `LoadedComponent.run`."""
@@ -57,9 +57,10 @@ class OnnxRuntimeComponent:
         per_step: PerStep,
         constants: Mapping[str, Array],
         on_step: OnStep | None = None,
+        relay: Relay | None = None,
     ) -> dict[str, Array]:
         """See `LoadedComponent.loop`."""
-        return plain_loop(self.run, self._feedback, state, per_step, constants, on_step)
+        return plain_loop(self, state, per_step, constants, on_step, relay)
 
     def close(self) -> None:
         """See `LoadedComponent.close`."""

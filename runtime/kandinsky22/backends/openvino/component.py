@@ -20,6 +20,7 @@ from kandinsky22.backends import (
     LoadedComponent,
     OnStep,
     PerStep,
+    Relay,
     Settings,
     closed,
     refuse_other_weights,
@@ -63,7 +64,7 @@ class OpenVinoComponent:
         from kandinsky22.backends.openvino.compiled import Kept
 
         component = bundle.component(name)
-        self._name, self._component, self._in_parts = name, component, variant in component.variants
+        self._name, self.component, self._in_parts = name, component, variant in component.variants
         self._reading = functools.partial(bundle.reading, name, variant)
         self._outputs = [spec.name for spec in component.outputs]
         precision = _precision(settings.precision, bundle.manifest.precision)
@@ -89,7 +90,7 @@ class OpenVinoComponent:
             if self._closed:
                 raise closed(self._name)
             if self._int8 or self._precision == "bf16":
-                return one_by_one(self._run, self._component, feeds)
+                return one_by_one(self._run, self.component, feeds)
             return self._run(feeds)
 
     def loop(
@@ -98,9 +99,10 @@ class OpenVinoComponent:
         per_step: PerStep,
         constants: Mapping[str, Array],
         on_step: OnStep | None = None,
+        relay: Relay | None = None,
     ) -> dict[str, Array]:
         """See `LoadedComponent.loop`. Between steps other threads, and `on_step` itself, may run this component."""
-        return plain_loop(self.run, self._component.state, state, per_step, constants, on_step)
+        return plain_loop(self, state, per_step, constants, on_step, relay)
 
     def close(self) -> None:
         """See `LoadedComponent.close`."""
@@ -126,7 +128,7 @@ class OpenVinoComponent:
         with self._reading() as self._path, self._refusing():
             model = core().read_model(self._path)
             rewrites.in_float32(model)
-            if self._component.quantisation is not None and not self._int8:
+            if self.component.quantisation is not None and not self._int8:
                 rewrites.without_rounding(model)
         return model
 
