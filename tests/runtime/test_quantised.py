@@ -162,7 +162,12 @@ def test_doctor_says_what_it_runs_in_and_why(int8_bundle: Path, cli: Cli, no_bf1
     assert "has products of bytes for int8, and lacks instructions for bf16" in told
 
 
-def test_fp8_is_for_gpus(fp8_bundle: Path) -> None:
+def test_fp8_is_for_gpus(fp8_bundle: Path, cli: Cli) -> None:
+    told = cli("doctor", fp8_bundle)
+    assert (told.code, told.err) == (
+        1,
+        "error: No backend can run this bundle here; what each of them lacks is told above.\n",
+    )
     for name in ("openvino", "onnxruntime"):
         with pytest.raises(BackendError, match="in fp8, which runs on a GPU alone; export it with --precision int8"):
             backends.get(name, Bundle(fp8_bundle))

@@ -67,7 +67,11 @@ def run(options: argparse.Namespace) -> int:
     if options.server is not None:
         return _run_server(options)
     report = _machine(None if options.bundle is None else Path(options.bundle))
-    problems = [] if report["auto"] else ["No backend can run here; install one: pip install kandinsky22[cpu]."]
+    problems = []
+    if report["auto"] is None and any(each["usable"] for each in report["installed"]):
+        problems.append("No backend can run this bundle here; what each of them lacks is told above.")
+    elif report["auto"] is None:
+        problems.append("No backend can run here; install one: pip install kandinsky22[cpu].")
     if options.bundle is not None:
         report["bundle"] = _bundle(Path(options.bundle))
         problems += report["bundle"]["problems"]
@@ -103,7 +107,8 @@ def _machine(path: Path | None) -> dict[str, Any]:
     if path is not None:
         with contextlib.suppress(BundleError):  # what is wrong with it is told with the bundle
             bundle = Bundle(path)
-    survey = backends.survey(bundle)
+    installed = backends.survey(None)
+    survey = installed if bundle is None else backends.survey(bundle)
     processor, total, available = machine.processor(), machine.total_memory(), machine.available_memory()
     return {
         "kandinsky22": VERSION,
@@ -117,6 +122,7 @@ def _machine(path: Path | None) -> dict[str, Any]:
         "memory": None if total is None else {"total": total, "available": available},
         "disk": {"folder": str(Path.cwd()), "free": shutil.disk_usage(Path.cwd()).free},
         "nvidia_gpus": machine.nvidia_gpus(),
+        "installed": [dataclasses.asdict(each) for each in installed],
         "backends": [dataclasses.asdict(each) for each in survey],
         "auto": next((each.name for each in survey if each.usable), None),
     }
