@@ -203,7 +203,7 @@ def _shared_out() -> dict[str, str]:
     """The setting by which work goes to whichever thread is free, and not to one that is named beforehand.
 
     OpenVINO's default names one, and TBB leaves a note to that thread for each piece of work. Where the thread gets no
-    turn, because the machine is busy, nobody removes the notes: 6 MiB a picture at 64x64, without end
+    turn, because the machine is busy, nobody removes the notes: 6 MiB a picture at 64x64 in bf16, without end
     (github.com/uxlfoundation/oneTBB/issues/1403). OpenVINO cuts work into the same pieces each time, so that a run
     still computes the same to the bit.
     """
