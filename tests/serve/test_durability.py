@@ -65,7 +65,7 @@ def submit(base, number, host):
     inputs = small(f"a {COLOURS[number % 5]} circle", seed=number % JOBS, num_inference_steps=12)
     body = {"version": "ai-forever/kandinsky-2.2", "input": inputs}
     body |= {"webhook": f"http://{host}/{number}", "webhook_events_filter": ["completed"]}
-    return httpx.post(f"{base}/v1/predictions", json=body, timeout=30).raise_for_status().json()["id"]
+    return httpx.post(f"{base}/v1/predictions", json=body, timeout=STALLED).raise_for_status().json()["id"]
 
 
 def run(server, host, killer=None):
@@ -96,7 +96,7 @@ def run(server, host, killer=None):
 def collect(base, ids, ended):
     """Add to `ended` the predictions that have, the oldest first, up to one that has not."""
     while len(ended) < len(ids):
-        found = httpx.get(f"{base}/v1/predictions/{ids[len(ended)]}", timeout=30).raise_for_status().json()
+        found = httpx.get(f"{base}/v1/predictions/{ids[len(ended)]}", timeout=STALLED).raise_for_status().json()
         if found["status"] not in ("succeeded", "failed", "canceled"):
             return
         ended.append(found)
@@ -141,7 +141,7 @@ def test_jobs_survive_kills_of_engine_and_server(shapes_bundle, tmp_path):
     flags = ("--backend", "onnxruntime", "--allow-webhook-host", hooks.host, "--max-queue", "1000")
     with Running(shapes_bundle, tmp_path / "calm", *flags) as server:
         calm = run(server, hooks.host)
-        expected = [pixels(httpx.get(each["output"][0]).content) for each in calm]
+        expected = [pixels(httpx.get(each["output"][0], timeout=STALLED).content) for each in calm]
     hooks.taken.clear()
     with Running(shapes_bundle, tmp_path / "killed", *flags) as server:
         killer = Killer(server, 1)
@@ -150,9 +150,9 @@ def test_jobs_survive_kills_of_engine_and_server(shapes_bundle, tmp_path):
         assert killer.done == {"engine": ENGINE_KILLS, "server": SERVER_KILLS}
         assert Counter(each["status"] for each in ended) == {"succeeded": len(ended)}
         for number, each in enumerate(ended):
-            made = pixels(httpx.get(each["output"][0]).content)
+            made = pixels(httpx.get(each["output"][0], timeout=STALLED).content)
             assert np.abs(made - expected[number % JOBS]).max() <= 1
-        secret = httpx.get(f"{server.base}/v1/webhooks/default/secret").json()["key"]
+        secret = httpx.get(f"{server.base}/v1/webhooks/default/secret", timeout=STALLED).json()["key"]
         wait_for_hooks(hooks, {each["id"] for each in ended})
         check_hooks(hooks, secret, ended)
         listed = listed_ids(server.base)
@@ -182,7 +182,7 @@ def check_hooks(hooks, secret, ended):
 def listed_ids(base):
     ids, url = [], f"{base}/v1/predictions"
     while url:
-        page = httpx.get(url).raise_for_status().json()
+        page = httpx.get(url, timeout=STALLED).raise_for_status().json()
         ids += [each["id"] for each in page["results"]]
         url = page["next"]
     return ids
