@@ -51,6 +51,33 @@ json_values: SearchStrategy[Any] = st.one_of(
 )
 """Values as JSON can hold them, and NaN and infinities, which Python's JSON can hold as well."""
 
+DEEP = st.integers(1, 40) | st.integers(1, 2000) | st.integers(1, 200_000)
+"""How deep: about what is allowed, about as deep as Python goes, and deeper than anybody's stack."""
+
+
+def _nested(deep: int, before: bytes, behind: bytes, *, closed: bool) -> bytes:
+    return before * deep + (b"1" + behind * deep if closed else b"")
+
+
+deep_json: SearchStrategy[bytes] = st.builds(
+    lambda deep, marks, closed: _nested(deep, *marks, closed=closed),
+    DEEP,
+    st.sampled_from([(b"[", b"]"), (b'{"a":', b"}"), (b'[{"files":', b"}]")]),
+    st.booleans(),
+)
+"""Files of lists and objects within each other, whole or cut short."""
+
+
+def _nest(deep: int, *, in_objects: bool) -> Any:
+    value: Any = 1
+    for _ in range(deep):
+        value = {"a": value} if in_objects else [value]
+    return value
+
+
+deep_values: SearchStrategy[Any] = st.builds(lambda deep, kind: _nest(deep, in_objects=kind), DEEP, st.booleans())
+"""The same as values. Whatever walks them itself, as `mutated_json`, runs out of stack."""
+
 
 def examples(fast: int) -> int:
     """`fast` in the fast suite; KANDINSKY22_FUZZ_EXAMPLES says how many where somebody looks for longer."""

@@ -110,6 +110,19 @@ def _depth(text: bytes, most: int) -> int:
     return deepest
 
 
+def is_deeper(value: Any, levels: int = DEEPEST) -> bool:
+    """Whether a value of JSON nests deeper than `levels`: what walks or prints it might run out of stack."""
+    level = [value]
+    for _ in range(levels):
+        level = [
+            each
+            for one in level
+            if isinstance(one, dict | list)
+            for each in (one.values() if isinstance(one, dict) else one)
+        ]
+    return bool(level)
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object, each key of which is there once: readers differ in which of two they take."""
     found: dict[str, Any] = {}

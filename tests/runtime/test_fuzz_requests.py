@@ -28,7 +28,7 @@ from kandinsky22.request.request import Request
 from kandinsky22.request.resolve import decoder_schedule, resolve
 from kandinsky22.schedulers import configs
 
-from ..fuzzing import TEXTS, family, json_values, mutated_bytes, mutated_json, refused, run
+from ..fuzzing import TEXTS, deep_values, family, json_values, mutated_bytes, mutated_json, refused, run
 
 
 def file_of(array: Any) -> bytes:
@@ -67,13 +67,18 @@ binary = st.one_of(
 names = st.sampled_from([*PARAMETERS, *TEXTS])
 requests = st.one_of(
     st.sampled_from(WHOLE).flatmap(mutated_json),
-    st.builds(lambda whole, name, value: {**whole, name: value}, st.sampled_from(WHOLE), names, json_values | binary),
+    st.builds(
+        lambda whole, name, value: {**whole, name: value},
+        st.sampled_from(WHOLE),
+        names,
+        json_values | binary | deep_values,
+    ),
     st.builds(
         lambda task, given: {**given, "task": task},
         st.sampled_from([*TASKS]),
         st.dictionaries(names, json_values, max_size=4),
     ),
-    json_values,
+    json_values | deep_values,
 )
 
 

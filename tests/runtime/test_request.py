@@ -126,6 +126,17 @@ def test_json_that_is_no_request_is_one_sentence(data: Any, message: str) -> Non
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("levels", [33, 900, 100_000])
+@pytest.mark.parametrize("name", ["prompt", "image", "scheduler", "latents", "no parameter"])
+def test_a_request_that_nests_deeply_is_one_sentence(name: str, levels: int) -> None:
+    """Python's stack ends at about a thousand levels, and JSON has no end."""
+    value: Any = 1
+    for turn in range(levels):
+        value = [value] if turn % 2 else {"a": value}
+    with pytest.raises(InputError, match=r"The request nests more than 32 deep; expected values of parameters"):
+        Request.from_json({"task": "text2img", name: value})
+
+
 @pytest.mark.parametrize("name", ["callback_on_step_end", "callback_on_batch_end", "prior_callback_on_step_end"])
 def test_callbacks_that_cannot_be_called_are_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"{name} is 3; expected something that can be called, or None"):

@@ -470,7 +470,7 @@ def crowd(target: Target, count: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(before, wanted), hard))
     with contextlib.ExitStack() as stack:
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (before, hard))
-        inside = http.client.HTTPConnection("127.0.0.1", target.server.port, timeout=20)
+        inside = http.client.HTTPConnection("127.0.0.1", target.server.port, timeout=300)
         stack.callback(inside.close)
         for number in range(count):
             if number % 500 == 0:
@@ -480,7 +480,7 @@ def crowd(target: Target, count: int) -> None:
         answers(inside)
         opened = len(list(Path(f"/proc/{target.process}/fd").iterdir()))
         assert opened < connections.MOST + 200
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         with contextlib.suppress(httpx.TransportError):
             if target.is_well():

@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 from PIL.PngImagePlugin import PngInfo
 
-from kandinsky22 import files
+from kandinsky22 import files, schema
 from kandinsky22.arrays import Floats
 from kandinsky22.errors import InputError
 from kandinsky22.images import reading
@@ -31,9 +31,6 @@ QUALITY = 95
 
 MOST_TEXT = 1 << 20
 """Characters that a picture may tell of how it was made."""
-
-_DEEPEST = 32
-"""Levels of JSON in it."""
 _MARK = "kandinsky22"
 """PNG's keyword for the parameters, and the key in them that no other program writes."""
 _EXIF_IFD = 0x8769
@@ -117,22 +114,9 @@ def read_parameters(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path} has more than {MOST_TEXT >> 20} MiB of text about how it was made; it is not read.")
     with contextlib.suppress(ValueError, RecursionError):  # a comment of another program
         parameters = json.loads(text or "null")
-        if isinstance(parameters, dict) and _MARK in parameters and not _is_deeper(parameters, _DEEPEST):
+        if isinstance(parameters, dict) and _MARK in parameters and not schema.is_deeper(parameters):
             return parameters
     raise InputError(f"{path} does not say how it was made: it was not written by kandinsky22, or was edited since.")
-
-
-def _is_deeper(value: Any, levels: int) -> bool:
-    """Whether JSON nests deeper than `levels`: what prints it again would run out of stack."""
-    level = [value]
-    for _ in range(levels):
-        level = [
-            each
-            for one in level
-            if isinstance(one, dict | list)
-            for each in (one.values() if isinstance(one, dict) else one)
-        ]
-    return bool(level)
 
 
 def _exif(text: str) -> PIL.Image.Exif:

@@ -13,6 +13,7 @@ from typing import Any, cast
 from kandinsky22.errors import InputError, shown
 from kandinsky22.request.encoding import decoded, encoded
 from kandinsky22.request.parameters import PARAMETERS, Parameters, Task, task_of
+from kandinsky22.schema import DEEPEST, is_deeper
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,10 @@ class Request:
         """The request that `to_json` wrote. Raises InputError where it is something else."""
         if not isinstance(data, Mapping) or not all(isinstance(name, str) for name in data):
             raise InputError(f"The request is {shown(data)}; expected an object with a task and parameters.")
+        if is_deeper(data):
+            raise InputError(
+                f"The request nests more than {DEEPEST} deep; expected values of parameters, which do not."
+            )
         # What `of` refuses by its name is not decoded: it may be anything, and large.
         values = {name: value for name, value in data.items() if name != "task"}
         given = {name: decoded(name, value) if name in PARAMETERS else value for name, value in values.items()}
