@@ -18,7 +18,7 @@ from kandinsky22 import backends, checks, memory
 from kandinsky22.arrays import Array, Embeddings, Floats
 from kandinsky22.backends import Availability, Settings
 from kandinsky22.bundle.bundle import Bundle
-from kandinsky22.bundle.manifest import Role
+from kandinsky22.bundle.manifest import PRECISIONS, Role
 from kandinsky22.bundle.reading import VERIFY, Verify
 from kandinsky22.callbacks import NO_CALLBACKS, Callbacks, OnBatch
 from kandinsky22.components import Components, Run
@@ -99,7 +99,7 @@ class Pipeline:
             BackendError: the backend is unknown, not installed, or cannot run here.
             InputError: an argument has an impossible value.
         """
-        checks.choice("precision", precision, backends.PRECISIONS)
+        checks.choice("precision", precision, PRECISIONS)
         if threads is not None:
             checks.whole("threads", threads, 1, 1024)
         checks.choice("verify", verify, VERIFY)

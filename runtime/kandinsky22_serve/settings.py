@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kandinsky22 import files
-from kandinsky22.backends import PRECISIONS
+from kandinsky22.bundle.manifest import PRECISIONS
 from kandinsky22.errors import InputError, shown
 from kandinsky22_serve.outside.addresses import check_allowed, check_url
 

@@ -31,9 +31,6 @@ waited. What it raises ends the loop and reaches the caller.
 EXPORTED = ""
 """The weights of a component that its bundle was exported with. Other sets are named by whoever adds them."""
 
-PRECISIONS = ("auto", "fp32", "bf16", "int8")
-"""What graphs can be asked to be computed in: "auto" is the best for a bundle, "int8" needs one that has it."""
-
 GPU_ALONE = "the bundle is in fp8, which runs on a GPU alone; export it with --precision int8 for a processor"
 """Why what runs on the processor cannot run a bundle in fp8."""
 

@@ -64,6 +64,8 @@ FileName = Annotated[
 """A path with slashes from the bundle's folder, which does not lead out of it on any system."""
 PositiveFloat = Annotated[float, Rule("a number above 0", lambda value: value > 0)]
 Precision = Annotated[str, one_of("fp32", "fp16")]
+PRECISIONS = ("auto", "fp32", "bf16", "int8")
+"""What graphs can be asked to be computed in: "auto" is the best for a bundle, "int8" needs one that has it."""
 _FACTOR = "([A-Za-z_][A-Za-z0-9_]*|[1-9][0-9]{0,5})"
 Dimension = Count | Annotated[str, matching(rf"{_FACTOR}( ?\* ?{_FACTOR})*", 'a dimension such as "h" or "8*h"')]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kandinsky22.backends import PRECISIONS
+from kandinsky22.bundle.manifest import PRECISIONS
 from kandinsky22.cli import flags
 from kandinsky22.cli.printable import printable
 from kandinsky22.cli.tables import columns

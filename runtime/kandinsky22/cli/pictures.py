@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kandinsky22 import checks
-from kandinsky22.backends import PRECISIONS
+from kandinsky22.bundle.manifest import PRECISIONS
 from kandinsky22.cli import flags
 from kandinsky22.cli.printable import printable
 from kandinsky22.errors import InputError

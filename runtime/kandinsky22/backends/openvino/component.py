@@ -15,7 +15,6 @@ from kandinsky22.arrays import Array
 from kandinsky22.backends import (
     EXPORTED,
     GPU_ALONE,
-    PRECISIONS,
     Availability,
     LoadedComponent,
     OnStep,
@@ -28,7 +27,7 @@ from kandinsky22.backends import (
 from kandinsky22.backends.loop import plain_loop
 from kandinsky22.backends.openvino.pictures import one_by_one
 from kandinsky22.bundle.bundle import Bundle
-from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS
+from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS, PRECISIONS
 from kandinsky22.errors import BackendError, last_line
 from kandinsky22.openvino_core import core, imported
 
