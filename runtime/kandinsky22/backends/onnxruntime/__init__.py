@@ -48,8 +48,8 @@ class OnnxRuntimeBackend:
         precision = _precision(bundle)
         if settings.precision not in ("auto", precision):
             raise BackendError(
-                f"ONNX Runtime's CPU kernels have no {settings.precision} for this bundle, which they run in {precision};"
-                " use precision auto, or the openvino backend."
+                f"ONNX Runtime's CPU kernels have no {settings.precision} for this bundle, run in {precision}; use "
+                "precision auto, or the openvino backend."
             )
         with bundle.reading(name, ATTENTION_IN_PARTS) as graph:
             return OnnxRuntimeComponent(name, graph, bundle.component(name), settings)
