@@ -63,6 +63,37 @@ def shapes_bundle(tmp_path_factory: pytest.TempPathFactory, shapes_checkpoint: P
 
 
 @pytest.fixture(scope="session")
+def int8_bundle(tmp_path_factory: pytest.TempPathFactory, shapes_bundle: Path) -> Path:
+    """The bundle of shapes in int8, made by the first worker that asks for it."""
+    return _quantised(tmp_path_factory, shapes_bundle, "int8")
+
+
+@pytest.fixture(scope="session")
+def fp8_bundle(tmp_path_factory: pytest.TempPathFactory, shapes_bundle: Path) -> Path:
+    """The bundle of shapes in fp8, made by the first worker that asks for it."""
+    return _quantised(tmp_path_factory, shapes_bundle, "fp8")
+
+
+def _quantised(tmp_path_factory: pytest.TempPathFactory, source: Path, name: str) -> Path:
+    """A copy of a bundle, made anew in a format of eight bits; what is not quantised stays as it is."""
+    from kandinsky22_export.quantise.bundle import quantise_bundle
+    from kandinsky22_export.quantise.calibration import PROMPTS, Calibration
+    from kandinsky22_export.quantise.formats import FORMATS
+    from kandinsky22_export.write_bundle import finish
+
+    workers_share = tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else None
+    path = (workers_share or tmp_path_factory.mktemp("engines")) / f"shapes-{name}"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            unfinished = path.with_name(f"{path.name}.unfinished")
+            shutil.copytree(source, unfinished)
+            calibration, manifest = Calibration(PROMPTS[:6], samples=18), Bundle(unfinished).manifest
+            finish(quantise_bundle(unfinished, manifest, FORMATS[name], calibration), unfinished)
+            unfinished.rename(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def linkable_bundle(shapes_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the bundle that no pipeline runs, to link to: a further link moves a file's times, so that a pipeline
     that holds it reads and verifies it again."""

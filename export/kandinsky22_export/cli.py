@@ -14,17 +14,18 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
-from kandinsky22.bundle.manifest import Role
+from kandinsky22.bundle.manifest import Component, Role
 from kandinsky22.cli.printable import printable
 from kandinsky22.errors import KandinskyError
 from kandinsky22_export import signals
 
 if TYPE_CHECKING:
     from kandinsky22.bundle.manifest import Manifest
+    from kandinsky22_export.quantise.calibration import Calibration
 
 STAGES = 5  # fetching, loading, references, tracing, comparing: what the bar counts of every component
 
@@ -132,7 +133,10 @@ def _parser() -> Parser:
     add("--prior", metavar="SOURCE", help="the prior's folder or Hub id (default: the one the model card names)")
     add("--controlnet", metavar="SOURCE", help="a decoder with a depth hint, to add to the bundle")
     add("--inpaint", metavar="SOURCE", help="an inpainting decoder, to add to the bundle")
-    add("--precision", choices=("fp32", "fp16"), default="fp32", help="of the networks (default: fp32)")
+    add("--precision", choices=("fp32", "fp16", "int8", "fp8"), default="fp32", help="of the networks (default: fp32)")
+    add("--calibration", metavar="FILE", help="with int8 and fp8: prompts to calibrate on, one a line")
+    add("--calibration-seed", type=int, metavar="SEED", help="seed of the first prompt's picture (default: 0)")
+    add("--calibration-samples", type=int, metavar="N", help="states of each step graph to calibrate on (default: 48)")
     add("--architecture", metavar="NAME", help="with --random-weights: the sizes to draw (default: kandinsky-2.2)")
     add("--random-weights", type=int, metavar="SEED", help="published sizes with random weights, without a download")
     add("--revision", help="branch, tag or commit of SOURCE on the Hub")
@@ -206,8 +210,24 @@ def _export(options: argparse.Namespace, destination: Path, stop: signals.Stop) 
             components=options.components,
             force=options.force,
             jobs=options.jobs,
+            calibration=_calibration(options),
             note=note,
         )
+
+
+def _calibration(options: argparse.Namespace) -> Calibration | None:
+    """What the flags say of the calibration; None where they say nothing."""
+    from kandinsky22.cli.prompts import read_prompts
+    from kandinsky22_export.quantise.calibration import Calibration
+
+    asked: dict[str, Any] = {}
+    if options.calibration is not None:
+        asked["prompts"] = tuple(read_prompts(options.calibration))
+    if options.calibration_seed is not None:
+        asked["seed"] = options.calibration_seed
+    if options.calibration_samples is not None:
+        asked["samples"] = options.calibration_samples
+    return Calibration(**asked) if asked else None
 
 
 def _report(manifest: Manifest, destination: Path, seconds: float, as_json: bool) -> None:
@@ -219,12 +239,23 @@ def _report(manifest: Manifest, destination: Path, seconds: float, as_json: bool
         size = sum(manifest.files[file].bytes for file in component.files)
         error = max(check.error for check in component.checks)
         print(
-            f"{printable(name):<23} {component.precision}  {component.parameters / 1e6:8.1f} M parameters"
+            f"{printable(name):<23} {_precision(component)}  {component.parameters / 1e6:8.1f} M parameters"
             f"  {size / 1e6:8.1f} MB  largest difference from torch {error:.1e}"
         )
+    for name, component in manifest.components.items():
+        if (found := component.quantisation) is not None:
+            kept = printable(", ".join(found.kept)) or "none"
+            print(
+                f"{printable(name):<23} {found.layers} layers in {found.type}, off by {found.error:.1e} of the output; "
+                f"kept in {component.precision}: {kept}"
+            )
     if Role.PRIOR not in manifest.roles():
         print("There is no prior in this bundle: it makes pictures from image embeddings only.", file=sys.stderr)
     print(printable(str(destination)))
+
+
+def _precision(component: Component) -> str:
+    return component.quantisation.type if component.quantisation is not None else component.precision
 
 
 if __name__ == "__main__":

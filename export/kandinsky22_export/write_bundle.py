@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.metadata
 import os
@@ -22,12 +23,18 @@ from kandinsky22_export.architectures.published import ARCHITECTURES
 from kandinsky22_export.checkpoints import Checkpoint, open_checkpoint
 from kandinsky22_export.graphs.base import Graph
 from kandinsky22_export.progress import OnProgress, OnStage
+from kandinsky22_export.quantise.calibration import Calibration, require_painters
 from kandinsky22_export.random_weights import random_checkpoint
 from kandinsky22_export.replacing import MARKER, replacing
 from kandinsky22_export.tokenizer import write_tokenizer
 from kandinsky22_export.tracing.comparison import BOUNDS
 from kandinsky22_export.tracing.export_graph import export_graph
 from kandinsky22_export.tracing.translations import OPSET
+
+QUANTISED = {"int8": "fp16", "fp8": "fp16"}
+"""Precisions that are quantised, with that of what stays in floating point."""
+
+PRECISIONS = (*BOUNDS, *QUANTISED)
 
 
 def export(
@@ -46,20 +53,24 @@ def export(
     components: Sequence[str] | None = None,
     force: bool = False,
     jobs: int = 1,
+    calibration: Calibration | None = None,
     note: OnProgress = lambda component, stage: None,
 ) -> Manifest:
     """Export the checkpoint `source` (a folder or a Hub id) to the bundle `destination` and return its manifest.
 
     `prior`, `controlnet` and `inpaint` are further folders or Hub ids, see `open_checkpoint`; `revision` is of
     `source` on the Hub, `variant` of all weights' files. With `random_weights` (a seed) there is no
-    source: the weights of `architecture` are drawn. `precision` is "fp32" or "fp16". `max_size` is
-    the longest side in pixels that dynamic thresholding will be exact for. `components` picks some of those there are.
+    source: the weights of `architecture` are drawn. `precision` is "fp32", "fp16", or "int8" or "fp8": exported
+    in fp16, then quantised on what `calibration` says, see `kandinsky22_export.quantise`. `max_size` is the longest
+    side in pixels that dynamic thresholding will be exact for. `components` picks some of those there are.
     `force` replaces a bundle. `jobs` components are exported at a time: above 1 in processes of their own, with the
     memory of all of them, and a script then needs `if __name__ == "__main__"`. `note(component, stage)` is told what is
     happening. Raises a KandinskyError, after which nothing has been written and an old bundle is as it was.
     """
-    if precision not in BOUNDS:
-        raise InputError(f"The precision is {precision!r}; it is one of {', '.join(BOUNDS)}.")
+    if precision not in PRECISIONS:
+        raise InputError(f"The precision is {precision!r}; it is one of {', '.join(PRECISIONS)}.")
+    if calibration is not None and precision not in QUANTISED:
+        raise InputError(f"A calibration is for precision {', '.join(QUANTISED)}, not for {precision}; leave it out.")
     if max_size < 64:
         raise InputError(f"The largest size is {max_size}; it is at least 64 pixels.")
     if jobs < 1:
@@ -76,14 +87,24 @@ def export(
         raise InputError("There is nothing to export: give a folder, a Hub id, or a seed for random weights.")
     checkpoint = opening()
     chosen = _choose(checkpoint, components)
+    if precision in QUANTISED:
+        require_painters(chosen)
     with replacing(destination, force) as folder:
         for name in chosen:
             note(name, "fetching")
             checkpoint.networks[NETWORKS[name]].fetch()
         _require_same_movqs(checkpoint, note)
         limits = limits_of(checkpoint, max_size)
-        exporting = ComponentExport(opening, folder / "onnx", precision, limits.ranks)
-        return _write(checkpoint, chosen, destination.name, exporting, limits, jobs, folder, note)
+        exporting = ComponentExport(opening, folder / "onnx", QUANTISED.get(precision, precision), limits.ranks)
+        manifest = _write(checkpoint, chosen, destination.name, exporting, limits, jobs, folder, note)
+        if precision in QUANTISED:
+            from kandinsky22_export.quantise.bundle import quantise_bundle  # the pipeline, which others do without
+            from kandinsky22_export.quantise.formats import FORMATS
+
+            del checkpoint  # its networks take as much memory as the bundle
+            quantised = quantise_bundle(folder, manifest, FORMATS[precision], calibration or Calibration(), note)
+            manifest = finish(quantised, folder, note)
+        return manifest
 
 
 def _choose(checkpoint: Checkpoint, components: Sequence[str] | None) -> list[str]:
@@ -148,20 +169,26 @@ def _write(
     if constants:
         # In order: of several jobs, another may be the first to end the next time.
         np.savez(folder / reading.CONSTANTS, **{name: constants[name] for name in sorted(constants)})
-    note("manifest", "hashing")
     manifest = Manifest(
         name=name,
         precision=exporting.precision,
         opset=OPSET,
         source=checkpoint.source | {"versions": _versions()},
         components={component: components[component] for component in chosen},
-        files=_records(folder),
+        files={},
         schedulers=checkpoint.schedulers,
         text=text,
         geometry=geometry_of(checkpoint),
         limits=limits,
         image_processor=checkpoint.image_processor,
     )
+    return finish(manifest, folder, note)
+
+
+def finish(manifest: Manifest, folder: Path, note: OnProgress = lambda component, stage: None) -> Manifest:
+    """Write the manifest of the bundle in `folder` with records of all files that there are; that manifest."""
+    note("manifest", "hashing")
+    manifest = dataclasses.replace(manifest, files=_records(folder))
     (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
@@ -201,7 +228,8 @@ def _version(package: str) -> str:
 
 
 def _records(folder: Path) -> dict[str, FileRecord]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MARKER)
+    own = {folder / MARKER, folder / bundle.MANIFEST}
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path not in own)
     return {
         path.relative_to(folder).as_posix(): FileRecord(path.stat().st_size, checksums.sha256(path)) for path in files
     }

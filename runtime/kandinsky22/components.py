@@ -73,7 +73,7 @@ class Components:
 
     @property
     def precision(self) -> str:
-        """What graphs are computed in: "fp32" or "bf16", or "bundle" where a GPU takes what was exported."""
+        """What graphs are computed in: "fp32", "bf16" or "int8", or "bundle" where a GPU takes what was exported."""
         return self._settings.precision if self._settings.precision != "auto" else self.availability.precision
 
     @functools.cached_property

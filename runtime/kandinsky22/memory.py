@@ -36,10 +36,10 @@ BASE = 0.5 * GIB
 class Cost:
     """Bytes that a backend takes in a precision.
 
-    `weight`: for a parameter, beside the file. `unet`: for a latent pixel, a branch and a channel of the UNet's
-    first level. `movq`: for a pixel of a picture and a channel of MoVQ's first level. `score`: for each of attention's.
-    `mapped_from`: not bytes, but the pixels that a level's maps must have, of all branches together, for its wide
-    kernels to stay in the file.
+    `weight`: for a parameter, beside the file; `quantised`: for one of a quantised component. `unet`: for a latent
+    pixel, a branch and a channel of the UNet's first level. `movq`: for a pixel of a picture and a channel of MoVQ's
+    first level. `score`: for each of attention's. `mapped_from`: not bytes, but the pixels that a level's maps must
+    have, of all branches together, for its wide kernels to stay in the file.
     """
 
     weight: float
@@ -47,12 +47,16 @@ class Cost:
     movq: float
     score: float
     mapped_from: float = math.inf
+    quantised: float = 0.0
 
 
 COSTS = {
     ("onnxruntime", "fp32"): Cost(weight=8, unet=60, movq=45, score=4),
     ("openvino", "fp32"): Cost(weight=4, unet=60, movq=20, score=0, mapped_from=512),
     ("openvino", "bf16"): Cost(weight=2, unet=60, movq=20, score=0),
+    # What is not quantised takes half of it where the processor has bf16.
+    ("openvino", "int8"): Cost(weight=4, unet=60, movq=20, score=0, quantised=1),
+    ("onnxruntime", "int8"): Cost(weight=8, unet=60, movq=45, score=4, quantised=4),
 }
 
 
@@ -110,7 +114,8 @@ def _weights(manifest: Manifest, name: str, demand: Demand, cost: Cost) -> float
         levels = enumerate(WIDE_KERNELS)
         mapped = sum(share for level, share in levels if pixels / 4**level >= cost.mapped_from)
     file = sum(manifest.files[each].bytes for each in component.files)
-    return file + (1 - mapped) * component.parameters * cost.weight
+    weight = cost.weight if component.quantisation is None else cost.quantised
+    return file + (1 - mapped) * component.parameters * weight
 
 
 def _activations(manifest: Manifest, name: str, demand: Demand, cost: Cost) -> float:

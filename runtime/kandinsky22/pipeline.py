@@ -18,7 +18,7 @@ from kandinsky22 import backends, checks, memory
 from kandinsky22.arrays import Array, Embeddings, Floats
 from kandinsky22.backends import Availability, Settings
 from kandinsky22.bundle.bundle import Bundle
-from kandinsky22.bundle.manifest import Role
+from kandinsky22.bundle.manifest import PRECISIONS, Role
 from kandinsky22.bundle.reading import VERIFY, Verify
 from kandinsky22.callbacks import NO_CALLBACKS, Callbacks, OnBatch
 from kandinsky22.components import Components, Run
@@ -85,7 +85,7 @@ class Pipeline:
         Args:
             path: a folder that kandinsky22-export wrote.
             backend: "auto" (the fastest that can run here), "tensorrt", "openvino" or "onnxruntime".
-            precision: "auto" (the backend's best), "fp32" or "bf16".
+            precision: "auto" (the backend's best for the bundle), "fp32", "bf16" or, of a quantised bundle, "int8".
             threads: processor threads; None leaves it to the backend.
             low_memory: load each component when its stage begins and free it when it ends, so that only the largest
                 one must fit. Without it, components are loaded at their first use and kept.
@@ -99,7 +99,7 @@ class Pipeline:
             BackendError: the backend is unknown, not installed, or cannot run here.
             InputError: an argument has an impossible value.
         """
-        checks.choice("precision", precision, ("auto", "fp32", "bf16"))
+        checks.choice("precision", precision, PRECISIONS)
         if threads is not None:
             checks.whole("threads", threads, 1, 1024)
         checks.choice("verify", verify, VERIFY)
@@ -124,7 +124,7 @@ class Pipeline:
 
     @property
     def precision(self) -> str:
-        """What graphs are computed in: "fp32" or "bf16", or "bundle" where a GPU takes what was exported."""
+        """What graphs are computed in: "fp32", "bf16" or "int8", or "bundle" where a GPU takes what was exported."""
         return self._components.precision
 
     @takes("text2img")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kandinsky22 import files
+from kandinsky22.bundle.manifest import PRECISIONS
 from kandinsky22.errors import InputError, shown
 from kandinsky22_serve.outside.addresses import check_allowed, check_url
 
@@ -143,7 +144,7 @@ class Settings:
     backend: str = _setting(
         "auto", _one_of("auto", "tensorrt", "openvino", "onnxruntime"), "what runs the graphs", "NAME"
     )
-    precision: str = _setting("auto", _one_of("auto", "fp32", "bf16"), "what is computed in", "NAME")
+    precision: str = _setting("auto", _one_of(*PRECISIONS), "what is computed in", "NAME")
     threads: int | None = _setting(None, _whole(1, 1024), "processor threads of the engine", "N")
     model: str = _setting("ai-forever/kandinsky-2.2", _model, "owner/name that the model is listed under", "NAME")
     allow_webhook_host: tuple[str, ...] = _setting(

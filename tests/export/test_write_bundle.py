@@ -369,7 +369,7 @@ class TestWhole:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"precision": "int8"}, "The precision is 'int8'; it is one of fp32, fp16."),
+            ({"precision": "int4"}, "The precision is 'int4'; it is one of fp32, fp16, int8, fp8."),
             ({"max_size": 10}, "at least 64"),
             ({"components": ["unet"]}, "There is no component 'unet'; known: text_encoder"),
             ({"source": None}, "There is nothing to export"),

@@ -161,6 +161,7 @@ def test_every_flag_of_generate_is_one_of_a_side(bundle: Path) -> None:
     for name, (_, parameter) in known.items():
         words = " ".join([str(parameter.flag), *["1"] * {0: 0, 2: 2}.get(parameter.kind.words, 1)])  # type: ignore[arg-type]
         words = words.replace(" 1", f" {parameter.kind.choices[0]}") if parameter.kind.choices else words
+        words = words.replace(" 1", " forecast") if name == "skip" else words
         words = words.replace(" 1", " 2") if name == "prior_num_inference_steps" else words
         options = parser.parse_args([str(bundle), f"--second={words}"])
         if name in ("num_images_per_prompt", "batch_size", "seed"):

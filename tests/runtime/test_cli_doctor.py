@@ -37,7 +37,7 @@ def test_it_reads_well(cli: Cli, shapes_bundle: Path) -> None:
 
 def test_without_a_backend_it_says_what_to_install(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     none = [Availability(name, False, "No module named 'it'") for name in backends.PREFERENCE]
-    monkeypatch.setattr(backends, "survey", lambda: none)
+    monkeypatch.setattr(backends, "survey", lambda bundle: none)
     done = cli("doctor")
     assert done.code == 1
     assert done.err == "error: No backend can run here; install one: pip install kandinsky22[cpu].\n"

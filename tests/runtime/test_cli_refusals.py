@@ -76,7 +76,7 @@ def refused(cli: Cli, folder: Path, *arguments: object) -> str:
         (("a", "--scheduler", "ddpm", "--eta", "0.5"), "eta"),
         (("a", "--backend", "torch"), "no backend 'torch'; choose one of auto"),
         (("a", "--backend", "onnxruntime", "--precision", "bf16"), "have no bf16"),
-        (("a", "--precision", "int8"), "--precision: invalid choice"),
+        (("a", "--precision", "int4"), "--precision: invalid choice"),
         (("a", "--quality", "0"), "--quality: '0'"),
         (("a", "--format", "gif"), "--format: invalid choice: 'gif'"),
         (("a", "-o", "a.gif"), ".gif is none of .png"),

@@ -44,7 +44,9 @@ def _estimate(
 ) -> float:
     """Bytes of components with so many parameters, each of `stored` bytes in its file."""
     components = {
-        name: SimpleNamespace(role=ROLES[name][0], parameters=count, variants=variants, files=(name,))
+        name: SimpleNamespace(
+            role=ROLES[name][0], parameters=count, variants=variants, files=(name,), quantisation=None
+        )
         for name, count in parameters.items()
     }
     files = {name: SimpleNamespace(bytes=stored * count) for name, count in parameters.items()}

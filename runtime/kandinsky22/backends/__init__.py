@@ -31,6 +31,9 @@ waited. What it raises ends the loop and reaches the caller.
 EXPORTED = ""
 """The weights of a component that its bundle was exported with. Other sets are named by whoever adds them."""
 
+GPU_ALONE = "the bundle is in fp8, which runs on a GPU alone; export it with --precision int8 for a processor"
+"""Why what runs on the processor cannot run a bundle in fp8."""
+
 PerStep = Mapping[str, "Sequence[Array] | Array"]
 """Inputs that change with the step: each has one array, or one row of an array, a step."""
 
@@ -91,7 +94,7 @@ class Relay:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run: `precision` is "auto", "fp32" or "bf16"; `threads` None leaves the choice to the backend."""
+    """How to run: `precision` is one of `PRECISIONS`; `threads` None leaves the choice to the backend."""
 
     precision: str = "auto"
     threads: int | None = None
@@ -101,7 +104,8 @@ class Settings:
 class Availability:
     """Whether a backend can run here, in which precision "auto" would run, and why.
 
-    `precision` is "fp32" or "bf16", or "bundle" where the graphs are run in the precision that they were exported in.
+    `precision` is "fp32", "bf16" or "int8", or "bundle" where the graphs are run in the precision that they were
+    exported in.
     """
 
     name: str

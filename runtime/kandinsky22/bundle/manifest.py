@@ -64,6 +64,8 @@ FileName = Annotated[
 """A path with slashes from the bundle's folder, which does not lead out of it on any system."""
 PositiveFloat = Annotated[float, Rule("a number above 0", lambda value: value > 0)]
 Precision = Annotated[str, one_of("fp32", "fp16")]
+PRECISIONS = ("auto", "fp32", "bf16", "int8")
+"""What graphs can be asked to be computed in: "auto" is the best for a bundle, "int8" needs one that has it."""
 _FACTOR = "([A-Za-z_][A-Za-z0-9_]*|[1-9][0-9]{0,5})"
 Dimension = Count | Annotated[str, matching(rf"{_FACTOR}( ?\* ?{_FACTOR})*", 'a dimension such as "h" or "8*h"')]
 
@@ -106,6 +108,22 @@ class GraphCheck:
 
 
 @dataclass(frozen=True)
+class Quantisation:
+    """How a graph was quantised: to what `type`, how many `layers`, and which were `kept` in floating point.
+
+    `kept` has the relative error that each of these layers would have had. `samples` are the states of real runs that
+    ranges were taken from, `error` is that of the graph's first output beside what it was before, relative and of the
+    worst of some of them.
+    """
+
+    type: Annotated[str, one_of("int8", "fp8")]
+    layers: Annotated[int, between(0)]
+    kept: dict[Name, Annotated[float, between(0)]]
+    samples: Count
+    error: Annotated[float, between(0)]
+
+
+@dataclass(frozen=True)
 class Component:
     """One graph: what it is for, its files in the bundle, its interface, and how far it was from torch when exported.
 
@@ -117,7 +135,8 @@ class Component:
     `per_step` names the inputs that change with the step, and `scheduler` is the key of `Manifest.schedulers` whose
     schedule they come from. A plain graph has none of the three.
 
-    `shares_weights_with` is the name of another component over the same weights, or None.
+    `shares_weights_with` is the name of another component over the same weights, or None. `precision` is that of what
+    is not quantised, `quantisation` says what is; None for a graph in floating point.
     """
 
     role: Role = field(kw_only=True)
@@ -132,6 +151,7 @@ class Component:
     shares_weights_with: str | None = None
     checks: tuple[GraphCheck, ...] = ()
     variants: dict[Name, FileName] = field(default_factory=dict)
+    quantisation: Quantisation | None = None
 
 
 @dataclass(frozen=True)
@@ -189,12 +209,13 @@ class ImageProcessor:
 class Manifest:
     """Everything that a bundle says about itself.
 
-    `source` names checkpoints, revisions and versions. `schedulers` holds diffusers' configs (with `_class_name`), by
-    the names that components give. `text` is None without a prior, `image_processor` without an image encoder.
+    `source` names checkpoints, revisions and versions. `precision` is "int8" or "fp8" where some components are
+    quantised. `schedulers` holds diffusers' configs (with `_class_name`), by the names that components give. `text` is
+    None without a prior, `image_processor` without an image encoder.
     """
 
     name: Name
-    precision: Precision
+    precision: Annotated[str, one_of("fp32", "fp16", "int8", "fp8")]
     opset: Count
     source: dict[str, Any]
     components: Annotated[dict[ComponentName, Component], NOT_EMPTY]

@@ -86,6 +86,8 @@ def _check_component(place: str, name: str, component: Component, manifest: Mani
             if spec.name in seen:
                 raise mismatch(f"{place}.{part}[{index}].name", spec.name, "a name that no other has")
             seen.add(spec.name)
+    if component.quantisation is not None and component.quantisation.type != manifest.precision:
+        raise mismatch(f"{place}.quantisation.type", component.quantisation.type, f"the precision {manifest.precision}")
     shared = component.shares_weights_with
     if shared is not None and (shared not in manifest.components or shared == name):
         raise mismatch(f"{place}.shares_weights_with", shared, "the name of another component, or null")
@@ -154,8 +156,9 @@ def export_command(data: Mapping[str, Any], folder: Path) -> str:
     """
     source = data.get("source")
     words = ["kandinsky22-export", *_sources(source if isinstance(source, dict) else {})]
-    if data.get("precision") == "fp16":
-        words += ["--precision", "fp16"]
+    precision = data.get("precision")
+    if precision in ("fp16", "int8", "fp8"):
+        words += ["--precision", precision]
     limits = data.get("limits")
     size = limits.get("max_size") if isinstance(limits, dict) else None
     if type(size) is int and 64 <= size <= 2**16 and size != 2048:

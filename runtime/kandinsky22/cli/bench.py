@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kandinsky22.bundle.manifest import PRECISIONS
 from kandinsky22.cli import flags
 from kandinsky22.cli.printable import printable
 from kandinsky22.cli.tables import columns
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("bundle", metavar="BUNDLE", help="folder that kandinsky22-export wrote")
     add("--backend", metavar="NAME", action="append", help="may be given several times (the fastest here)")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="(%(default)s: the backend's best)")
+    add("--precision", choices=PRECISIONS, default="auto", help="(%(default)s: the backend's best)")
     add("--threads", metavar="N", type=int, help="of the processor (the backend's choice)")
     add("--component", metavar="NAME", action="append", help="only this one; may be given several times (all)")
     add("--size", metavar="WxH", action="append", help="may be given several times (the size of training)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import platform
@@ -65,8 +66,12 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("--token-file and --try are about a server; name it with --server.")
     if options.server is not None:
         return _run_server(options)
-    report = _machine()
-    problems = [] if report["auto"] else ["No backend can run here; install one: pip install kandinsky22[cpu]."]
+    report = _machine(None if options.bundle is None else Path(options.bundle))
+    problems = []
+    if report["auto"] is None and any(each["usable"] for each in report["installed"]):
+        problems.append("No backend can run this bundle here; what each of them lacks is told above.")
+    elif report["auto"] is None:
+        problems.append("No backend can run here; install one: pip install kandinsky22[cpu].")
     if options.bundle is not None:
         report["bundle"] = _bundle(Path(options.bundle))
         problems += report["bundle"]["problems"]
@@ -93,11 +98,17 @@ def _told(text: str, problems: Sequence[str]) -> int:
     return 1 if problems else 0
 
 
-def _machine() -> dict[str, Any]:
-    """Versions, processor, memory, disk, GPU, and what can run here."""
+def _machine(path: Path | None) -> dict[str, Any]:
+    """Versions, processor, memory, disk, GPU, and what can run here: the bundle in `path`, where it is one."""
     from kandinsky22 import backends
+    from kandinsky22.bundle.bundle import Bundle
 
-    survey = backends.survey()
+    bundle = None
+    if path is not None:
+        with contextlib.suppress(BundleError):  # what is wrong with it is told with the bundle
+            bundle = Bundle(path)
+    installed = backends.survey(None)
+    survey = installed if bundle is None else backends.survey(bundle)
     processor, total, available = machine.processor(), machine.total_memory(), machine.available_memory()
     return {
         "kandinsky22": VERSION,
@@ -111,6 +122,7 @@ def _machine() -> dict[str, Any]:
         "memory": None if total is None else {"total": total, "available": available},
         "disk": {"folder": str(Path.cwd()), "free": shutil.disk_usage(Path.cwd()).free},
         "nvidia_gpus": machine.nvidia_gpus(),
+        "installed": [dataclasses.asdict(each) for each in installed],
         "backends": [dataclasses.asdict(each) for each in survey],
         "auto": next((each.name for each in survey if each.usable), None),
     }
@@ -141,6 +153,7 @@ def _bundle(path: Path) -> dict[str, Any]:
             name: {
                 "role": component.role,
                 "precision": component.precision,
+                "quantisation": None if component.quantisation is None else dataclasses.asdict(component.quantisation),
                 "parameters": component.parameters,
                 "bytes": sum(manifest.files[file].bytes for file in component.files),
             }
@@ -199,12 +212,21 @@ def _bundle_lines(bundle: Mapping[str, Any]) -> list[str]:
     )
     for name, component in bundle["components"].items():
         lines.append(
-            f"component    {name}: {component['parameters'] / 1e6:,.1f} M parameters, {component['precision']}, "
+            f"component    {name}: {component['parameters'] / 1e6:,.1f} M parameters, {_precision(component)}, "
             f"{_gigabytes(component['bytes'])}"
         )
     for task, missing in bundle["missing_for"].items():
         lines.append(f"task         {task}: {'no, it lacks ' + ', '.join(missing) if missing else 'yes'}")
     return lines
+
+
+def _precision(component: Mapping[str, Any]) -> str:
+    """What a component's weights are in."""
+    quantisation = component["quantisation"]
+    if quantisation is None:
+        return str(component["precision"])
+    kept = f", {len(quantisation['kept'])} layers kept in {component['precision']}" if quantisation["kept"] else ""
+    return f"{quantisation['type']}{kept}"
 
 
 def _gigabytes(count: int) -> str:

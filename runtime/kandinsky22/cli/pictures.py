@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kandinsky22 import checks
+from kandinsky22.bundle.manifest import PRECISIONS
 from kandinsky22.cli import flags
 from kandinsky22.cli.printable import printable
 from kandinsky22.errors import InputError
@@ -133,7 +134,7 @@ def add_machine_arguments(group: argparse._ArgumentGroup) -> None:
     """Declare the flags of what pictures are made with: see `machine`."""
     add = group.add_argument
     add("--backend", metavar="NAME", default="auto", help="see `kandinsky22 doctor` (%(default)s: the fastest here)")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="(%(default)s: the backend's best)")
+    add("--precision", choices=PRECISIONS, default="auto", help="(%(default)s: the backend's best)")
     threads = flags.typed(kinds.whole(1, 1024).parse or int)
     add("--threads", metavar="N", type=threads, help="of the processor (the backend's choice)")
     add("--low-memory", action="store_true", help="keep one network in memory at a time; slower with several batches")

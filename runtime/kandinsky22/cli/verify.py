@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from kandinsky22.bundle.manifest import PRECISIONS
 from kandinsky22.cli import flags
 from kandinsky22.cli.printable import printable
 from kandinsky22.cli.tables import columns
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("bundle", metavar="BUNDLE", help="folder that kandinsky22-export wrote")
     add("--backend", metavar="NAME", default="auto", help="what is verified (%(default)s: the fastest here)")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the backend (%(default)s: its best)")
+    add("--precision", choices=PRECISIONS, default="auto", help="of the backend (%(default)s: its best)")
     add("--component", metavar="NAME", action="append", help="only this one; may be given several times (all)")
     add("--at", choices=PLACES, action="append", help="only here in the profile; may be given several times (all)")
     add("--min", metavar="PIXELS", type=int, help="smallest side, for backends without plans (384)")

@@ -5,7 +5,9 @@ On the CPU it is the reference that the other backends are compared with: `CPU` 
 
 from __future__ import annotations
 
-from kandinsky22.backends import EXPORTED, Availability, LoadedComponent, Settings, refuse_other_weights
+import dataclasses
+
+from kandinsky22.backends import EXPORTED, GPU_ALONE, Availability, LoadedComponent, Settings, refuse_other_weights
 from kandinsky22.backends.cuda import gpu
 from kandinsky22.backends.onnxruntime.cpu import OnnxRuntimeComponent
 from kandinsky22.backends.onnxruntime.cuda import PROVIDER, OnnxRuntimeCudaComponent
@@ -29,25 +31,40 @@ class OnnxRuntimeBackend:
             import onnxruntime as ort
         except ImportError as error:
             return Availability(NAME, False, f"{error}; install it: pip install kandinsky22[cpu]")
+        on_processor = _on_processor(bundle, ort.__version__)
         if not self._gpu or PROVIDER not in ort.get_available_providers():
-            return Availability(NAME, True, "runs on every CPU", ort.__version__, "fp32")
+            return on_processor
         try:
             return Availability(NAME, True, f"runs on {gpu.gpu()}", ort.__version__, "bundle", gpu=True)
         except BackendError as error:
-            reason = f"runs on every CPU; on a GPU it would, too, but: {str(error).rstrip('.')}"
-            return Availability(NAME, True, reason, ort.__version__, "fp32")
+            reason = f"{on_processor.reason}; on a GPU it would, too, but: {str(error).rstrip('.')}"
+            return dataclasses.replace(on_processor, reason=reason)
 
     def load(self, bundle: Bundle, name: str, settings: Settings, weights: str = EXPORTED) -> LoadedComponent:
-        """See `Backend.load`. Its CPU kernels compute in fp32: "bf16" is refused."""
+        """See `Backend.load`. Its CPU kernels compute in fp32, and quantised graphs in int8: all else is refused."""
         refuse_other_weights(NAME, name, weights)
         if self.availability().gpu:
             return OnnxRuntimeCudaComponent(bundle, name, settings)
-        if settings.precision not in ("auto", "fp32"):
+        precision = _precision(bundle)
+        if settings.precision not in ("auto", precision):
             raise BackendError(
-                f"ONNX Runtime's CPU kernels have no {settings.precision}; use precision fp32, or the openvino backend."
+                f"ONNX Runtime's CPU kernels have no {settings.precision} for this bundle, run in {precision}; use "
+                "precision auto, or the openvino backend."
             )
         with bundle.reading(name, ATTENTION_IN_PARTS) as graph:
             return OnnxRuntimeComponent(name, graph, bundle.component(name), settings)
+
+
+def _on_processor(bundle: Bundle | None, version: str) -> Availability:
+    """Whether its CPU kernels run a bundle."""
+    if bundle is not None and bundle.manifest.precision == "fp8":
+        return Availability(NAME, False, GPU_ALONE, version)
+    return Availability(NAME, True, "runs on every CPU", version, _precision(bundle))
+
+
+def _precision(bundle: Bundle | None) -> str:
+    """What its CPU kernels compute a bundle in."""
+    return "int8" if bundle is not None and bundle.manifest.precision == "int8" else "fp32"
 
 
 BACKEND = OnnxRuntimeBackend()

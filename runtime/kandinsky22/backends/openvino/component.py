@@ -14,6 +14,7 @@ from kandinsky22 import machine
 from kandinsky22.arrays import Array
 from kandinsky22.backends import (
     EXPORTED,
+    GPU_ALONE,
     Availability,
     LoadedComponent,
     OnStep,
@@ -26,7 +27,7 @@ from kandinsky22.backends import (
 from kandinsky22.backends.loop import plain_loop
 from kandinsky22.backends.openvino.pictures import one_by_one
 from kandinsky22.bundle.bundle import Bundle
-from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS
+from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS, PRECISIONS
 from kandinsky22.errors import BackendError, last_line
 from kandinsky22.openvino_core import core, imported
 
@@ -38,8 +39,10 @@ log = logging.getLogger(__name__)
 
 NAME = "openvino"
 DEVICE = "CPU"
+_BYTES = frozenset(("avx512_vnni", "avx_vnni", "amx_int8", "asimddp"))
+"""Instructions for products of bytes, as Linux calls them."""
 HINTS = {"fp32": "f32", "bf16": "bf16"}
-WEIGHT_BYTES = {"fp32": 4, "bf16": 2}
+WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 """What a parameter takes where it is packed for the processor."""
 
 
@@ -48,9 +51,10 @@ class OpenVinoComponent:
     before.
 
     Graphs compiled for a few shapes are kept, see `Kept`; what was dropped is compiled anew (the published UNet in
-    seven seconds) and computes the same. In bf16 each picture is run alone, and is the same to the bit whatever is run
-    beside it. In fp32 the pictures of a run are computed together, which is up to 1.7 times as fast for a small
-    network, and one differs by rounding (under 1/255) from the same one alone. Threads wait for each other run by run.
+    seven seconds) and computes the same. In bf16 and int8 each picture is run alone, and is the same to the bit
+    whatever is run beside it. In fp32 the pictures of a run are computed together, which is up to 1.7 times as fast for
+    a small network, and one differs by rounding (under 1/255) from the same one alone. Threads wait for each other run
+    by run.
     """
 
     def __init__(self, bundle: Bundle, name: str, settings: Settings, variant: str = "") -> None:
@@ -62,7 +66,9 @@ class OpenVinoComponent:
         self._name, self.component, self._in_parts = name, component, variant in component.variants
         self._reading = functools.partial(bundle.reading, name, variant)
         self._outputs = [spec.name for spec in component.outputs]
-        self._precision = _precision(settings.precision)
+        precision = _precision(settings.precision, bundle.manifest.precision)
+        self._int8 = precision == "int8" and component.quantisation is not None
+        self._precision = _float_precision() if precision == "int8" else precision
         self._config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **_shared_out()}
         if settings.threads is not None:
             self._config["INFERENCE_NUM_THREADS"] = settings.threads
@@ -71,18 +77,18 @@ class OpenVinoComponent:
         self.compile_seconds = 0.0
         self._lock = threading.Lock()
         self._closed = False
-        self._kept = Kept(name, component.parameters * WEIGHT_BYTES[self._precision])
+        self._kept = Kept(name, component.parameters * WEIGHT_BYTES["int8" if self._int8 else self._precision])
         started = time.perf_counter()
         self._model: Any = self._read()
-        self._winograd = self._precision == "fp32" and winograd.is_for(self._model)
-        log.info("%s loaded by OpenVINO for %s in %.1f s", name, self._precision, time.perf_counter() - started)
+        self._winograd = self._precision == "fp32" and not self._int8 and winograd.is_for(self._model)
+        log.info("%s loaded by OpenVINO for %s in %.1f s", name, precision, time.perf_counter() - started)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `LoadedComponent.run`."""
         with self._lock:
             if self._closed:
                 raise closed(self._name)
-            if self._precision == "bf16":
+            if self._int8 or self._precision == "bf16":
                 return one_by_one(self._run, self.component, feeds)
             return self._run(feeds)
 
@@ -121,6 +127,8 @@ class OpenVinoComponent:
         with self._reading() as self._path, self._refusing():
             model = core().read_model(self._path)
             rewrites.in_float32(model)
+            if self.component.quantisation is not None and not self._int8:
+                rewrites.without_rounding(model)
         return model
 
     def _compile(self, shapes: Shapes) -> CompiledGraph:
@@ -172,16 +180,18 @@ class OpenVinoBackend:
 
     def availability(self, bundle: Bundle | None = None) -> Availability:
         """Usable where openvino imports; bf16 where the processor has AMX or AVX-512 BF16."""
+        exported = "fp32" if bundle is None else bundle.manifest.precision
         try:
             version = imported().__version__.split("-")[0]
             name = core().get_property(DEVICE, "FULL_DEVICE_NAME").strip()
-            precision = _precision("auto")
+            precision = _precision("auto", exported)
         except ImportError as error:
             return Availability(NAME, False, f"{error}; install it: pip install kandinsky22[openvino]")
         except RuntimeError as error:
             return Availability(NAME, False, f"it finds no processor it can use ({last_line(error)})")
-        why = "has" if precision == "bf16" else "lacks"
-        reason = f"runs on this processor ({name}), which {why} instructions for bf16"
+        if exported == "fp8":
+            return Availability(NAME, False, GPU_ALONE, version)
+        reason = f"runs on this processor ({name}), which {_instructions(exported)}"
         return Availability(NAME, True, reason, version, precision)
 
     def load(self, bundle: Bundle, name: str, settings: Settings, weights: str = EXPORTED) -> LoadedComponent:
@@ -218,15 +228,42 @@ def _has_amx() -> bool:
     return "amx_bf16" in machine.processor().flags
 
 
-def _precision(asked: str) -> str:
-    """Resolve "auto", and refuse what this processor would only emulate."""
+def _precision(asked: str, exported: str) -> str:
+    """Resolve "auto", and refuse what this processor would only emulate, or a bundle does not have.
+
+    One that was `exported` in int8 runs in it where the processor adds up products of bytes without saturating them,
+    and otherwise in floating point, over the same weights.
+    """
     if asked == "auto":
-        return "bf16" if _has_bf16() else "fp32"
-    if asked not in HINTS:
-        raise BackendError(f"OpenVINO on a CPU has no precision {asked!r}; choose one of auto, {', '.join(HINTS)}.")
+        return "int8" if exported == "int8" and _has_int8() else _float_precision()
+    if asked not in PRECISIONS:
+        raise BackendError(f"OpenVINO on a CPU has no precision {asked!r}; choose one of {', '.join(PRECISIONS)}.")
     if asked == "bf16" and not _has_bf16():
         raise BackendError("This processor has no bf16 (it needs AMX or AVX-512 BF16); use precision fp32.")
+    if asked == "int8" and exported != "int8":
+        raise BackendError(f"The bundle is in {exported}; export it with --precision int8, or use precision auto.")
+    if asked == "int8" and not _has_int8():
+        raise BackendError("This processor has no products of bytes (it needs VNNI or AMX); use precision auto.")
     return asked
+
+
+def _float_precision() -> str:
+    """The faster of the floating point types on this processor."""
+    return "bf16" if _has_bf16() else "fp32"
+
+
+def _instructions(exported: str) -> str:
+    """What the processor has, as a clause."""
+    bf16 = f"{'has' if _has_bf16() else 'lacks'} instructions for bf16"
+    return f"{'has' if _has_int8() else 'lacks'} products of bytes for int8, and {bf16}" if exported == "int8" else bf16
+
+
+def _has_int8() -> bool:
+    """Whether the processor adds up four products of bytes in 32 bits at once: VNNI, in AVX-512, AVX or AMX, or Arm's.
+
+    Where it does not, kernels add them up in 16 bits, which saturate.
+    """
+    return bool(_BYTES & machine.processor().flags)
 
 
 def _has_bf16() -> bool:

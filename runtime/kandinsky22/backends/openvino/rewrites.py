@@ -47,6 +47,21 @@ def in_float32(model: Any) -> None:
     model.validate_nodes_and_infer_types()
 
 
+def without_rounding(model: Any) -> None:
+    """Let a quantised graph compute in floating point: its activations are no longer rounded to int8.
+
+    Its weights are what they were rounded to, times their scales.
+    """
+    for node in list(of_kind(model, "FakeQuantize")):
+        last = node
+        while last.get_type_name() != "Multiply":  # the scale; before it come conversions and the offset
+            (user,) = last.output(0).get_target_inputs()
+            last = user.get_node()
+        for user in last.output(0).get_target_inputs():
+            user.replace_source_output(node.input_value(0))
+    model.validate_nodes_and_infer_types()
+
+
 def channels_last(model: Any) -> None:
     """Keep maps as convolutions leave them, from the first to the last; for graphs that compute in float32.
 

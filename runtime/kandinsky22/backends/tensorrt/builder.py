@@ -27,6 +27,8 @@ PRODUCTS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "ATTENTION_INPUT"
 """Kinds of layers that nearly all of the arithmetic is in, as a network has them."""
 ENGINE_PRODUCTS = ("correlation", "gemm")
 """The same, as TensorRT for RTX calls them in an engine."""
+LONGEST_NAME = 120
+"""Characters of a layer's name that a report has: fused layers have the names of all that went into them."""
 DTYPES = {"float32": "FLOAT", "int64": "INT64", "bool": "BOOL"}
 """TensorRT's names of the types that cross a graph's border."""
 
@@ -106,6 +108,8 @@ class _Build:
         self.monitor = make_monitor(self.trt, on_progress)
         self.products: Counter[str] = Counter()
         self.attentions = self.fusable = 0
+        self.quantised = _QUANTISED[component.quantisation.type] if component.quantisation else ""
+        """The type of quantised products, as an engine calls it; empty where the graph has none."""
 
     def run(self) -> None:
         """Parse and build, and make the `report`. Runs in a thread of its own, one at a time: they share the log."""
@@ -154,13 +158,21 @@ class _Build:
     def _report(self) -> Report:
         """What the finished engine runs, from the lines that TensorRT logged about it."""
         layers: dict[str, Counter[str]] = {}
+        operands: Counter[str] = Counter()
+        floating: list[str] = []
         fused = 0
         for line in self.log.layers:
             name, kind, dtype = (_field(pattern, line) for pattern in (_NAME, _KIND, _OUTPUT_TYPE))
             layers.setdefault(dtype, Counter())[kind] += 1
             fused += name.startswith(FUSED_ATTENTION)
+            if kind in ENGINE_PRODUCTS:
+                operand = _field(_OPERAND_TYPE, line)
+                operands[operand] += 1
+                if self.quantised and operand != self.quantised:
+                    floating.append(name[:LONGEST_NAME])
         counts = {dtype: dict(sorted(kinds.items())) for dtype, kinds in sorted(layers.items())}
-        return Report(counts, dict(sorted(self.products.items())), self.attentions, self.fusable, fused)
+        products, multiplied = (dict(sorted(each.items())) for each in (self.products, operands))
+        return Report(counts, products, self.attentions, self.fusable, fused, multiplied, tuple(floating))
 
     def _check_interface(self, network: Any) -> None:
         """The parsed graph has the inputs and outputs, types and fixed dimensions that the manifest promises."""
@@ -232,10 +244,22 @@ class _Build:
             name, dtype = _field(_NAME, line), _field(_BORDER_TYPE, line).upper()
             if name in promised and dtype != promised[name]:
                 raise self._error("built a plan with other types", f"{name} is {dtype}, expected {promised[name]}")
+        if self.quantised:
+            self._check_quantised()
+            return
         for dtype, kinds in self.report.layers.items():
             found = [kind for kind in ENGINE_PRODUCTS if kind in kinds]
             if found and dtype not in self.products:
                 raise self._error("built a plan with other types", f"it has {found} in {dtype}, the graph has none")
+
+    def _check_quantised(self) -> None:
+        """The engine multiplies what the graph has quantised, and all else in the graph's own types."""
+        operands = self.report.operands
+        others = [dtype for dtype in operands if dtype not in (self.quantised, *self.products)]
+        if others:
+            raise self._error("built a plan with other types", f"it multiplies {others}, the graph nothing of it")
+        if operands and self.quantised not in operands:
+            raise self._error("built a plan with other types", f"it multiplies nothing in {self.quantised}")
 
     def _error(self, what: str, *reasons: str) -> BackendError:
         """One sentence from what TensorRT logged: the first error says why, those after it are consequences."""
@@ -249,11 +273,14 @@ class _Build:
         return BackendError(f"{self.flavour.name} {self.flavour.version} {what} of {self.graph.name}: {why}")
 
 
+_QUANTISED = {"int8": "Int8", "fp8": "FP8"}
+"""Types of quantised graphs, in the same words."""
 _TYPE_NAMES = {"FLOAT": "Float", "HALF": "Half", "BF16": "BFloat16"}
 """Types as a network has them, in the words in which an engine is described."""
 _NAME = re.compile(r"^\s*Name: ([^,]*),")
 _KIND = re.compile(r"LayerType: ([^,]*),")
 _OUTPUT_TYPE = re.compile(r"Outputs: \[ \{.*?(?:Datatype|Format/Datatype): ([^,}]*)")
+_OPERAND_TYPE = re.compile(r"Inputs: \[ \{.*?(?:Datatype|Format/Datatype): ([^,}]*)")
 _BORDER_TYPE = re.compile(r"DataType: ([^,]*),")
 
 

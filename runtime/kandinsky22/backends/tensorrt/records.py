@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from kandinsky22 import schema
@@ -37,6 +37,8 @@ class Report:
     it is empty where TensorRT did not tell. `products` counts the graph's convolutions, matrix products and
     attentions, where nearly all of the arithmetic is, by type. `attention` counts the attentions among them, `fusable`
     those that a fused kernel exists for (16-bit, head size 16 to 256), and `fused` the fused kernels in the engine.
+    `operands` counts the engine's products by the type of what they multiply, {"Int8": 71}; `floating` names those of a
+    quantised graph that multiply something else.
     """
 
     layers: dict[str, dict[str, Count]]
@@ -44,6 +46,8 @@ class Report:
     attention: Count
     fusable: Count
     fused: Count
+    operands: dict[str, Count] = field(default_factory=dict)
+    floating: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,40 @@
+"""A bundle in floating point to a quantised one, in place."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+from kandinsky22.bundle.manifest import DECODERS, Manifest, Role
+from kandinsky22_export.progress import OnProgress
+from kandinsky22_export.quantise.calibration import Calibration
+from kandinsky22_export.quantise.component import quantise_component
+from kandinsky22_export.quantise.formats import NumberFormat
+from kandinsky22_export.quantise.recording import record
+
+QUANTISED = DECODERS | {Role.PRIOR, Role.MOVQ_ENCODER, Role.MOVQ_DECODER}
+"""The roles of components that are quantised: those that take a picture's time.
+
+Encoders of texts and pictures run once, and what they say is what a picture is of.
+"""
+
+
+def quantise_bundle(
+    folder: Path,
+    manifest: Manifest,
+    into: NumberFormat,
+    calibration: Calibration,
+    note: OnProgress = lambda component, stage: None,
+) -> Manifest:
+    """Quantise the components of the bundle in `folder`; its manifest, without the new files' records.
+
+    Raises ExportError where a quantised component computes something else, BundleError where the bundle paints nothing.
+    """
+    fed = record(folder, calibration, functools.partial(note, "calibration"))
+    components = dict(manifest.components)
+    for name, component in components.items():
+        if component.role in QUANTISED:
+            told = functools.partial(note, f"{name} in {into.name}")
+            components[name] = quantise_component(folder, name, component, fed.pop(name), into, told)
+    return dataclasses.replace(manifest, precision=into.name, components=components)

@@ -1,0 +1,184 @@
+"""One component's graph: calibrated, its sensitive layers found, written with Q/DQ pairs, compared with what it was."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper, numpy_helper
+
+from kandinsky22.arrays import Array
+from kandinsky22.bundle.manifest import Component, Quantisation
+from kandinsky22.errors import ExportError
+from kandinsky22_export.progress import OnStage
+from kandinsky22_export.quantise.errors import layer_error
+from kandinsky22_export.quantise.formats import NumberFormat
+from kandinsky22_export.quantise.layers import Layer, find_layers
+from kandinsky22_export.quantise.ranges import Magnitudes, best_scale
+from kandinsky22_export.quantise.recording import Feeds
+from kandinsky22_export.quantise.rewrite import insert_pairs
+from kandinsky22_export.tracing.variants import VARIANTS
+
+RANGES = 3
+"""Parts of the timesteps whose activations are counted apart, since they drift along a run."""
+
+SENSITIVE = 0.12
+"""Relative error of a layer's output from which it stays in floating point."""
+
+BOUND = 0.3
+"""Relative error of a component's first output from which the export is refused: its pictures would be others."""
+
+SMALL = 1024
+"""Bytes up to which a tensor stays in the graph's own file."""
+
+
+def quantise_component(
+    folder: Path, name: str, component: Component, fed: Sequence[Feeds], into: NumberFormat, note: OnStage
+) -> Component:
+    """Write a component of the bundle in `folder` anew, with its weights in eight bits.
+
+    `fed` are what it was fed in real runs. Raises ExportError where it computes something else then.
+    """
+    path = folder / component.files[0]
+    ranges = _by_timestep(fed)
+    expected = _outputs(path, component, fed, note)
+    model = onnx.load(path)
+    layers = find_layers(model)
+    scales = _scales(path, layers, ranges, into, note)
+    note("finding sensitive layers")
+    errors = _errors(path, model, layers, scales, into, [states[len(states) // 2] for states in ranges])
+    kept = _kept(layers, errors)
+    note("writing")
+    insert_pairs(model, [layer for layer in layers if layer.name not in kept], scales, into)
+    _write(folder, component, model)
+    del model
+    note("comparing with what it was")
+    error = _error(expected, _outputs(path, component, fed, note))
+    if not error <= BOUND:  # a NaN is an excess too
+        raise ExportError(
+            f"{name} in {into.name} is off by {error:.2f} of its output, where {BOUND} is allowed; calibrate it on "
+            "prompts of its own kind (--calibration), or take precision fp16."
+        )
+    quantised = Quantisation(into.name, len(layers) - len(kept), kept, len(fed), error)
+    return dataclasses.replace(component, quantisation=quantised)
+
+
+def _by_timestep(fed: Sequence[Feeds]) -> list[list[Feeds]]:
+    """What a component was fed, by ranges of timesteps from high to low; all in one where there are none."""
+    if "timestep" not in fed[0]:
+        return [list(fed)]
+    ordered = sorted(fed, key=lambda feeds: -float(feeds["timestep"][0]))
+    parts = (ordered[len(ordered) * part // RANGES : len(ordered) * (part + 1) // RANGES] for part in range(RANGES))
+    return [part for part in parts if part]
+
+
+def _scales(
+    path: Path, layers: Sequence[Layer], ranges: Sequence[Sequence[Feeds]], into: NumberFormat, note: OnStage
+) -> dict[str, float]:
+    """The scale of each activation that layers read."""
+    names = list(dict.fromkeys(layer.activation for layer in layers))
+    seen = {name: [Magnitudes() for _ in ranges] for name in names}
+    session, total, done = _Activations(path, names), sum(map(len, ranges)), 0
+    for place, states in enumerate(ranges):
+        for feeds in states:
+            done += 1
+            note(f"calibrating {done} of {total}")
+            for name, values in session.run(feeds):
+                seen[name][place].add(values)
+    return {name: best_scale(magnitudes, into) for name, magnitudes in seen.items()}
+
+
+def _errors(
+    path: Path,
+    model: onnx.ModelProto,
+    layers: Sequence[Layer],
+    scales: Mapping[str, float],
+    into: NumberFormat,
+    states: Sequence[Feeds],
+) -> dict[str, float]:
+    """The relative error of each layer's output: the largest of these states."""
+    weights = {each.name: each for each in model.graph.initializer}
+    nodes = {node.name: node for node in model.graph.node}
+    by_activation: dict[str, list[Layer]] = {}
+    for layer in layers:
+        by_activation.setdefault(layer.activation, []).append(layer)
+    errors = dict.fromkeys((layer.name for layer in layers), 0.0)
+    session = _Activations(path, list(by_activation))
+    for feeds in states:
+        for name, values in session.run(feeds):
+            for layer in by_activation[name]:
+                weight = numpy_helper.to_array(weights[layer.weight])
+                error = layer_error(layer, nodes[layer.name], values, weight, scales[name], into)
+                errors[layer.name] = max(errors[layer.name], error)
+    return errors
+
+
+def _kept(layers: Sequence[Layer], errors: Mapping[str, float]) -> dict[str, float]:
+    """Layers that stay in floating point, with the errors that they would have.
+
+    Beside the sensitive ones a graph's first and last convolution: they cost next to nothing, all that is drawn comes
+    in through the one, and what the other rounds nothing smoothes.
+    """
+    convolutions = [layer.name for layer in layers if layer.kind == "Conv"]
+    ends = {*convolutions[:1], *convolutions[-1:]}
+    return {name: error for name, error in errors.items() if error > SENSITIVE or name in ends}
+
+
+def _write(folder: Path, component: Component, model: onnx.ModelProto) -> None:
+    """Replace a component's files: its graph, its data, and the variants, which are edited from the graph."""
+    graph, data = (folder / name for name in component.files[:2])
+    for file in (graph, data):
+        file.unlink()
+    onnx.save(model, graph, save_as_external_data=True, location=data.name, size_threshold=SMALL)
+    for variant, name in component.variants.items():
+        edited = onnx.load(graph, load_external_data=False)
+        VARIANTS[variant](edited)
+        (folder / name).write_bytes(edited.SerializeToString())
+
+
+class _Activations:
+    """A graph that hands out what is inside it."""
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        model = onnx.load(path, load_external_data=False)
+        inputs = {each.name for each in model.graph.input}
+        self._given = [name for name in names if name in inputs]
+        self._inside = [name for name in names if name not in inputs]
+        model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in self._inside)
+        file = path.with_name(f"{path.stem}.activations.onnx")  # beside the data that it refers to
+        file.write_bytes(model.SerializeToString())
+        try:
+            self._session = session(file)
+        finally:
+            file.unlink()
+
+    def run(self, feeds: Feeds) -> Iterator[tuple[str, Array]]:
+        """Names and values of the activations."""
+        for name in self._given:
+            yield name, feeds[name]
+        yield from zip(self._inside, self._session.run(self._inside, feeds), strict=True)
+
+
+def session(path: Path) -> Any:
+    """A session on the processor."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _outputs(path: Path, component: Component, fed: Sequence[Feeds], note: OnStage) -> list[Array]:
+    """The first output for each of a few feeds."""
+    note("computing references")
+    running, name = session(path), component.outputs[0].name
+    return [running.run([name], feeds)[0] for feeds in fed[:: max(1, len(fed) // 6)]]
+
+
+def _error(expected: Sequence[Array], found: Sequence[Array]) -> float:
+    """Root of the mean squared difference over that of what is expected; of the worst of several."""
+    pairs = zip(expected, found, strict=True)
+    return max(float(np.sqrt(np.square(b - a).mean() / np.square(a).mean())) for a, b in pairs)

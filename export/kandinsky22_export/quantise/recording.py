@@ -1,0 +1,149 @@
+"""What components are fed in real runs of a bundle: the states that quantised graphs are calibrated on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from kandinsky22 import backends
+from kandinsky22.arrays import Array
+from kandinsky22.backends import EXPORTED, Availability, Backend, LoadedComponent, OnStep, PerStep, Relay, Settings
+from kandinsky22.backends.loop import plain_loop
+from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.bundle.manifest import STEP_ROLES, Component, Role
+from kandinsky22.components import Components
+from kandinsky22.pipeline import Output, Pipeline
+from kandinsky22_export.quantise.calibration import Calibration
+
+Feeds = dict[str, Array]
+
+DECODER_STEPS, PRIOR_STEPS = 20, 25
+"""Steps of the runs that are recorded."""
+
+
+class _Recorded:
+    """A component that keeps what it is fed."""
+
+    def __init__(self, inner: LoadedComponent, kept: list[Feeds]) -> None:
+        self._inner, self._kept = inner, kept
+
+    @property
+    def component(self) -> Component:
+        """See `LoadedComponent.component`."""
+        return self._inner.component
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """See `LoadedComponent.run`."""
+        self._kept.append({name: np.array(array) for name, array in feeds.items()})
+        return self._inner.run(feeds)
+
+    def loop(
+        self,
+        state: Mapping[str, Array],
+        per_step: PerStep,
+        constants: Mapping[str, Array],
+        on_step: OnStep | None = None,
+        relay: Relay | None = None,
+    ) -> dict[str, Array]:
+        """See `LoadedComponent.loop`."""
+        return plain_loop(self, state, per_step, constants, on_step, relay)
+
+    def close(self) -> None:
+        """See `LoadedComponent.close`."""
+        self._inner.close()
+
+
+class _Recorder:
+    """A backend whose components keep what they are fed, each in a list in `fed`."""
+
+    def __init__(self, inner: Backend) -> None:
+        self._inner = inner
+        self.fed: dict[str, list[Feeds]] = {}
+
+    def availability(self, bundle: Bundle | None = None) -> Availability:
+        """See `Backend.availability`."""
+        return self._inner.availability(bundle)
+
+    def load(self, bundle: Bundle, name: str, settings: Settings, weights: str = EXPORTED) -> LoadedComponent:
+        """See `Backend.load`."""
+        return _Recorded(self._inner.load(bundle, name, settings, weights), self.fed.setdefault(name, []))
+
+
+def record(folder: Path, calibration: Calibration, note: Callable[[str], None]) -> dict[str, list[Feeds]]:
+    """What the components of the bundle in `folder` are fed, by their names, when the prompts are painted.
+
+    Of a step component that is about `calibration.samples` states, evenly spread over the steps of the runs. Each
+    decoder paints: that of inpainting and that with a hint from the pictures of text to image. `note` is told how far
+    it is.
+    """
+    bundle = Bundle(folder)
+    recorder = _Recorder(_processor_backend(bundle))
+    roles = bundle.manifest.roles()
+    kept: dict[str, list[Feeds]] = {}
+    share = max(1, round(calibration.samples / len(calibration.prompts)))
+    with Pipeline(Components(bundle, recorder, Settings(), low_memory=True)) as pipe, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of prompts that are too long for a tiny text encoder
+        for number, prompt in enumerate(calibration.prompts):
+            note(f"painting {number + 1} of {len(calibration.prompts)}")
+            _paint(pipe, roles, prompt, calibration.seed + number)
+            for name, fed in recorder.fed.items():
+                kept.setdefault(name, []).extend(_spread(fed, share if _is_step(bundle, name) else 1))
+                fed.clear()
+    return kept
+
+
+def _processor_backend(bundle: Bundle) -> Backend:
+    """The faster backend that runs the bundle on the processor."""
+    for name in ("openvino", "onnxruntime"):
+        backend = backends.get(name) if name == "onnxruntime" or _usable(name, bundle) else None
+        if backend is not None:
+            return backend
+    raise AssertionError("ONNX Runtime comes with the exporter.")
+
+
+def _usable(name: str, bundle: Bundle) -> bool:
+    return any(found.name == name and found.usable for found in backends.survey(bundle))
+
+
+def _is_step(bundle: Bundle, name: str) -> bool:
+    return bundle.component(name).role in STEP_ROLES
+
+
+def _spread(fed: list[Feeds], count: int) -> list[Feeds]:
+    """So many of them, from the first to the last."""
+    if len(fed) <= count:
+        return list(fed)
+    places = np.linspace(0, len(fed) - 1, count).round().astype(int) if count > 1 else [len(fed) // 2]
+    return [fed[place] for place in places]
+
+
+def _paint(pipe: Pipeline, roles: frozenset[Role], prompt: str, seed: int) -> None:
+    """Run what there is to run: every decoder, and both ways through MoVQ."""
+    steps: dict[str, Any] = {
+        "num_inference_steps": DECODER_STEPS,
+        "prior_num_inference_steps": PRIOR_STEPS,
+        "seed": seed,
+    }
+    found = pipe(prompt, **steps)
+    picture = _picture(found)
+    if Role.CONTROLNET_DECODER in roles:
+        hint = np.asarray(picture.convert("L").convert("RGB"), np.float32) / 255
+        pipe.controlnet(prompt, hint=hint, output_type="latent", **steps)
+    if Role.INPAINT_DECODER in roles:
+        mask = np.zeros((picture.height, picture.width), np.float32)
+        mask[:, : picture.width // 2] = 1
+        pipe.inpaint(prompt, image=picture, mask_image=mask, output_type="latent", **steps)
+    elif Role.MOVQ_ENCODER in roles:
+        few = {**steps, "num_inference_steps": 2, "prior_num_inference_steps": 2}
+        pipe.img2img(prompt, image=picture, strength=1.0, output_type="latent", **few)
+
+
+def _picture(output: Output) -> PIL.Image.Image:
+    (picture,) = output.images
+    assert isinstance(picture, PIL.Image.Image)
+    return picture
