@@ -40,12 +40,14 @@ def _estimate(
     cost: memory.Cost = OPENVINO,
     kept: tuple[str, ...] = (),
     stored: int = 2,
+    quantised: bool = False,
     **changes: Any,
 ) -> float:
     """Bytes of components with so many parameters, each of `stored` bytes in its file."""
+    quantisation = "int8" if quantised else None
     components = {
         name: SimpleNamespace(
-            role=ROLES[name][0], parameters=count, variants=variants, files=(name,), quantisation=None
+            role=ROLES[name][0], parameters=count, variants=variants, files=(name,), quantisation=quantisation
         )
         for name, count in parameters.items()
     }
@@ -79,6 +81,15 @@ def test_the_estimate_is_near_what_was_measured(
     """On the published architecture, in GiB at the peak of the process."""
     estimated = published(name, size, cost=memory.COSTS[backend, precision], stored=stored)
     assert measured / 1.6 < estimated < measured * 1.6
+
+
+@pytest.mark.parametrize(("name", "measured"), [("prior_step", 2.18), ("decoder_step", 3.32), ("movq_decoder", 2.64)])
+def test_the_estimate_of_a_quantised_component_is_near_what_was_measured(name: str, measured: float) -> None:
+    """At 1024x1024 on OpenVINO, in GiB; without being quantised it takes more."""
+    int8 = memory.COSTS["openvino", "int8"]
+    estimated = published(name, 1024, cost=int8, stored=1, quantised=True)
+    assert measured / 1.4 < estimated < measured * 1.4
+    assert estimated < published(name, 1024, cost=int8, stored=1)
 
 
 @pytest.mark.parametrize(("size", "measured"), [(384, 7.3), (512, 6.53), (768, 6.86), (1024, 5.33), (1536, 6.0)])
