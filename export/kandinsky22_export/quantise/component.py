@@ -22,7 +22,7 @@ from kandinsky22_export.quantise.layers import Layer, find_layers
 from kandinsky22_export.quantise.ranges import Magnitudes, best_scale
 from kandinsky22_export.quantise.recording import Feeds
 from kandinsky22_export.quantise.rewrite import insert_pairs
-from kandinsky22_export.tracing.variants import VARIANTS
+from kandinsky22_export.tracing.export_graph import write_variant
 
 RANGES = 3
 """Parts of the timesteps whose activations are counted apart, since they drift along a run."""
@@ -46,7 +46,8 @@ def quantise_component(
     """
     path = folder / component.files[0]
     ranges = _by_timestep(fed)
-    expected = _outputs(path, component, fed, note)
+    note("computing references")
+    expected = _outputs(path, component, fed)
     model = onnx.load(path)
     layers = find_layers(model)
     scales = _scales(path, layers, ranges, into, note)
@@ -58,7 +59,7 @@ def quantise_component(
     _write(folder, component, model)
     del model
     note("comparing with what it was")
-    error = _error(expected, _outputs(path, component, fed, note))
+    error = _error(expected, _outputs(path, component, fed))
     if not error <= BOUND:  # a NaN is an excess too
         raise ExportError(
             f"{name} in {into.name} is off by {error:.2f} of its output, where {BOUND} is allowed; calibrate it on "
@@ -135,10 +136,8 @@ def _write(folder: Path, component: Component, model: onnx.ModelProto) -> None:
     for file in (graph, data):
         file.unlink()
     onnx.save(model, graph, save_as_external_data=True, location=data.name, size_threshold=SMALL)
-    for variant, name in component.variants.items():
-        edited = onnx.load(graph, load_external_data=False)
-        VARIANTS[variant](edited)
-        (folder / name).write_bytes(edited.SerializeToString())
+    for variant in component.variants:
+        write_variant(graph, variant)
 
 
 class _Activations:
@@ -171,9 +170,8 @@ def session(path: Path) -> Any:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def _outputs(path: Path, component: Component, fed: Sequence[Feeds], note: OnStage) -> list[Array]:
+def _outputs(path: Path, component: Component, fed: Sequence[Feeds]) -> list[Array]:
     """The first output for each of a few feeds."""
-    note("computing references")
     running, name = session(path), component.outputs[0].name
     return [running.run([name], feeds)[0] for feeds in fed[:: max(1, len(fed) // 6)]]
 

@@ -50,7 +50,7 @@ def export_graph(build: Callable[[], Graph], folder: Path, precision: str, note:
     if precision == "fp16":
         graph.half()
     weights = _written(graph, path)
-    variants = {variant: _write_variant(path, variant) for variant in graph.variants}
+    variants = {variant: write_variant(path, variant) for variant in graph.variants}
     del graph
     gc.collect()
     note("comparing with torch")
@@ -77,7 +77,7 @@ def _written(graph: Graph, path: Path) -> list[Path]:
     return []
 
 
-def _write_variant(path: Path, variant: str) -> Path:
+def write_variant(path: Path, variant: str) -> Path:
     """Write a variant of the graph in `path`, over the same external data."""
     model = onnx.load(path, load_external_data=False)
     VARIANTS[variant](model)
