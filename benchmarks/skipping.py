@@ -101,7 +101,7 @@ def calls(pipe: Pipeline, run: Run) -> int:
     """How often the UNet is called for a batch."""
     request = Request.of("text2img", prompt="", num_inference_steps=run.steps, skip=run.skip, guidance_scale=GUIDANCE)
     sampling = pipe.resolve(request).sampling
-    return run.steps - len(sampling.forecast.steps if sampling and sampling.forecast else ())
+    return run.steps - len(sampling.skip.steps if sampling and sampling.skip else ())
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ def _parser() -> Parser:
     add("--controlnet", metavar="SOURCE", help="a decoder with a depth hint, to add to the bundle")
     add("--inpaint", metavar="SOURCE", help="an inpainting decoder, to add to the bundle")
     add("--precision", choices=("fp32", "fp16", "int8", "fp8"), default="fp32", help="of the networks (default: fp32)")
-    add("--calibration", metavar="FILE", help="with int8 and fp8: prompts to calibrate on, one a line")
+    add("--calibration", metavar="FILE", help="with int8, fp8 and --shallow: prompts to calibrate on, one a line")
     add("--calibration-seed", type=int, metavar="SEED", help="seed of the first prompt's picture (default: 0)")
     add("--calibration-samples", type=int, metavar="N", help="states of each step graph to calibrate on (default: 48)")
     add("--architecture", metavar="NAME", help="with --random-weights: the sizes to draw (default: kandinsky-2.2)")
@@ -142,6 +142,7 @@ def _parser() -> Parser:
     add("--revision", help="branch, tag or commit of SOURCE on the Hub")
     add("--variant", choices=("none", "fp16"), help="which weights to read (default: the full ones, else fp16)")
     add("--max-size", type=int, default=2048, metavar="PIXELS", help="longest side of a picture (default: 2048)")
+    add("--shallow", action="store_true", help="add steps that run the top of a UNet alone, for --skip shallow")
     add("--components", nargs="+", metavar="NAME", help="export only these")
     add("--jobs", type=int, default=1, metavar="N", help="components at a time, each with its own memory (default: 1)")
     add("--force", action="store_true", help="replace the bundle if it exists")
@@ -208,6 +209,7 @@ def _export(options: argparse.Namespace, destination: Path, stop: signals.Stop) 
             variant=options.variant,
             max_size=options.max_size,
             components=options.components,
+            shallow=options.shallow,
             force=options.force,
             jobs=options.jobs,
             calibration=_calibration(options),
@@ -237,10 +239,10 @@ def _report(manifest: Manifest, destination: Path, seconds: float, as_json: bool
         return
     for name, component in manifest.components.items():
         size = sum(manifest.files[file].bytes for file in component.files)
-        error = max(check.error for check in component.checks)
+        error, other = max(check.error for check in component.checks), "its decoder" if component.cut else "torch"
         print(
             f"{printable(name):<23} {_precision(component)}  {component.parameters / 1e6:8.1f} M parameters"
-            f"  {size / 1e6:8.1f} MB  largest difference from torch {error:.1e}"
+            f"  {size / 1e6:8.1f} MB  largest difference from {other} {error:.1e}"
         )
     for name, component in manifest.components.items():
         if (found := component.quantisation) is not None:

@@ -51,6 +51,7 @@ def export(
     variant: str | None = None,
     max_size: int = 2048,
     components: Sequence[str] | None = None,
+    shallow: bool = False,
     force: bool = False,
     jobs: int = 1,
     calibration: Calibration | None = None,
@@ -62,15 +63,19 @@ def export(
     `source` on the Hub, `variant` of all weights' files. With `random_weights` (a seed) there is no
     source: the weights of `architecture` are drawn. `precision` is "fp32", "fp16", or "int8" or "fp8": exported
     in fp16, then quantised on what `calibration` says, see `kandinsky22_export.quantise`. `max_size` is the longest
-    side in pixels that dynamic thresholding will be exact for. `components` picks some of those there are.
+    side in pixels that dynamic thresholding will be exact for. `components` picks some of those there are. `shallow`
+    adds steps of decoders that run a UNet's top level alone, see `kandinsky22_export.shallow`.
     `force` replaces a bundle. `jobs` components are exported at a time: above 1 in processes of their own, with the
     memory of all of them, and a script then needs `if __name__ == "__main__"`. `note(component, stage)` is told what is
     happening. Raises a KandinskyError, after which nothing has been written and an old bundle is as it was.
     """
     if precision not in PRECISIONS:
         raise InputError(f"The precision is {precision!r}; it is one of {', '.join(PRECISIONS)}.")
-    if calibration is not None and precision not in QUANTISED:
-        raise InputError(f"A calibration is for precision {', '.join(QUANTISED)}, not for {precision}; leave it out.")
+    if calibration is not None and precision not in QUANTISED and not shallow:
+        raise InputError(
+            f"A calibration is for precision {', '.join(QUANTISED)} and for shallow steps, not for {precision} alone; "
+            "leave it out."
+        )
     if max_size < 64:
         raise InputError(f"The largest size is {max_size}; it is at least 64 pixels.")
     if jobs < 1:
@@ -87,7 +92,7 @@ def export(
         raise InputError("There is nothing to export: give a folder, a Hub id, or a seed for random weights.")
     checkpoint = opening()
     chosen = _choose(checkpoint, components)
-    if precision in QUANTISED:
+    if precision in QUANTISED or shallow:
         require_painters(chosen)
     with replacing(destination, force) as folder:
         for name in chosen:
@@ -97,13 +102,12 @@ def export(
         limits = limits_of(checkpoint, max_size)
         exporting = ComponentExport(opening, folder / "onnx", QUANTISED.get(precision, precision), limits.ranks)
         manifest = _write(checkpoint, chosen, destination.name, exporting, limits, jobs, folder, note)
-        if precision in QUANTISED:
-            from kandinsky22_export.quantise.bundle import quantise_bundle  # the pipeline, which others do without
-            from kandinsky22_export.quantise.formats import FORMATS
+        if precision in QUANTISED or shallow:
+            from kandinsky22_export.refine import refine  # the pipeline, which others do without
 
             del checkpoint  # its networks take as much memory as the bundle
-            quantised = quantise_bundle(folder, manifest, FORMATS[precision], calibration or Calibration(), note)
-            manifest = finish(quantised, folder, note)
+            refined = refine(folder, manifest, precision, calibration or Calibration(), note, shallow=shallow)
+            manifest = finish(refined, folder, note)
         return manifest
 
 

@@ -16,9 +16,10 @@ MAX_STEPS = 1000
 MAX_PICTURES = 4096
 NO_SKIP = "none"
 FORECAST = "forecast"
-INTERVAL = 2
-"""Of how many steps one is computed, where a forecast is asked for and no interval is given."""
-SKIPS = f"{NO_SKIP}, {FORECAST}, or {FORECAST}:N where one in N steps is computed, 2 to {MAX_STEPS}"
+SHALLOW = "shallow"
+INTERVALS = {FORECAST: 2, SHALLOW: 3}
+"""Ways to skip steps, with of how many steps one is computed where no interval is given."""
+SKIPS = f"{NO_SKIP}, {FORECAST}:N or {SHALLOW}:N, where one in N steps is computed, 2 to {MAX_STEPS}"
 
 
 def whole(name: str, value: object, low: int, high: int) -> int:
@@ -138,13 +139,13 @@ def choice(name: str, value: object, allowed: Sequence[str]) -> str:
 
 
 def skip(name: str, value: object) -> str:
-    """Which steps are not computed, in its one form: "none", or "forecast:INTERVAL"."""
+    """Which steps are not computed as a whole, in its one form: "none", "forecast:INTERVAL", or "shallow:INTERVAL"."""
     kind, colon, interval = value.partition(":") if isinstance(value, str) else ("", "", "")
     if kind == NO_SKIP and not colon:
         return NO_SKIP
-    number = interval if colon else str(INTERVAL)
-    if kind == FORECAST and number.isascii() and number.isdecimal() and 2 <= int(number[:9]) <= MAX_STEPS:
-        return f"{FORECAST}:{int(number[:9])}"
+    number = interval if colon else str(INTERVALS.get(kind, ""))
+    if kind in INTERVALS and number.isascii() and number.isdecimal() and 2 <= int(number[:9]) <= MAX_STEPS:
+        return f"{kind}:{int(number[:9])}"
     raise InputError(f"{name} is {shown(value)}; expected {SKIPS}.")
 
 

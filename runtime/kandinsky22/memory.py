@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from kandinsky22 import checks
 from kandinsky22.batching import runs
-from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS, DECODERS, Manifest, Role
+from kandinsky22.bundle.manifest import ATTENTION_IN_PARTS, DECODERS, SKIPPING_ROLES, Manifest, Role
 from kandinsky22.errors import MemoryLimitError
 from kandinsky22.machine import available_memory
 
@@ -100,9 +100,17 @@ def estimate(manifest: Manifest, demand: Demand, cost: Cost, kept: Collection[st
     weights = {name: _weights(manifest, name, demand, cost) for name in manifest.components}
     peaks = []
     for name in demand.components:
-        held = sum(weights[each] for each in {name, *kept})
-        peaks.append(held + _activations(manifest, name, demand, cost))
+        together = _together(manifest, name, demand)
+        held = sum(weights[each] for each in {*together, *kept})
+        peaks.append(held + sum(_activations(manifest, each, demand, cost) for each in together))
     return BASE + max(peaks, default=0)
+
+
+def _together(manifest: Manifest, name: str, demand: Demand) -> list[str]:
+    """A component and those that take turns with it: a decoder's steps and what takes some of them in its place."""
+    roles = {each: manifest.components[each].role for each in demand.components}
+    skipping = [each for each, role in roles.items() if role in SKIPPING_ROLES]
+    return [name, *skipping] if roles[name] in DECODERS else [name]
 
 
 def _weights(manifest: Manifest, name: str, demand: Demand, cost: Cost) -> float:

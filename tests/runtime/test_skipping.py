@@ -249,17 +249,17 @@ def test_a_job_says_which_component_takes_which_steps(bundle: Bundle) -> None:
         ("controlnet", {"hint": PICTURES[0]}, "decoder_forecast_controlnet"),
     ):
         found = job(bundle, task, skip="forecast", output_type="pil", **given)
-        assert (found.sampling.forecast.component, found.sampling.forecast.steps) == (name, (4, 6, 8))
+        assert (found.sampling.skip.component, found.sampling.skip.steps) == (name, (4, 6, 8))
         assert found.components[-3].startswith("decoder_step")
         assert found.components[-2:] == (name, "movq_decoder")
         assert found.steps == job(bundle, task, **given).steps
-        assert job(bundle, task, **given).sampling.forecast is None
+        assert job(bundle, task, **given).sampling.skip is None
 
 
 def test_steps_of_a_run_that_strength_shortens_are_counted_from_its_first(bundle: Bundle) -> None:
     found = job(bundle, "img2img", image=PICTURES[0], strength=0.7, skip="forecast", num_inference_steps=12)
     assert len(found.sampling.schedule.timesteps) == 8
-    assert found.sampling.forecast.steps == (4,)
+    assert found.sampling.skip.steps == (4,)
 
 
 def test_jobs_that_skip_alike_run_together_and_others_do_not(bundle: Bundle, pipe: Pipeline) -> None:

@@ -28,12 +28,12 @@ PAINTERS = ("text_encoder", "prior_step", "decoder_step", "movq_decoder")
 
 
 def require_painters(components: Collection[str]) -> None:
-    """Raise ExportError where a bundle of these components cannot be calibrated, since it paints no picture."""
+    """Raise ExportError where a bundle of these components paints no picture to be calibrated on."""
     missing = [name for name in PAINTERS if name not in components]
     if missing:
         raise ExportError(
-            f"Quantised graphs are calibrated on pictures, which need {', '.join(missing)}; export a checkpoint of "
-            "text to image with its prior and all of its components, or take precision fp16."
+            f"Quantised graphs and shallow steps are made by painting, which needs {', '.join(missing)}; export a "
+            "checkpoint of text to image with its prior and all of its components, or do without, in precision fp16."
         )
 
 

@@ -22,7 +22,7 @@ from kandinsky22_export.quantise.layers import Layer, find_layers
 from kandinsky22_export.quantise.ranges import Magnitudes, best_scale
 from kandinsky22_export.quantise.recording import Feeds
 from kandinsky22_export.quantise.rewrite import insert_pairs
-from kandinsky22_export.tracing.export_graph import write_variant
+from kandinsky22_export.tracing.export_graph import save, write_variant
 
 RANGES = 3
 """Parts of the timesteps whose activations are counted apart, since they drift along a run."""
@@ -32,9 +32,6 @@ SENSITIVE = 0.12
 
 BOUND = 0.3
 """Relative error of a component's first output from which the export is refused: its pictures would be others."""
-
-SMALL = 1024
-"""Bytes up to which a tensor stays in the graph's own file."""
 
 
 def quantise_component(
@@ -135,7 +132,7 @@ def _write(folder: Path, component: Component, model: onnx.ModelProto) -> None:
     graph, data = (folder / name for name in component.files[:2])
     for file in (graph, data):
         file.unlink()
-    onnx.save(model, graph, save_as_external_data=True, location=data.name, size_threshold=SMALL)
+    save(model, graph, data.name)
     for variant in component.variants:
         write_variant(graph, variant)
 

@@ -17,6 +17,7 @@ from kandinsky22.backends.loop import plain_loop
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.manifest import STEP_ROLES, Component, Role
 from kandinsky22.components import Components
+from kandinsky22.errors import BackendError
 from kandinsky22.pipeline import Output, Pipeline
 from kandinsky22_export.quantise.calibration import Calibration
 
@@ -74,44 +75,47 @@ class _Recorder:
         return _Recorded(self._inner.load(bundle, name, settings, weights), self.fed.setdefault(name, []))
 
 
-def record(folder: Path, calibration: Calibration, note: Callable[[str], None]) -> dict[str, list[Feeds]]:
+Keep = Callable[[Component, list[Feeds]], list[Feeds]]
+"""Which of the states that a component was fed in the runs for one prompt are kept."""
+
+
+def record(
+    folder: Path, calibration: Calibration, note: Callable[[str], None], keep: Keep | None = None
+) -> dict[str, list[Feeds]]:
     """What the components of the bundle in `folder` are fed, by their names, when the prompts are painted.
 
-    Of a step component that is about `calibration.samples` states, evenly spread over the steps of the runs. Each
-    decoder paints: that of inpainting and that with a hint from the pictures of text to image. `note` is told how far
-    it is.
+    Without `keep`, of a step component that is about `calibration.samples` states, evenly spread over the steps of the
+    runs. Each decoder paints: that of inpainting and that with a hint from the pictures of text to image. `note` is
+    told how far it is.
     """
     bundle = Bundle(folder)
+    keep = keep or _spread_over(calibration)
     recorder = _Recorder(_processor_backend(bundle))
     roles = bundle.manifest.roles()
     kept: dict[str, list[Feeds]] = {}
-    share = max(1, round(calibration.samples / len(calibration.prompts)))
     with Pipeline(Components(bundle, recorder, Settings(), low_memory=True)) as pipe, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of prompts that are too long for a tiny text encoder
         for number, prompt in enumerate(calibration.prompts):
             note(f"painting {number + 1} of {len(calibration.prompts)}")
             _paint(pipe, roles, prompt, calibration.seed + number)
             for name, fed in recorder.fed.items():
-                kept.setdefault(name, []).extend(_spread(fed, share if _is_step(bundle, name) else 1))
+                kept.setdefault(name, []).extend(keep(bundle.component(name), fed))
                 fed.clear()
     return kept
 
 
 def _processor_backend(bundle: Bundle) -> Backend:
-    """The faster backend that runs the bundle on the processor."""
-    for name in ("openvino", "onnxruntime"):
-        backend = backends.get(name) if name == "onnxruntime" or _usable(name, bundle) else None
-        if backend is not None:
-            return backend
-    raise AssertionError("ONNX Runtime comes with the exporter.")
+    """The faster backend that runs the bundle on the processor; ONNX Runtime comes with the exporter."""
+    try:
+        return backends.get("openvino", bundle)
+    except BackendError:
+        return backends.get("onnxruntime")
 
 
-def _usable(name: str, bundle: Bundle) -> bool:
-    return any(found.name == name and found.usable for found in backends.survey(bundle))
-
-
-def _is_step(bundle: Bundle, name: str) -> bool:
-    return bundle.component(name).role in STEP_ROLES
+def _spread_over(calibration: Calibration) -> Keep:
+    """Keep the states of a prompt's runs that are its share of the samples."""
+    share = max(1, round(calibration.samples / len(calibration.prompts)))
+    return lambda component, fed: _spread(fed, share if component.role in STEP_ROLES else 1)
 
 
 def _spread(fed: list[Feeds], count: int) -> list[Feeds]:

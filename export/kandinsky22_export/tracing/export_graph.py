@@ -21,6 +21,9 @@ from kandinsky22_export.tracing.variants import VARIANTS
 BYTES = {"fp32": 4, "fp16": 2}
 """Size of a weight, by the precision."""
 
+SMALL = 1024
+"""Bytes up to which a weight of an edited graph stays in the graph's own file."""
+
 
 def export_graph(build: Callable[[], Graph], folder: Path, precision: str, note: OnStage) -> Component:
     """Write `<name>.onnx` of the graph that `build` makes into `folder`, `<name>.onnx.data` beside it, and check them.
@@ -84,6 +87,12 @@ def write_variant(path: Path, variant: str) -> Path:
     file = path.with_name(f"{path.stem}.{variant}.onnx")
     file.write_bytes(model.SerializeToString())
     return file
+
+
+def save(model: onnx.ModelProto, path: Path, data: str) -> None:
+    """Write an edited graph, with its weights in a file called `data` beside it."""
+    onnx.save(model, path, save_as_external_data=True, location=data, size_threshold=SMALL)
+    path.with_name(data).chmod(path.stat().st_mode)  # onnx lets nobody else read them
 
 
 def _need_room(folder: Path, size: int) -> None:

@@ -32,6 +32,9 @@ class Role(enum.StrEnum):
     DECODER_FORECAST = "decoder_forecast"
     CONTROLNET_FORECAST = "controlnet_forecast"
     INPAINT_FORECAST = "inpaint_forecast"
+    DECODER_SHALLOW = "decoder_shallow"
+    CONTROLNET_SHALLOW = "controlnet_shallow"
+    INPAINT_SHALLOW = "inpaint_shallow"
     HINT_ENCODER = "hint_encoder"
     MOVQ_ENCODER = "movq_encoder"
     MOVQ_DECODER = "movq_decoder"
@@ -45,7 +48,15 @@ FORECASTS = {
     Role.INPAINT_DECODER: Role.INPAINT_FORECAST,
 }
 """The roles of components that take steps of a decoder without its network, by the decoder's."""
-STEP_ROLES = DECODERS | {Role.PRIOR, *FORECASTS.values()}
+SHALLOWS = {
+    Role.DECODER: Role.DECODER_SHALLOW,
+    Role.CONTROLNET_DECODER: Role.CONTROLNET_SHALLOW,
+    Role.INPAINT_DECODER: Role.INPAINT_SHALLOW,
+}
+"""The roles of components that take steps of a decoder with its network's top level alone, by the decoder's."""
+SKIPPING_ROLES = frozenset({*FORECASTS.values(), *SHALLOWS.values()})
+"""The roles of components that take steps in place of a decoder."""
+STEP_ROLES = DECODERS | SKIPPING_ROLES | {Role.PRIOR}
 """The roles of step graphs: those that are repeated, with a scheduler."""
 LATENT_ROLES = frozenset({Role.HINT_ENCODER, Role.MOVQ_ENCODER, Role.MOVQ_DECODER})
 """The roles of components between pixels and latents."""
@@ -68,6 +79,11 @@ PRECISIONS = ("auto", "fp32", "bf16", "int8")
 """What graphs can be asked to be computed in: "auto" is the best for a bundle, "int8" needs one that has it."""
 _FACTOR = "([A-Za-z_][A-Za-z0-9_]*|[1-9][0-9]{0,5})"
 Dimension = Count | Annotated[str, matching(rf"{_FACTOR}( ?\* ?{_FACTOR})*", 'a dimension such as "h" or "8*h"')]
+
+MODEL = "model"
+"""The output of a decoder that has what its network gave, guided."""
+FEATURES = "features"
+"""The output of a decoder that has what its lower levels gave, and the input of its shallow step."""
 
 ATTENTION_IN_PARTS = "attention_in_parts"
 """The variant of a graph for backends without a kernel that attends with wide heads and writes no scores out."""
@@ -124,6 +140,19 @@ class Quantisation:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Where a shallow step is cut from its decoder: at which `branch`, 0 being the one that leaves the fewest layers.
+
+    `errors` are those of all branches: of the network's output, relative, with features of the step before, over so
+    many `states` of real runs.
+    """
+
+    branch: Annotated[int, between(0)]
+    errors: Annotated[tuple[Annotated[float, between(0)], ...], NOT_EMPTY]
+    states: Count
+
+
+@dataclass(frozen=True)
 class Component:
     """One graph: what it is for, its files in the bundle, its interface, and how far it was from torch when exported.
 
@@ -136,7 +165,7 @@ class Component:
     schedule they come from. A plain graph has none of the three.
 
     `shares_weights_with` is the name of another component over the same weights, or None. `precision` is that of what
-    is not quantised, `quantisation` says what is; None for a graph in floating point.
+    is not quantised, `quantisation` says what is; None for a graph in floating point. `cut` is that of a shallow step.
     """
 
     role: Role = field(kw_only=True)
@@ -152,6 +181,7 @@ class Component:
     checks: tuple[GraphCheck, ...] = ()
     variants: dict[Name, FileName] = field(default_factory=dict)
     quantisation: Quantisation | None = None
+    cut: Cut | None = None
 
 
 @dataclass(frozen=True)

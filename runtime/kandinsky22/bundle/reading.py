@@ -11,9 +11,13 @@ from typing import Any, Literal, get_args
 from kandinsky22 import schema
 from kandinsky22.bundle.manifest import (
     DECODERS,
+    FEATURES,
     FORECASTS,
     FORMAT_VERSION,
     LATENT_ROLES,
+    MODEL,
+    SHALLOWS,
+    SKIPPING_ROLES,
     STEP_ROLES,
     Component,
     Manifest,
@@ -65,9 +69,13 @@ def check(manifest: Manifest) -> None:
             raise mismatch(place, component.role, f"another role than that of {roles[component.role]}")
         roles[component.role] = name
         _check_component(f"components.{name}", name, component, manifest)
-    for decoder, forecast in FORECASTS.items():
-        if decoder in roles and forecast in roles:
-            _check_forecast(f"components.{roles[decoder]}", manifest.components[roles[decoder]])
+    for others, output in ((FORECASTS, MODEL), (SHALLOWS, FEATURES)):
+        for decoder, other in others.items():
+            if decoder in roles and other in roles:
+                _check_handing_out(manifest, roles[decoder], output, other)
+    for decoder, shallow in SHALLOWS.items():
+        if decoder in roles and shallow in roles:
+            _check_shallow(manifest, roles[decoder], roles[shallow])
     for place, value, reason in _needed(manifest, frozenset(roles)):
         if value is None:
             raise SchemaError(f"{place} is null, expected a value, since the bundle has {reason}")
@@ -116,11 +124,21 @@ def _check_step(place: str, component: Component, manifest: Manifest) -> None:
             raise mismatch(f"{place}.per_step[{index}]", changing, "an input of the component that is no state")
 
 
-def _check_forecast(place: str, decoder: Component) -> None:
-    """What a decoder's network gave is handed out, for the component that forecasts it."""
-    if "model" not in {spec.name for spec in decoder.outputs}:
-        names = ", ".join(spec.name for spec in decoder.outputs)
-        raise SchemaError(f"{place}.outputs are {names}, expected model too, since the bundle has its forecast")
+def _check_handing_out(manifest: Manifest, decoder: str, output: str, other: Role) -> None:
+    """A decoder hands out what the component for `other`, which takes its steps, is made from."""
+    names = [spec.name for spec in manifest.components[decoder].outputs]
+    if output not in names:
+        raise SchemaError(
+            f"components.{decoder}.outputs are {', '.join(names)}, expected {output} too, since the bundle has a "
+            f"component for the role {str(other)!r}"
+        )
+
+
+def _check_shallow(manifest: Manifest, decoder: str, shallow: str) -> None:
+    """What a decoder hands out is what its shallow step takes in."""
+    given = next(spec for spec in manifest.components[decoder].outputs if spec.name == FEATURES)
+    if given not in manifest.components[shallow].inputs:
+        raise SchemaError(f"components.{shallow}.inputs lack features as they are in components.{decoder}.outputs")
 
 
 def _alike(one: TensorSpec, other: TensorSpec) -> bool:
@@ -130,11 +148,11 @@ def _alike(one: TensorSpec, other: TensorSpec) -> bool:
 def _needed(manifest: Manifest, roles: frozenset[Role]) -> Iterator[tuple[str, object, str]]:
     """What must be there because of the components that there are: place, value, and because of which."""
     geometry, files = manifest.geometry, manifest.files
-    if roles & (DECODERS | LATENT_ROLES | frozenset(FORECASTS.values())):
+    if roles & (DECODERS | LATENT_ROLES | SKIPPING_ROLES):
         reason = "components for latents"
         yield "geometry.latent_channels", geometry.latent_channels, reason
         yield "geometry.downscale", geometry.downscale, reason
-    if roles & (DECODERS | frozenset(FORECASTS.values())):
+    if roles & (DECODERS | SKIPPING_ROLES):
         yield "geometry.learned_variance", geometry.learned_variance, "a decoder"
         yield "geometry.default_size", geometry.default_size, "a decoder"
         yield "limits.ranks", manifest.limits.ranks, "a decoder"
@@ -159,11 +177,18 @@ def export_command(data: Mapping[str, Any], folder: Path) -> str:
     precision = data.get("precision")
     if precision in ("fp16", "int8", "fp8"):
         words += ["--precision", precision]
+    if _has_shallow_steps(data.get("components")):
+        words.append("--shallow")
     limits = data.get("limits")
     size = limits.get("max_size") if isinstance(limits, dict) else None
     if type(size) is int and 64 <= size <= 2**16 and size != 2048:
         words += ["--max-size", str(size)]
     return " ".join([*words, "-o", shlex.quote(str(folder)), "--force"])
+
+
+def _has_shallow_steps(components: object) -> bool:
+    records = components.values() if isinstance(components, dict) else ()
+    return any(isinstance(record, dict) and record.get("role") in list(SHALLOWS.values()) for record in records)
 
 
 def _sources(source: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kandinsky22 import machine
-from kandinsky22.bundle.manifest import Role
+from kandinsky22.bundle.manifest import FORECASTS, SHALLOWS, Role
 from kandinsky22.cli.printable import printable
 from kandinsky22.errors import BundleError, InputError
 from kandinsky22.version import VERSION
@@ -35,11 +35,12 @@ TASKS = {
     "embedding to image": _TO_PICTURE,
 }
 TASKS |= {
-    f"{task}, with steps skipped": (*TASKS[task], forecast)
-    for task, forecast in (
-        ("text to image", Role.DECODER_FORECAST),
-        ("inpainting", Role.INPAINT_FORECAST),
-        ("depth to image", Role.CONTROLNET_FORECAST),
+    f"{task}, with {steps} steps": (*TASKS[task], roles[decoder])
+    for steps, roles in (("forecast", FORECASTS), ("shallow", SHALLOWS))
+    for task, decoder in (
+        ("text to image", Role.DECODER),
+        ("inpainting", Role.INPAINT_DECODER),
+        ("depth to image", Role.CONTROLNET_DECODER),
     )
 }
 """What components are needed for, by task."""

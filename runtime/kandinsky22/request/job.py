@@ -100,9 +100,13 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """The steps, counted from the run's first, whose network is not computed, and the component that takes them."""
+class Skip:
+    """The steps, counted from the run's first, whose network is not computed as a whole, and what takes them.
 
+    `kind` is the way to skip, `checks.FORECAST` or `checks.SHALLOW`.
+    """
+
+    kind: str
     component: str
     steps: tuple[int, ...]
 
@@ -111,7 +115,7 @@ class Forecast:
 class Sampling:
     """What the decoder does: `shape` is of a picture's latents, `noise` (n, C, h, w) the caller's.
 
-    `forecast` is None where every step is computed. `ranks` and `rank_weight` say where dynamic thresholding finds its
+    `skip` is None where every step is computed. `ranks` and `rank_weight` say where dynamic thresholding finds its
     quantile, see `Thresholding.ranks`.
     """
 
@@ -123,7 +127,7 @@ class Sampling:
     ranks: Array
     rank_weight: Array
     noise: Floats | None = None
-    forecast: Forecast | None = None
+    skip: Skip | None = None
 
 
 @dataclass(frozen=True)

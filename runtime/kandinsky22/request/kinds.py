@@ -100,7 +100,7 @@ def choice(*names: str) -> Kind:
 
 
 def skip() -> Kind:
-    """Which steps are not computed: "none", "forecast", or "forecast:N"."""
+    """Which steps are not computed: "none", "forecast:N" or "shallow:N"."""
 
     def parse(word: str) -> str:
         try:

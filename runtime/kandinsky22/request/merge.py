@@ -72,7 +72,7 @@ def _of_decoder(sampling: Sampling) -> tuple[Any, ...]:
         sampling.schedule,
         float(sampling.guidance_scale) if any(segment.guided for segment in sampling.segments) else None,
         sampling.segments,
-        sampling.forecast,
+        sampling.skip,
         sampling.shape,
         sampling.ranks,
         sampling.rank_weight,
@@ -92,9 +92,7 @@ def _components(jobs: Sequence[Job]) -> tuple[str, ...]:
     if jobs[0].sampling is not None:
         roles = jobs[0].sampling.inputs.roles
         shared = (
-            len(roles)
-            + (jobs[0].sampling.forecast is not None)
-            + (jobs[0].request.parameters["output_type"] != "latent")
+            len(roles) + (jobs[0].sampling.skip is not None) + (jobs[0].request.parameters["output_type"] != "latent")
         )
     ends = [len(job.components) - shared for job in jobs]
     before = dict.fromkeys(name for job, end in zip(jobs, ends, strict=True) for name in job.components[:end])

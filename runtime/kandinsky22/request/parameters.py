@@ -335,9 +335,11 @@ class Parameters(TypedDict, total=False):
             kinds.skip(),
             checks.NO_SKIP,
             "decoder",
-            "Steps whose network is not computed. forecast:N (N is 2 where it is not given) computes the first 4 "
-            "steps, then one in N, the last 2, and 2 where guidance begins or ends; in between, what the network would "
-            "give is extrapolated from the last two that it gave (arXiv:2603.01623).",
+            "Steps whose network is not computed as a whole. forecast:N (N is 2 where it is not given) computes the "
+            "first 4 steps, then one in N, the last 2, and 2 where guidance begins or ends; in between, what the "
+            "network would give is extrapolated from the last two that it gave (arXiv:2603.01623). shallow:N (3) "
+            "computes the first step, then one in N, and one where guidance begins or ends; in between, the network's "
+            "top level alone is run (arXiv:2312.00858), for which the bundle is exported with --shallow.",
             "--skip",
         ),
     ]

@@ -39,9 +39,9 @@ def resolve(request: Request, manifest: Manifest, zero: Floats | None = None) ->
     seeds = checks.seeds(request.parameters["seed"], pictures)
     if request.task.makes_pictures:
         sampling = _sampling(request, manifest, inputs, prompts, pictures)
-        if sampling.forecast is not None:  # used with the decoder: before what makes pixels
+        if sampling.skip is not None:  # used with the decoder: before what makes pixels
             decoded = len(components) - len(last)
-            components = (*components[:decoded], sampling.forecast.component, *components[decoded:])
+            components = (*components[:decoded], sampling.skip.component, *components[decoded:])
     batches = tuple(batching.parts(pictures, request.parameters["batch_size"]))
     return Job(request, components, tuple(seeds), batches, source, sampling)
 
@@ -98,8 +98,8 @@ def _sampling(request: Request, manifest: Manifest, inputs: tasks.Inputs, prompt
     name = manifest.name_of(inputs.decoder)
     guided = guided_parts(len(schedule.timesteps), scale, asked["guidance_interval"])
     segments = tuple(Segment(part, on, name) for part, on in guided)
-    forecast = skipping.forecast(asked["skip"], inputs.decoder, manifest, guided)
-    return Sampling(inputs, schedule, scale, segments, shape, ranks, rank_weight, noise, forecast)
+    skip = skipping.skipped(asked["skip"], inputs.decoder, manifest, guided)
+    return Sampling(inputs, schedule, scale, segments, shape, ranks, rank_weight, noise, skip)
 
 
 def _latent_shape(manifest: Manifest, height: int | None, width: int | None) -> Shape:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kandinsky22.arrays import Embeddings, Floats
-from kandinsky22.backends import OnStep, Relay
+from kandinsky22.backends import Leg, OnStep, Relay
+from kandinsky22.checks import FORECAST, SHALLOW
 from kandinsky22.components import Key, Run, finite
 from kandinsky22.rows import Pictures, Rows
-from kandinsky22.sampling import forecast
+from kandinsky22.sampling import forecast, shallow
 from kandinsky22.sampling.conditions import Conditions, pasted, stacked
 from kandinsky22.sampling.guidance import guidance_weights
 
@@ -65,10 +66,10 @@ def begin(
     if given.hint_latents is not None:
         constants["hint_latents"] = given.hint_latents
     state = {"latents": latents, "x0_before": nothing}
-    if sampling.forecast is not None:
+    if sampling.skip is not None and sampling.skip.kind == FORECAST:
         channels = latents.shape[1] * (1 + bool(run.bundle.manifest.geometry.learned_variance))
         state |= forecast.nothing_kept(latents, channels)
-        per_step["forecast_weights"] = list(forecast.weights(schedule.timesteps, sampling.forecast.steps))
+        per_step["forecast_weights"] = list(forecast.weights(schedule.timesteps, sampling.skip.steps))
     inputs = [spec for name in _graphs(sampling) for spec in run.bundle.component(name).inputs]
     return Rows(pictures, places, inputs, state, per_step, constants)
 
@@ -76,7 +77,14 @@ def begin(
 def _graphs(sampling: Sampling) -> set[str]:
     """Names of the components whose graphs take steps."""
     found = {segment.component for segment in sampling.segments}
-    return found if sampling.forecast is None else found | {sampling.forecast.component}
+    return found if sampling.skip is None else found | {sampling.skip.component}
+
+
+def _legs(sampling: Sampling) -> tuple[Leg, ...]:
+    """Who takes each step of a run in which some are skipped."""
+    assert sampling.skip is not None
+    of_kind = {FORECAST: forecast.legs, SHALLOW: shallow.legs}[sampling.skip.kind]
+    return of_kind(len(sampling.schedule.timesteps), sampling.skip.steps)
 
 
 def sample(run: Run, sampling: Sampling, rows: Rows, on_step: OnStep | None = None) -> dict[int, Floats]:
@@ -85,14 +93,16 @@ def sample(run: Run, sampling: Sampling, rows: Rows, on_step: OnStep | None = No
     The state passes from one of `sampling`'s segments to the next; neighbours of one component are run without giving
     its turn away.
     """
-    skipped = sampling.forecast
-    forecasts = () if skipped is None else (Key(skipped.component),)
-    legs = forecast.legs(len(sampling.schedule.timesteps), () if skipped is None else skipped.steps)
+    skip = sampling.skip
+    skipping = () if skip is None else (Key(skip.component),)
     for component, segments in itertools.groupby(sampling.segments, lambda segment: segment.component):
-        with run.use_together(Key(component), *forecasts) as (decoder_step, *others):
-            relay = Relay(tuple(others), legs) if others else None
+        with run.use_together(Key(component), *skipping) as (decoder_step, *others):
+            relay = Relay(tuple(others), _legs(sampling)) if others else None
             for segment in segments:
                 guidance = guidance_weights(sampling.guidance_scale if segment.guided else 1.0)
+                if skip is not None and skip.kind == SHALLOW:  # features of another part have other branches
+                    taking, size = run.bundle.component(skip.component), sampling.shape[1:]
+                    rows.state |= shallow.nothing_kept(taking, len(rows.places), len(guidance), size)
                 rows.loop(decoder_step, segment.steps, guidance, on_step, relay)
                 finite(component, rows.state["latents"])
     latents = pasted(rows.state["latents"], rows.constant("mask"), rows.constant("known"))

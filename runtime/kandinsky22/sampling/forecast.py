@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from kandinsky22.arrays import Array, Floats
 from kandinsky22.backends import Leg
+from kandinsky22.bundle.manifest import MODEL
 
-OUTPUT = "model"
-"""The output of a step graph that has what its network gave."""
 KEPT = ("model_0", "model_1")
 """The inputs of a forecast that have the last two of them; every second one goes into the same."""
 
@@ -27,7 +26,7 @@ def legs(steps: int, forecast: Collection[int]) -> tuple[Leg, ...]:
         if step in forecast:
             found.append(Leg(1))
         else:
-            found.append(Leg(0, {KEPT[computed % 2]: OUTPUT}))
+            found.append(Leg(0, {KEPT[computed % 2]: MODEL}))
             computed += 1
     return tuple(found)
 
