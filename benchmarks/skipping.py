@@ -1,6 +1,6 @@
 """What steps without their network cost in quality, on checkpoints/shapes: a table in Markdown on stdout.
 
-    python -m benchmarks.skipping engines/shapes
+    python -m benchmarks.skipping engines/shapes  # exported with --shallow
 
 paints prompts of the model card with and without skipped steps, from the same embeddings and noise, and tells how often
 the UNet is called, how far the pixels are from the same run without skipping and from 500 steps of DDIM (root mean
@@ -38,12 +38,12 @@ class Run(NamedTuple):
 
 
 REFERENCE = Run("ddim", 500)
-SKIPS = (NO_SKIP, "forecast:2", "forecast:3", "forecast:4")
+SKIPS = (NO_SKIP, "forecast:2", "forecast:3", "forecast:4", "shallow:2", "shallow:3", "shallow:5")
 RUNS = (
     *(Run("ddim", steps, skip) for steps in (20, 50) for skip in SKIPS),
     *(Run("ddim", steps) for steps in (13, 28)),
-    *(Run("ddpm", 50, skip) for skip in SKIPS[:3]),
-    *(Run("dpm++ karras", 20, skip) for skip in SKIPS[:3]),
+    *(Run("ddpm", 50, skip) for skip in (*SKIPS[:3], "shallow:3")),
+    *(Run("dpm++ karras", 20, skip) for skip in (*SKIPS[:3], "shallow:2")),
     Run("dpm++ karras", 13),
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from filelock import FileLock
 from kandinsky22 import Pipeline
 from kandinsky22.backends import LoadedComponent, Settings, onnxruntime
 from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.bundle.manifest import Manifest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -79,6 +80,18 @@ def _quantised(tmp_path_factory: pytest.TempPathFactory, source: Path, name: str
     from kandinsky22_export.quantise.bundle import quantise_bundle
     from kandinsky22_export.quantise.calibration import PROMPTS, Calibration
     from kandinsky22_export.quantise.formats import FORMATS
+
+    def quantised(folder: Path) -> Manifest:
+        calibration = Calibration(PROMPTS[:6], samples=18)
+        return quantise_bundle(folder, Bundle(folder).manifest, FORMATS[name], calibration)
+
+    return _refined(tmp_path_factory, source, name, quantised)
+
+
+def _refined(
+    tmp_path_factory: pytest.TempPathFactory, source: Path, name: str, refine: Callable[[Path], Manifest]
+) -> Path:
+    """A copy of a bundle that `refine` has changed, made once for all workers."""
     from kandinsky22_export.write_bundle import finish
 
     workers_share = tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else None
@@ -87,10 +100,22 @@ def _quantised(tmp_path_factory: pytest.TempPathFactory, source: Path, name: str
         if not path.exists():
             unfinished = path.with_name(f"{path.name}.unfinished")
             shutil.copytree(source, unfinished)
-            calibration, manifest = Calibration(PROMPTS[:6], samples=18), Bundle(unfinished).manifest
-            finish(quantise_bundle(unfinished, manifest, FORMATS[name], calibration), unfinished)
+            finish(refine(unfinished), unfinished)
             unfinished.rename(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def shallow_bundle(tmp_path_factory: pytest.TempPathFactory, shapes_bundle: Path) -> Path:
+    """The bundle of shapes with shallow steps, made by the first worker that asks for it."""
+    from kandinsky22_export.quantise.calibration import PROMPTS, Calibration
+    from kandinsky22_export.refine import refine
+
+    def with_shallow_steps(folder: Path) -> Manifest:
+        calibration = Calibration(PROMPTS[:1], samples=3)
+        return refine(folder, Bundle(folder).manifest, "fp32", calibration, lambda *_: None, shallow=True)
+
+    return _refined(tmp_path_factory, shapes_bundle, "shallow", with_shallow_steps)
 
 
 @pytest.fixture(scope="session")

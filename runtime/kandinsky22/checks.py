@@ -19,7 +19,7 @@ FORECAST = "forecast"
 SHALLOW = "shallow"
 INTERVALS = {FORECAST: 2, SHALLOW: 3}
 """Ways to skip steps, with of how many steps one is computed where no interval is given."""
-SKIPS = f"{NO_SKIP}, {FORECAST}:N or {SHALLOW}:N, where one in N steps is computed, 2 to {MAX_STEPS}"
+SKIPS = f"{NO_SKIP}, {FORECAST} or {SHALLOW}, the latter two with :N where one in N steps is computed, 2 to {MAX_STEPS}"
 
 
 def whole(name: str, value: object, low: int, high: int) -> int:

@@ -311,7 +311,7 @@ def test_states_of_real_runs_are_recorded(shapes_bundle: Path) -> None:
 
 def test_what_paints_nothing_is_refused_before_the_long_work(shapes_checkpoint: Path, tmp_path: Path) -> None:
     tracing: list[str] = []
-    with pytest.raises(ExportError, match="calibrated on pictures, which need text_encoder, movq_decoder; export a"):
+    with pytest.raises(ExportError, match="made by painting, which needs text_encoder, movq_decoder; export a"):
         export(
             str(shapes_checkpoint / "decoder"),
             tmp_path / "bundle",
@@ -324,7 +324,9 @@ def test_what_paints_nothing_is_refused_before_the_long_work(shapes_checkpoint: 
 
 
 def test_a_calibration_is_for_what_is_quantised(shapes_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="A calibration is for precision int8, fp8, not for fp16; leave it out"):
+    with pytest.raises(
+        InputError, match="A calibration is for precision int8, fp8 and .*, not for fp16 alone; leave it out"
+    ):
         export(str(shapes_checkpoint / "decoder"), tmp_path / "b", precision="fp16", calibration=Calibration())
 
 

@@ -1,4 +1,4 @@
-"""Forecasts against diffusers' own pipelines, whose UNet is replaced by an extrapolation at the steps that are skipped.
+"""Skipped steps against diffusers' own pipelines, whose UNet is led to do at these steps what is done here.
 
 Extrapolation and guidance are both linear: what is extrapolated here branch by branch, before guidance, is extrapolated
 by the step graphs after it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ import pytest
 import torch
 
 from kandinsky22 import Pipeline
+from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.bundle.manifest import SHALLOWS, Role
 
 from .reference import PLAIN, THRESHOLD, THRESHOLD_CAPPED, Case, Reference, steps_of_255
 from .task_reference import TaskCase, TaskReference
@@ -114,6 +117,111 @@ def test_same_picture_as_diffusers_with_guidance_on_an_interval(
         expected = reference.picture(case)
     mine = ours(shapes_pipe, reference, case, guidance_interval=interval, skip=skip)
     assert steps_of_255(mine, expected) <= LARGEST
+
+
+class ShallowUNet:
+    """What stands for a UNet's `forward`: at the steps `shallow`, the features below a branch are the last others'.
+
+    At the steps `unguided`, the unconditional half is the conditional one: guidance then changes nothing.
+    """
+
+    def __init__(self, unet: Any, branch: int, shallow: Sequence[int], unguided: Sequence[int] = ()) -> None:
+        self._forward, self._shallow, self._unguided = unet.forward, shallow, unguided
+        self._step = 0
+        self._features: Any = None
+        blocks = unet.up_blocks[-1].resnets
+        place = len(blocks) - 1 - branch
+        self.below = blocks[place - 1] if place else unet.up_blocks[-2]
+
+    def hook(self, module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        if self._step not in self._shallow:
+            self._features = output
+        features: torch.Tensor = self._features
+        return features
+
+    def __call__(self, *given: Any, **more: Any) -> tuple[torch.Tensor]:
+        output = self._forward(*given, **more)[0]
+        if self._step in self._unguided:
+            output = torch.cat([output.chunk(2)[1]] * 2)
+        self._step += 1
+        return (output,)
+
+
+@contextmanager
+def shallow(
+    pipeline: Any, bundle: Path, role: Role, steps: Sequence[int], unguided: Sequence[int] = ()
+) -> Iterator[None]:
+    manifest = Bundle(bundle).manifest
+    cut = manifest.components[manifest.name_of(SHALLOWS[role])].cut
+    assert cut is not None
+    stand_in = ShallowUNet(pipeline.unet, cut.branch, steps, unguided)
+    handle = stand_in.below.register_forward_hook(stand_in.hook)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pipeline.unet, "forward", stand_in)
+            yield
+    finally:
+        handle.remove()
+
+
+@pytest.fixture(scope="module")
+def shallow_pipe(shallow_bundle: Path) -> Iterator[Pipeline]:
+    with Pipeline.load(shallow_bundle, "onnxruntime") as pipe:
+        yield pipe
+
+
+HALF = {"guidance_interval": (0, 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("case", "skip", "steps", "more", "unguided"),
+    [
+        (Case(steps=7), "shallow", (1, 2, 4, 5), {}, ()),
+        (Case(steps=7, options=THRESHOLD, height=64, negative_prompt="a green star"), "shallow:2", (1, 3, 5), {}, ()),
+        (Case(steps=6, scheduler="DDIMScheduler", guidance=1.0), "shallow:5", (1, 2, 3, 4), {}, ()),
+        (Case(steps=8, scheduler="DDIMScheduler"), "shallow", (1, 2, 5, 6), HALF, range(4, 8)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_same_picture_as_diffusers_with_shallow_steps(
+    shallow_pipe: Pipeline,
+    shallow_bundle: Path,
+    reference: Reference,
+    case: Case,
+    skip: str,
+    steps: tuple[int, ...],
+    more: Any,
+    unguided: Sequence[int],
+) -> None:
+    with shallow(reference.decoder, shallow_bundle, Role.DECODER, steps, unguided):
+        expected = reference.picture(case)
+    mine = ours(shallow_pipe, reference, case, skip=skip, **more)
+    assert steps_of_255(mine, expected) <= LARGEST
+    assert steps_of_255(mine, ours(shallow_pipe, reference, case, **more)) > LARGEST, "no step was shallow"
+
+
+@pytest.mark.parametrize(
+    ("case", "role"),
+    [
+        (TaskCase("img2img", steps=10, strength=0.75), Role.DECODER),
+        (TaskCase("inpaint", steps=7, mask="border", seed=2), Role.INPAINT_DECODER),
+        (TaskCase("controlnet", (64, 128), steps=7), Role.CONTROLNET_DECODER),
+    ],
+    ids=str,
+)
+def test_same_picture_as_diffusers_with_shallow_steps_in_every_task(
+    shallow_pipe: Pipeline, shallow_bundle: Path, task_reference: TaskReference, case: TaskCase, role: Role
+) -> None:
+    pipeline = {
+        "inpaint": task_reference.inpainting,
+        "controlnet": task_reference.controlled,
+    }.get(case.task, task_reference.image)
+    with shallow(pipeline, shallow_bundle, role, (1, 2, 4, 5)):  # of 7, which are left of 10 too
+        expected = task_reference.picture(case)
+    mine = np.asarray(task_pictures(shallow_pipe, task_reference, case, skip="shallow")[0])
+    assert steps_of_255(mine, expected) <= LARGEST
+    whole = np.asarray(task_pictures(shallow_pipe, task_reference, case)[0])
+    assert steps_of_255(mine, whole) > LARGEST, "no step was shallow"
 
 
 DPM = "DPMSolverMultistepScheduler"

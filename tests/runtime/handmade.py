@@ -40,6 +40,9 @@ ROLES = {
     "decoder_forecast": (Role.DECODER_FORECAST, "decoder"),
     "decoder_forecast_controlnet": (Role.CONTROLNET_FORECAST, "controlnet"),
     "decoder_forecast_inpaint": (Role.INPAINT_FORECAST, "inpaint"),
+    "decoder_step_shallow": (Role.DECODER_SHALLOW, "decoder"),
+    "decoder_step_shallow_controlnet": (Role.CONTROLNET_SHALLOW, "controlnet"),
+    "decoder_step_shallow_inpaint": (Role.INPAINT_SHALLOW, "inpaint"),
     "hint_encoder": (Role.HINT_ENCODER, None),
     "movq_encoder": (Role.MOVQ_ENCODER, None),
     "movq_decoder": (Role.MOVQ_DECODER, None),
@@ -257,6 +260,36 @@ SKIPPING_GRAPHS = {
     ),
 }
 """All of them, of which the decoders' steps can be forecast."""
+_OVER_FEATURES = "deep = ReduceMean <keepdims = 0> (features, first)\n  sum = Sum (deep, "
+_FEATURES = """axes = Constant <value_ints = [2, 3, 4]> ()
+  wide = Unsqueeze (mean, axes)
+  features = Add (wide, latents)
+  """
+
+
+def handing_out_features(step: str) -> str:
+    """A step that hands out its network's output, and also gives features that it has of each branch."""
+    return step.replace("x0, float[B,4,h,w] model)", "x0, float[B,4,h,w] model, float[G,B,4,h,w] features)").replace(
+        "sum = Sum (", _FEATURES + _OVER_FEATURES
+    )
+
+
+def over_features(name: str, step: str) -> str:
+    """The shallow step `name` of a step that hands out its network's output: it is given the features."""
+    shallow = step.replace(f"{name.replace('_shallow', '')} (", f"{name} (").replace("sum = Sum (", _OVER_FEATURES)
+    return shallow.replace("\n) => (", ", float[G,B,4,h,w] features\n) => (")
+
+
+SHALLOW_GRAPHS = {
+    **SKIPPING_GRAPHS,
+    **{name: handing_out_features(text) for name, text in SKIPPING_GRAPHS.items() if name.startswith("decoder_step")},
+    **{
+        name: over_features(name, SKIPPING_GRAPHS[name.replace("_shallow", "")])
+        for name in ROLES
+        if name.startswith("decoder_step_shallow")
+    },
+}
+"""The same, with shallow steps."""
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "prior": {
         "_class_name": "UnCLIPScheduler",

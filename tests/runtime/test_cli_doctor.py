@@ -10,6 +10,7 @@ import pytest
 import kandinsky22
 from kandinsky22 import backends
 from kandinsky22.backends import Availability
+from kandinsky22.bundle.manifest import SHALLOWS
 from kandinsky22.cli import doctor
 
 from .conftest import Cli
@@ -47,9 +48,18 @@ def test_without_a_backend_it_says_what_to_install(cli: Cli, monkeypatch: pytest
 def test_a_sound_bundle_says_what_it_can_do(cli: Cli, shapes_bundle: Path) -> None:
     bundle = json.loads(cli("doctor", shapes_bundle, "--json").out)["bundle"]
     assert bundle["problems"] == []
-    assert not any(bundle["missing_for"].values())
+    missing = {task: roles for task, roles in bundle["missing_for"].items() if roles}
+    assert missing == {  # what a bundle has where it was asked for
+        "text to image, with shallow steps": ["decoder_shallow"],
+        "inpainting, with shallow steps": ["inpaint_shallow"],
+        "depth to image, with shallow steps": ["controlnet_shallow"],
+    }
     roles = {component["role"] for component in bundle["components"].values()}
-    assert roles == {role for needed in doctor.TASKS.values() for role in needed}
+    assert roles == {role for needed in doctor.TASKS.values() for role in needed} - set(SHALLOWS.values())
+
+
+def test_a_bundle_with_shallow_steps_lacks_nothing(cli: Cli, shallow_bundle: Path) -> None:
+    assert not any(json.loads(cli("doctor", shallow_bundle, "--json").out)["bundle"]["missing_for"].values())
     assert bundle["bytes"] == sum(path.stat().st_size for path in files(shapes_bundle)) - manifest_size(shapes_bundle)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,12 +16,13 @@ from kandinsky22 import BundleError, Cancelled, InputError, Pipeline, Request
 from kandinsky22.arrays import Array
 from kandinsky22.backends.onnxruntime.cpu import OnnxRuntimeComponent
 from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.bundle.reading import export_command
 from kandinsky22.request.merge import batch_key, merged
 from kandinsky22.request.resolve import guided_parts, resolve
-from kandinsky22.request.skipping import forecast_steps
+from kandinsky22.request.skipping import forecast_steps, shallow_steps
 from kandinsky22.sampling import forecast
 
-from .handmade import DECODER_STEP, SKIPPING_GRAPHS, write_bundle
+from .handmade import DECODER_STEP, SHALLOW_GRAPHS, SKIPPING_GRAPHS, write_bundle
 
 QUICK: dict[str, Any] = {"height": 64, "width": 64, "prior_num_inference_steps": 2, "output_type": "latent", "seed": 3}
 ALL = (0.0, 1.0)
@@ -34,6 +36,17 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def pipe(bundle: Bundle) -> Iterator[Pipeline]:
     with Pipeline.load(bundle.path, "onnxruntime", threads=1) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def shallow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return Bundle(write_bundle(tmp_path_factory.mktemp("engines") / "shallow", SHALLOW_GRAPHS))
+
+
+@pytest.fixture(scope="module")
+def shallow_pipe(shallow_bundle: Bundle) -> Iterator[Pipeline]:
+    with Pipeline.load(shallow_bundle.path, "onnxruntime", threads=1) as loaded:
         yield loaded
 
 
@@ -60,6 +73,23 @@ def test_the_first_four_one_in_n_the_last_two_and_two_at_a_change_are_computed(
     steps: int, interval: int, guided: tuple[float, float], forecast: tuple[int, ...]
 ) -> None:
     assert forecast_steps(guided_parts(steps, 4.0, guided), interval) == forecast
+
+
+@pytest.mark.parametrize(
+    ("steps", "interval", "guided", "shallow"),
+    [
+        (7, 2, ALL, (1, 3, 5)),
+        (8, 3, ALL, (1, 2, 4, 5, 7)),
+        (4, 1000, ALL, (1, 2, 3)),
+        (1, 2, ALL, ()),
+        (8, 3, (0, 0.5), (1, 2, 5, 6)),  # guidance ends before step 4, which is computed
+        (8, 3, (0.125, 0.5), (2, 3, 5, 6)),  # it begins at 1
+    ],
+)
+def test_the_first_step_of_each_part_and_one_in_n_are_whole(
+    steps: int, interval: int, guided: tuple[float, float], shallow: tuple[int, ...]
+) -> None:
+    assert shallow_steps(guided_parts(steps, 4.0, guided), interval) == shallow
 
 
 @pytest.mark.parametrize("guided", [ALL, (0, 0.5), (0.2, 0.7), (0.5, 1)])
@@ -165,36 +195,43 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def asked_for(name: str, **more: Any) -> Request:
+def asked_for(name: str, skip: str, **more: Any) -> Request:
     task, given = TASKS[name]
-    return Request.of(task, **given, num_inference_steps=12, skip="forecast", **QUICK, **more)
+    return Request.of(task, **given, num_inference_steps=12, skip=skip, **QUICK, **more)
 
 
+BOTH = pytest.mark.parametrize("skip", ["forecast", "shallow"])
+
+
+@BOTH
 @pytest.mark.parametrize("name", TASKS)
-def test_pictures_together_equal_each_alone(pipe: Pipeline, name: str) -> None:
-    together = pipe.run(asked_for(name)).images  # type: ignore[union-attr]
-    in_parts = pipe.run(asked_for(name, batch_size=2)).images  # type: ignore[union-attr]
+def test_pictures_together_equal_each_alone(shallow_pipe: Pipeline, name: str, skip: str) -> None:
+    pipe = shallow_pipe
+    together = pipe.run(asked_for(name, skip)).images  # type: ignore[union-attr]
+    in_parts = pipe.run(asked_for(name, skip, batch_size=2)).images  # type: ignore[union-attr]
     np.testing.assert_allclose(in_parts, together, rtol=1e-5, atol=1e-5)
     task, given = TASKS[name]
     for i, picture in enumerate(together):
         alone = {key: value[i] if isinstance(value, list) else value for key, value in given.items()}
-        request = Request.of(
-            task, **alone, num_inference_steps=12, skip="forecast", **{**QUICK, "seed": QUICK["seed"] + i}
-        )
+        request = Request.of(task, **alone, num_inference_steps=12, skip=skip, **{**QUICK, "seed": QUICK["seed"] + i})
         np.testing.assert_allclose(pipe.run(request).images[0], picture, rtol=1e-5, atol=1e-5)  # type: ignore[union-attr]
 
 
+@BOTH
 @pytest.mark.parametrize("step", range(12))
 @pytest.mark.parametrize("name", TASKS)
-def test_pictures_that_are_not_cancelled_are_as_they_would_have_been(pipe: Pipeline, name: str, step: int) -> None:
-    """Their outputs that are kept stay theirs, whichever rows are left out after whichever kind of step."""
-    whole = np.asarray(pipe.run(asked_for(name)).images)  # type: ignore[union-attr]
+def test_pictures_that_are_not_cancelled_are_as_they_would_have_been(
+    shallow_pipe: Pipeline, name: str, step: int, skip: str
+) -> None:
+    """What is kept stays theirs, whichever rows are left out after whichever kind of step."""
+    pipe = shallow_pipe
+    whole = np.asarray(pipe.run(asked_for(name, skip)).images)  # type: ignore[union-attr]
 
     def cancel(_: Any, reached: int, timestep: int, tensors: dict[str, Array]) -> None:
         if reached == step:
             raise Cancelled([0] if step % 2 else [1])
 
-    request = asked_for(name, callback_on_step_end=cancel)
+    request = asked_for(name, skip, callback_on_step_end=cancel)
     output = getattr(pipe, "__call__" if request.task.name == "text2img" else request.task.name)(**request.given)
     stay = [1, 2] if step % 2 else [0, 2]
     np.testing.assert_allclose(output.images, whole[stay], rtol=1e-5, atol=1e-5)
@@ -256,15 +293,28 @@ def test_a_job_says_which_component_takes_which_steps(bundle: Bundle) -> None:
         assert job(bundle, task, **given).sampling.skip is None
 
 
+def test_shallow_steps_are_of_the_decoder_s_own_component(shallow_bundle: Bundle) -> None:
+    for task, given, name in (
+        ("text2img", {}, "decoder_step_shallow"),
+        ("inpaint", {"image": PICTURES[0], "mask_image": MASK}, "decoder_step_shallow_inpaint"),
+        ("controlnet", {"hint": PICTURES[0]}, "decoder_step_shallow_controlnet"),
+    ):
+        found = job(shallow_bundle, task, skip="shallow:4", output_type="pil", **given)
+        assert (found.sampling.skip.kind, found.sampling.skip.component) == ("shallow", name)
+        assert found.sampling.skip.steps == (1, 2, 3, 5, 6, 7, 9, 10, 11)
+        assert found.components[-2:] == (name, "movq_decoder")
+
+
 def test_steps_of_a_run_that_strength_shortens_are_counted_from_its_first(bundle: Bundle) -> None:
     found = job(bundle, "img2img", image=PICTURES[0], strength=0.7, skip="forecast", num_inference_steps=12)
     assert len(found.sampling.schedule.timesteps) == 8
     assert found.sampling.skip.steps == (4,)
 
 
-def test_jobs_that_skip_alike_run_together_and_others_do_not(bundle: Bundle, pipe: Pipeline) -> None:
-    skips = ("none", "forecast", "forecast:3")
-    assert len({batch_key(job(bundle, skip=skip)) for skip in skips}) == 3
+def test_jobs_that_skip_alike_run_together_and_others_do_not(shallow_bundle: Bundle, shallow_pipe: Pipeline) -> None:
+    bundle, pipe = shallow_bundle, shallow_pipe
+    skips = ("none", "forecast", "forecast:3", "shallow", "shallow:2")
+    assert len({batch_key(job(bundle, skip=skip)) for skip in skips}) == 5
     assert batch_key(job(bundle, skip="forecast")) == batch_key(job(bundle, skip="forecast:2", prompt="a", seed=8))
     each = [job(bundle, skip="forecast", prompt=prompt, seed=seed) for prompt, seed in (("red", 3), ("a", 9))]
     both = merged(each)
@@ -275,7 +325,14 @@ def test_jobs_that_skip_alike_run_together_and_others_do_not(bundle: Bundle, pip
 
 @pytest.mark.parametrize(
     ("given", "one_form"),
-    [("none", "none"), ("forecast", "forecast:2"), ("forecast:2", "forecast:2"), ("forecast:0012", "forecast:12")],
+    [
+        ("none", "none"),
+        ("forecast", "forecast:2"),
+        ("forecast:2", "forecast:2"),
+        ("forecast:0012", "forecast:12"),
+        ("shallow", "shallow:3"),
+        ("shallow:5", "shallow:5"),
+    ],
 )
 def test_what_is_asked_for_has_one_form(given: str, one_form: str) -> None:
     request = Request.of("text2img", prompt="a", skip=given)
@@ -289,10 +346,12 @@ def test_what_is_asked_for_has_one_form(given: str, one_form: str) -> None:
 @pytest.mark.parametrize(
     "skip",
     ["", "all", "forecast:", "forecast:1", "forecast:1001", "forecast:-2", "forecast:2.5", "forecast:²", "none:2",
-     "Forecast", "forecast:" + "9" * 5000, None, 3, True],
+     "Forecast", "forecast:" + "9" * 5000, "shallow:", "shallow:1", "shallow:x", "shallow2", None, 3, True],
 )  # fmt: skip
 def test_anything_else_is_refused(skip: object) -> None:
-    with pytest.raises(InputError, match=r"^skip is .*; expected none, forecast, or forecast:N where one in N steps"):
+    with pytest.raises(
+        InputError, match=r"^skip is .*; expected none, forecast or shallow, the latter two with :N where"
+    ):
         Request.of("text2img", prompt="a", skip=skip)
 
 
@@ -304,7 +363,7 @@ def test_anything_else_is_refused(skip: object) -> None:
         ("text2img", {"num_inference_steps": 8, "guidance_interval": (0, 0.5)}, 8),
     ],
 )
-def test_where_no_step_can_be_skipped_it_is_refused(bundle: Bundle, task: str, given: Any, steps: int) -> None:
+def test_where_no_step_can_be_forecast_it_is_refused(bundle: Bundle, task: str, given: Any, steps: int) -> None:
     message = (
         f"skip leaves none of {steps} steps out, as forecast:2: the first 4 and the last 2 are computed, and 2 where "
         "guidance begins or ends; ask for more steps, or for none."
@@ -322,6 +381,51 @@ def test_a_bundle_that_was_exported_before_names_the_command(handmade_bundle: Bu
     ):
         job(handmade_bundle, skip="forecast")
     assert job(handmade_bundle).components[-1] == "decoder_step"
+
+
+def test_a_run_of_one_step_has_none_that_is_shallow(shallow_bundle: Bundle) -> None:
+    message = (
+        "skip leaves none of 1 steps out, as shallow:3: the first is computed, and one where guidance begins or ends; "
+        "ask for more steps, or for none."
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        job(shallow_bundle, skip="shallow", num_inference_steps=1)
+
+
+def test_a_bundle_without_shallow_steps_names_the_command(bundle: Bundle, shallow_bundle: Bundle) -> None:
+    with pytest.raises(
+        BundleError,
+        match=r"^The bundle handmade has no component for the role 'decoder_shallow', which skip shallow:3 needs: it "
+        r"was exported without, or by an older version; export it again: kandinsky22-export SOURCE --max-size 512 -o "
+        r"handmade --force --shallow$",
+    ):
+        job(bundle, skip="shallow")
+    again = export_command(dataclasses.asdict(shallow_bundle.manifest), Path("handmade"))
+    assert again == "kandinsky22-export SOURCE --shallow --max-size 512 -o handmade --force"
+
+
+@pytest.mark.parametrize(
+    ("graphs", "message"),
+    [
+        (
+            {"decoder_step": SKIPPING_GRAPHS["decoder_step"]},
+            "components.decoder_step.outputs are latents_next, x0, model, expected features too, since the bundle has "
+            "a component for the role 'decoder_shallow'",
+        ),
+        (
+            {
+                "decoder_step_shallow": SHALLOW_GRAPHS["decoder_step_shallow"].replace(
+                    "float[G,B,4,h,w] features", "float[B,G,4,h,w] features"
+                )
+            },
+            "components.decoder_step_shallow.inputs lack features as they are in components.decoder_step.outputs",
+        ),
+    ],
+)
+def test_a_shallow_step_over_other_features_is_refused(graphs: dict[str, str], message: str, tmp_path: Path) -> None:
+    path = write_bundle(tmp_path / "other", {**SHALLOW_GRAPHS, **graphs})
+    with pytest.raises(BundleError, match=re.escape(message)):
+        Bundle(path)
 
 
 def test_a_forecast_of_a_decoder_that_keeps_its_output_to_itself_is_refused(tmp_path: Path) -> None:

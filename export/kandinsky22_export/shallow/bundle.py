@@ -1,4 +1,4 @@
-"""The shallow steps of a bundle's decoders, in place: where they are cut is chosen first, and the last graphs are cut."""
+"""The shallow steps of a bundle's decoders, in place: where each is cut is chosen first, and cut is what is run."""
 
 from __future__ import annotations
 
