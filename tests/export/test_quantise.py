@@ -325,7 +325,7 @@ def test_what_paints_nothing_is_refused_before_the_long_work(shapes_checkpoint: 
 
 def test_a_calibration_is_for_what_is_quantised(shapes_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match="A calibration is for precision int8, fp8 and .*, not for fp16 alone; leave it out"
+        InputError, match=r"A calibration is for precision int8, fp8 and .*, not for fp16 alone; leave it out"
     ):
         export(str(shapes_checkpoint / "decoder"), tmp_path / "b", precision="fp16", calibration=Calibration())
 
