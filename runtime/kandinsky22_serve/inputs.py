@@ -42,6 +42,7 @@ _NAMES = {
     "guidance_scale": "guidance_scale",
     "guidance_scale_prior": "prior_guidance_scale",
     "scheduler": "scheduler",
+    "scheduler_prior": "prior_scheduler",
     "skip": "skip",
     "strength": "strength",
     "overlay": "overlay",
@@ -135,6 +136,10 @@ def _input_model(most: int, most_outputs: int) -> type[Input]:
         "scheduler": (
             Literal[kinds.SCHEDULERS] | None,
             Field(None, description=_declared("scheduler")["description"]),
+        ),
+        "scheduler_prior": (
+            Literal[kinds.PRIOR_SCHEDULERS] | None,
+            Field(None, description=_declared("prior_scheduler")["description"]),
         ),
         "skip": (
             str | None,

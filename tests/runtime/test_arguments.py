@@ -96,6 +96,34 @@ def test_schedulers(scheduler: object, word: str, shapes_pipe: Pipeline, monkeyp
     assert word in refused(shapes_pipe, monkeypatch, {"scheduler": scheduler})
 
 
+OWN = {"num_train_timesteps": 1000, "prediction_type": "sample", "beta_schedule": "squaredcos_cap_v2"}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        ("DPM++ Karras", "The prior_scheduler must be UnCLIP, DDIM or DPM++, not 'DPM++ Karras'."),
+        (3, "prior_scheduler is 3; expected a name (UnCLIP, DDIM or DPM++), a config, or a scheduler object of"),
+        (int, "prior_scheduler is the class int; pass an object of it, or the name of one of UnCLIP, DDIM and DPM++."),
+        (OWN, "prior_scheduler is a config without _class_name"),
+        ({1: 2}, "prior_scheduler is a config with the key 1;"),
+        ({"_class_name": "DDPMScheduler"}, "prior_scheduler is of the class 'DDPMScheduler', which is not supported; "),
+        ({"_class_name": "DDIMScheduler"}, "prior_scheduler has the prediction_type 'epsilon', and this prior predict"),
+        ({"_class_name": "DDIMScheduler", **OWN, "thresholding": True}, "prior_scheduler has thresholding, which the "),
+        ({"_class_name": "DDIMScheduler", **OWN, "shift": 3}, "The DDIMScheduler config has an option 'shift'"),
+    ],
+)
+def test_schedulers_of_the_prior(
+    scheduler: object, message: str, shapes_pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert refused(shapes_pipe, monkeypatch, {"prior_scheduler": scheduler}).startswith(message)
+
+
+def test_a_scheduler_of_the_prior_beside_embeddings(shapes_pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"prompt": None, "image_embeds": np.zeros((1, 96), np.float32), "prior_scheduler": "DDIM"}
+    assert "prior_scheduler was given beside image_embeds" in refused(shapes_pipe, monkeypatch, given)
+
+
 @pytest.mark.parametrize("eta", [-0.1, 1.1, NAN, "0", None])
 def test_eta(eta: object, shapes_pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "eta" in refused(shapes_pipe, monkeypatch, {"scheduler": "DDIM", "eta": eta})

@@ -47,7 +47,10 @@ def test_every_prompt_makes_pictures_named_by_prompt_and_seed(cli: Cli, shapes_b
 def test_a_picture_can_be_made_again_from_what_it_tells(
     cli: Cli, shapes_bundle: Path, shapes_pipe: Pipeline, tmp_path: Path
 ) -> None:
-    options = ("--scheduler", "DDIM", "--eta", 0.5, "--guidance", 2.5, "--negative-prompt=-b", "--seed", 5)
+    options = (
+        "--scheduler", "DDIM", "--eta", 0.5, "--guidance", 2.5, "--negative-prompt=-b", "--seed", 5,
+        "--prior-scheduler", "DPM++",
+    )  # fmt: skip
     assert cli("generate", shapes_bundle, *QUICK, *options, "-o", tmp_path, "--num-images", 2, "--", "-a 'b'").code == 0
     first, second = (tmp_path / f"a-b-{seed}.png" for seed in (5, 6))
     told = json.loads(cli("show", second, "--json").out)

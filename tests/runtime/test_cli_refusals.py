@@ -71,6 +71,7 @@ def refused(cli: Cli, folder: Path, *arguments: object) -> str:
         (("a", "--batch-size", "0"), "--batch-size: '0'"),
         (("a", "--threads", "0"), "--threads: '0'"),
         (("a", "--scheduler", "euler"), "--scheduler: invalid choice: 'euler'"),
+        (("a", "--prior-scheduler", "ddpm"), "--prior-scheduler: invalid choice: 'ddpm'"),
         (("a", "--scheduler", "ddim", "--eta", "2"), "eta"),
         (("a", "--scheduler", "ddim", "--eta", "nan"), "eta"),
         (("a", "--scheduler", "ddpm", "--eta", "0.5"), "eta"),

@@ -11,11 +11,11 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.schedulers import scheduling_dpmsolver_multistep
 
 from kandinsky22.errors import InputError
-from kandinsky22.schedulers import solve
+from kandinsky22.schedulers import configs, solve
 from kandinsky22.schedulers.configs import switch
 from kandinsky22.schedulers.dpm_solver import dpm_solver
 from tests.reference_step import reference_step
-from tests.runtime.test_schedulers import DECODER, KANDINSKY, LIMITS, SCHEDULES, Material, of_class, run_ours
+from tests.runtime.test_schedulers import DECODER, KANDINSKY, LIMITS, PRIOR, SCHEDULES, Material, of_class, run_ours
 
 NAME = "DPMSolverMultistepScheduler"
 SIGMAS = [
@@ -78,6 +78,13 @@ def assert_same_run(config, steps, start=0, rtol=2e-5):
         assert np.abs(ours - theirs).max() <= rtol * np.abs(theirs).max(), (config, steps)
         assert np.abs(ours_0 - theirs_0).max() <= rtol * np.abs(theirs_0).max(), (config, steps)
     return solved
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5, 10, 25])
+def test_a_switched_prior(steps):
+    config = switch(PRIOR, "DPM++", configs.PRIOR)
+    assert_same_run(config, steps)
+    assert_same_run(config, steps, start=steps // 2)
 
 
 @pytest.mark.parametrize("limits", ["thresholding", "neither"])

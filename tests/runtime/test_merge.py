@@ -44,6 +44,7 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
         {"prompt": ["red", "a"], "negative_prompt": ["", "star"], "seed": 8, **PRIOR},
     ),
     "longer prior": ("text2img", {"prompt": "red star", "prior_num_inference_steps": 5}),
+    "faster prior": ("text2img", {"prompt": ["red", "blue star"], "prior_scheduler": "DPM++", **PRIOR}),
     "unguided prior": ("text2img", {"prompt": "red star", "prior_guidance_scale": 1.0, **PRIOR}),
     "prior's noise": ("text2img", {"prompt": "red", "prior_latents": EMBEDS.image_embeds[:1], **PRIOR}),
     "prior's picture": (
@@ -268,6 +269,7 @@ ALIKE: list[tuple[str, dict[str, Any]]] = [
     ("text2img", {"prompt": ["b", "c"], "seed": 9, "num_images_per_prompt": 3}),
     ("text2img", {"negative_prompt": "b"}),
     ("text2img", {"prior_num_inference_steps": 7, "prior_guidance_scale": 2}),
+    ("text2img", {"prior_scheduler": "DDIM"}),
     ("text2img", {"prior_image": PICTURES[0], "prior_strength": 0.9}),
     ("text2img", {"height": 60, "width": 40}),
     ("text2img", {"guidance_scale": 3}),
@@ -316,10 +318,12 @@ def test_embeddings_have_keys_of_their_own(pipe: Pipeline) -> None:
         return batch_key(pipe.resolve(Request.of(task, **{**PRIOR, **given})))
 
     one = key("embed", prompt="a")
-    assert one == key("embed", prompt=["b", "c"], seed=4)
+    assert one == key("embed", prompt=["b", "c"], seed=4) == key("embed", prompt="a", prior_scheduler="UnCLIP")
     others = [
         key("embed", prompt="a", negative_prompt="b"),
         key("embed", prompt="a", prior_num_inference_steps=4),
+        key("embed", prompt="a", prior_scheduler="DPM++"),
+        key("embed", prompt="a", prior_scheduler="DDIM"),
         key("embed", prompt="a", prior_guidance_scale=2.0),
         key("embed", prompt="a", batch_size=1),
         key("emb2emb", prompt="a", image=PICTURES[0], strength=1.0),

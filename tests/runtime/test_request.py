@@ -61,6 +61,8 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
     ("mix", {"images_and_prompts": ["a", Path("b.png"), PIXELS], "weights": [1, 2, 3], "negative_prior_prompt": "c"}),
     ("variations", {"image": "a.png", "output_type": "np", "batch_size": 2}),
     ("embed", {"prompt": "a", "prior_latents": embeds(1)}),
+    ("embed", {"prompt": "a", "prior_scheduler": "DPM++", "prior_num_inference_steps": 5}),
+    ("interpolate", {"images_and_prompts": ["a"], "prior_scheduler": {"_class_name": "DDIMScheduler"}}),
     ("emb2emb", {"prompt": "a", "image": embeds(1), "strength": 1}),
 ]
 
@@ -118,6 +120,7 @@ def test_callbacks_are_no_data() -> None:
         ({"task": "text2img", "prompt": "a", "overlay": 1}, "text2img does not use overlay"),
         ({"task": "inpaint", "prompt": "a", "overlay": 1}, "overlay is 1; expected True or False"),
         ({"task": "text2img", "prompt": "a", "scheduler": 3}, "scheduler is 3; expected a name"),
+        ({"task": "embed", "prompt": "a", "prior_scheduler": 3}, "prior_scheduler is 3; expected a name"),
     ],
 )
 def test_json_that_is_no_request_is_one_sentence(data: Any, message: str) -> None:

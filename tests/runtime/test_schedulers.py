@@ -612,6 +612,43 @@ def test_the_prior_cannot_be_switched():
         switch(PRIOR, "DDIM")
 
 
+PRIOR_NAMES = {
+    "DDIM": (DDIMScheduler, {"timestep_spacing": "trailing", "clip_sample": False}),
+    "DPM++": (DPMSolverMultistepScheduler, {}),
+    "unclip-scheduler": (UnCLIPScheduler, {}),
+}
+
+
+@pytest.mark.parametrize("name", PRIOR_NAMES)
+def test_a_switch_of_the_prior_is_from_config(name):
+    cls, options = PRIOR_NAMES[name]
+    own = diffusers_scheduler({"beta_schedule": "squaredcos_cap_v2", **PRIOR})
+    converted = cls.from_config(own.config, **options)
+    switched = switch(PRIOR, name, configs.PRIOR)
+    assert switched.pop("_class_name") == cls.__name__
+    assert switched == {key: converted.config[key] for key in switched}
+
+
+def test_a_switch_keeps_the_betas_that_the_prior_does_not_name():
+    """diffusers takes DDIM's for a config that leaves `beta_schedule` out, with which no prior was trained."""
+    assert "beta_schedule" not in PRIOR
+    assert switch(PRIOR, "DDIM", configs.PRIOR)["beta_schedule"] == "squaredcos_cap_v2"
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5, 12, 25])
+def test_switched_runs_of_the_prior(steps):
+    assert_same_run(switch(PRIOR, "DDIM", configs.PRIOR), steps)
+    assert_same_run(switch(PRIOR, "UnCLIP", configs.PRIOR), steps)
+
+
+@pytest.mark.parametrize("name", ["DDIM", "DPM++"])
+def test_switched_runs_of_the_prior_draw_nothing_and_begin_with_noise_alone(name):
+    solved = solve(switch(PRIOR, name, configs.PRIOR), 5)
+    assert not solved.noisy.any()
+    assert solved.timesteps[0] == 999
+    assert solved.scales[0, 0] < 1e-3
+
+
 def test_a_switch_checks_the_config():
     with pytest.raises(InputError, match="option 'colour'"):
         switch(DECODER | {"colour": 1}, "DDIM")

@@ -73,7 +73,13 @@ def test_pictures_come_as_addresses_and_as_bytes(server: Serving, client: openai
         prompt="a fox",
         n=2,
         size="64x128",
-        extra_body={"seed": 7, "negative_prompt": "dogs", "num_inference_steps": 3, "guidance_scale": 2.5},
+        extra_body={
+            "seed": 7,
+            "negative_prompt": "dogs",
+            "num_inference_steps": 3,
+            "guidance_scale": 2.5,
+            "scheduler_prior": "ddim",
+        },
     )
     assert answer.data is not None
     assert len(answer.data) == 2
@@ -90,7 +96,7 @@ def test_pictures_come_as_addresses_and_as_bytes(server: Serving, client: openai
     assert request["num_images_per_prompt"] == 2
     assert (request["width"], request["height"]) == (64, 128)
     assert (request["seed"], request["num_inference_steps"], request["guidance_scale"]) == (7, 3, 2.5)
-    assert request["negative_prompt"] == "dogs"
+    assert (request["negative_prompt"], request["prior_scheduler"]) == ("dogs", "ddim")
     assert answer._request_id == newest(server).id
 
 

@@ -425,6 +425,13 @@ def test_the_schema_of_a_version_is_the_published_one_and_more(shared_app):
     assert not any("anyOf" in each or "$ref" in str(each) for each in inputs.values())
 
 
+def test_the_prior_may_have_a_scheduler_of_its_own(app):
+    id = created(app, {"prompt": "a", "scheduler_prior": "dpm++", "num_inference_steps_prior": 6})["id"]
+    request = app.service.store.jobs.get(id).request
+    assert (request["prior_scheduler"], request["prior_num_inference_steps"]) == ("dpm++", 6)
+    assert_problem(create(app, {"prompt": "a", "scheduler_prior": "ddpm"}), 422)
+
+
 def test_a_stream_needs_its_key_and_no_token(app):
     id = created(app)["id"]
     app.start(id)

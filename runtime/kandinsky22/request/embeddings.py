@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL.Image
 
-from kandinsky22 import checks
+from kandinsky22 import checks, schedulers
 from kandinsky22.arrays import Embeddings, Floats
 from kandinsky22.bundle.manifest import Manifest, Role
-from kandinsky22.errors import BundleError, InputError
+from kandinsky22.errors import BundleError, InputError, shown
 from kandinsky22.images import reading
 from kandinsky22.request import tasks
 from kandinsky22.request.job import Blend, GivenEmbeddings, PriorRun, Source
 from kandinsky22.request.request import Request
-from kandinsky22.schedulers import ddpm
+from kandinsky22.schedulers import configs
 from kandinsky22.schedulers.schedule import Schedule
 
 PRIOR = (Role.TEXT_ENCODER, Role.PRIOR)
@@ -44,15 +44,26 @@ def find_source(request: Request, manifest: Manifest, zero: Floats | None) -> Fo
     return _Sources(request, manifest, zero).find()
 
 
-def prior_schedule(manifest: Manifest, steps: int) -> Schedule:
-    """The prior's schedule in this bundle, for `prior_num_inference_steps`. Raises InputError for steps that cannot be.
+def prior_schedule(manifest: Manifest, steps: int, scheduler: object = None) -> Schedule:
+    """The prior's schedule in this bundle, for `prior_num_inference_steps` and `prior_scheduler`.
 
+    Raises InputError where one of them cannot be.
     Raises BundleError where the bundle has no prior's scheduler: a bundle may have one and no prior, for variations.
     """
-    config = manifest.schedulers.get(PRIOR_SCHEDULER)
-    if config is None:
+    own = manifest.schedulers.get(PRIOR_SCHEDULER)
+    if own is None:
         raise BundleError(f"The bundle {manifest.name} has no scheduler of a prior; export one that has a prior.")
-    return ddpm.unclip(config, steps, name="prior_num_inference_steps")
+    config = configs.from_user(own, scheduler, configs.PRIOR)
+    predicted, asked = (each.get("prediction_type", "epsilon") for each in (own, config))
+    if asked != predicted:
+        raise InputError(
+            f"prior_scheduler has the prediction_type {shown(asked)}, and this prior predicts {shown(predicted)}; make "
+            "the scheduler from the config of the prior's own."
+        )
+    schedule = schedulers.solve(config, steps, name="prior_num_inference_steps")
+    if schedule.thresholding.ratio is not None:
+        raise InputError("prior_scheduler has thresholding, which the prior's graph does not do; expected it off.")
+    return schedule
 
 
 class _Sources:
@@ -168,7 +179,8 @@ class _Sources:
         return checks.texts("prompt", [prompt] if isinstance(prompt, str) else prompt)
 
     def _schedule(self) -> Schedule:
-        return prior_schedule(self._manifest, self._asked["prior_num_inference_steps"])
+        asked = self._asked
+        return prior_schedule(self._manifest, asked["prior_num_inference_steps"], asked["prior_scheduler"])
 
     def _run(
         self,

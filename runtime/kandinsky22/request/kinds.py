@@ -16,7 +16,9 @@ from kandinsky22.errors import InputError, shown
 from kandinsky22.request.encoding import encoded
 
 SCHEDULERS = ("ddpm", "ddim", "dpm++", "dpm++-karras")
-"""Schedulers by the names that the command line and JSON know them by."""
+"""Schedulers of a decoder by the names that the command line and JSON know them by."""
+PRIOR_SCHEDULERS = ("unclip", "ddim", "dpm++")
+"""Those of the prior."""
 
 
 @dataclass(frozen=True)
@@ -135,21 +137,21 @@ def count_or_all() -> Kind:
     return Kind(check, some.parse, {**some.schema, "type": ["integer", "null"]}, "N")
 
 
-def scheduler() -> Kind:
-    """None, a scheduler's name, a config of diffusers, or a scheduler of diffusers."""
+def scheduler(names: tuple[str, ...] = SCHEDULERS) -> Kind:
+    """None, the name of a scheduler, a config of diffusers, or a scheduler of diffusers."""
 
-    def check(_: str, value: Any) -> Any:
+    def check(name: str, value: Any) -> Any:
         if value is None or isinstance(value, str):
             return value
         from kandinsky22.schedulers import configs
 
-        return configs.given(value)
+        return configs.given(value, configs.CHOICES[name])
 
     def parse(word: str) -> str:
         return word.lower()
 
-    schema = {"anyOf": [{"enum": list(SCHEDULERS)}, {"type": "object"}, {"type": "null"}]}
-    return Kind(check, parse, schema, choices=SCHEDULERS)
+    schema = {"anyOf": [{"enum": list(names)}, {"type": "object"}, {"type": "null"}]}
+    return Kind(check, parse, schema, choices=names)
 
 
 def text() -> Kind:

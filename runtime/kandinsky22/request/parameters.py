@@ -235,6 +235,19 @@ class Parameters(TypedDict, total=False):
             kinds.scale(), 4.0, "prior", "Strength of the prior's guidance; none at 1 or below.", "--prior-guidance"
         ),
     ]
+    prior_scheduler: Annotated[
+        "str | Mapping[str, Any] | object | None",
+        Parameter(
+            kinds.scheduler(kinds.PRIOR_SCHEDULERS),
+            None,
+            "prior",
+            "Scheduler of the prior: UnCLIP, or DDIM or DPM++ (DPM-Solver++ 2M), which draw no noise but the first and "
+            "are for 5 to 10 steps.",
+            "--prior-scheduler",
+            hint="the checkpoint's own, UnCLIP",
+            more="Also a diffusers config, or a diffusers scheduler.",
+        ),
+    ]
     prior_latents: Annotated[
         "Array | None",
         Parameter(

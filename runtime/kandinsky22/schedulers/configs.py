@@ -209,72 +209,101 @@ FOREIGN = frozenset(
 )
 
 
-_NAMES: dict[str, tuple[str, Config]] = {
-    "ddpm": ("DDPMScheduler", {}),
-    "ddim": ("DDIMScheduler", {}),
-    "dpm++": ("DPMSolverMultistepScheduler", {}),
-    "dpm++karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-    "dpmsolvermultistep": ("DPMSolverMultistepScheduler", {}),
-}
-"""Classes of schedulers for the decoder, and options, by the names that `switch` knows them by: small letters alone."""
+@dataclass(frozen=True)
+class Choices:
+    """What a user may give as one `parameter`: classes and options by `names` in small letters, told as `said`."""
+
+    parameter: str
+    said: tuple[str, ...]
+    names: Mapping[str, tuple[str, Config]]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Classes of schedulers that can run it."""
+        return tuple(dict.fromkeys(known for known, _ in self.names.values()))
 
 
-_DECODER = tuple(dict.fromkeys(known for known, _ in _NAMES.values()))
-"""Classes of schedulers that can run the decoder."""
+DECODER = Choices(
+    "scheduler",
+    ("DDPM", "DDIM", "DPM++", "DPM++ Karras"),
+    {
+        "ddpm": ("DDPMScheduler", {}),
+        "ddim": ("DDIMScheduler", {}),
+        "dpm++": ("DPMSolverMultistepScheduler", {}),
+        "dpm++karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+        "dpmsolvermultistep": ("DPMSolverMultistepScheduler", {}),
+    },
+)
+"""Schedulers of a decoder."""
+PRIOR = Choices(
+    "prior_scheduler",
+    ("UnCLIP", "DDIM", "DPM++"),
+    {
+        "unclip": ("UnCLIPScheduler", {}),
+        # From noise alone on, as UnCLIP. A clipped x0 beside the noise of one that is not leads astray.
+        "ddim": ("DDIMScheduler", {"timestep_spacing": "trailing", "clip_sample": False}),
+        "dpm++": ("DPMSolverMultistepScheduler", {}),
+        "dpmsolvermultistep": ("DPMSolverMultistepScheduler", {}),
+    },
+)
+"""Schedulers of the prior."""
+CHOICES = {each.parameter: each for each in (DECODER, PRIOR)}
 
 
-def from_user(own: Config, scheduler: object) -> Config:
-    """The config of the decoder's scheduler that a user asks for.
+def from_user(own: Config, scheduler: object, choices: Choices = DECODER) -> Config:
+    """The config of the scheduler that a user asks for.
 
     Args:
         own: The checkpoint's config.
         scheduler: None (the checkpoint's), a name that `switch` knows, a config with its `_class_name`, or a scheduler
             object of diffusers, whose `config` is taken. Arrays in a config are taken as lists.
+        choices: What may be asked for.
 
     Returns:
         A config with its `_class_name`, whose options have been checked.
 
     Raises:
-        InputError: It is nothing of these, a class that cannot run the decoder, or has an option that is not supported.
+        InputError: It is nothing of these, a class that is not among `choices`, or has an option that is not supported.
     """
     if scheduler is None:
         return own
     if isinstance(scheduler, str):
-        return switch(own, scheduler)
-    config = given(scheduler)
-    name = config["_class_name"]
-    if name == "UnCLIPScheduler":
-        raise InputError(f"scheduler is a UnCLIPScheduler, which runs the prior alone; expected {_either(_DECODER)}.")
-    if name not in _DECODER:
+        return switch(own, scheduler, choices)
+    config = given(scheduler, choices)
+    name, known = config["_class_name"], choices.classes
+    if name == "UnCLIPScheduler" and name not in known:
+        raise InputError(f"scheduler is a UnCLIPScheduler, which runs the prior alone; expected {_either(known)}.")
+    if name not in known:
         raise InputError(
-            f"scheduler is of the class {shown(name)}, which is not supported; expected {_either(_DECODER)}."
+            f"{choices.parameter} is of the class {shown(name)}, which is not supported; expected {_either(known)}."
         )
     read(name, config)
     return config
 
 
-def given(scheduler: object) -> dict[str, Any]:
+def given(scheduler: object, choices: Choices = DECODER) -> dict[str, Any]:
     """The config that a user gave, alone or in a scheduler object, with its `_class_name`, which may be any."""
+    about, names = choices.parameter, choices.said
     if isinstance(scheduler, Mapping):
-        config = _plain(scheduler)
+        config = _plain(scheduler, about)
         if "_class_name" not in config:
             raise InputError(
-                "scheduler is a config without _class_name, so that its class is not known; pass the scheduler object "
+                f"{about} is a config without _class_name, so that its class is not known; pass the scheduler object "
                 'itself, or dict(config, _class_name="DDIMScheduler").'
             )
         return config
     if isinstance(scheduler, type):
         raise InputError(
-            f"scheduler is the class {scheduler.__name__}; pass an object of it, or the name of one of DDPM, DDIM, "
-            "DPM++ and DPM++ Karras."
+            f"{about} is the class {scheduler.__name__}; pass an object of it, or the name of one of "
+            f"{_either(names, 'and')}."
         )
     options = getattr(scheduler, "config", None)
     if not isinstance(options, Mapping):
         raise InputError(
-            f"scheduler is {shown(scheduler)}; expected a name (DDPM, DDIM, DPM++ or DPM++ Karras), a config, or a "
-            "scheduler object of diffusers."
+            f"{about} is {shown(scheduler)}; expected a name ({_either(names)}), a config, or a scheduler object of "
+            "diffusers."
         )
-    return {**_plain(options), "_class_name": _class_of(scheduler)}
+    return {**_plain(options, about), "_class_name": _class_of(scheduler)}
 
 
 def _class_of(scheduler: object) -> str:
@@ -290,30 +319,32 @@ def _class_of(scheduler: object) -> str:
     return type(scheduler).__name__
 
 
-def _plain(config: Mapping[Any, Any]) -> dict[str, Any]:
+def _plain(config: Mapping[Any, Any], about: str) -> dict[str, Any]:
     """A config with NumPy's arrays and numbers as Python's, as they are when diffusers stores it."""
     strange = [key for key in config if not isinstance(key, str)]
     if strange:
-        raise InputError(f"scheduler is a config with the key {shown(strange[0])}; expected names of options as keys.")
+        raise InputError(f"{about} is a config with the key {shown(strange[0])}; expected names of options as keys.")
     return {
         key: value.tolist() if isinstance(value, np.ndarray | np.generic) else value for key, value in config.items()
     }
 
 
-def _either(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} or {names[-1]}"
+def _either(names: Sequence[str], word: str = "or") -> str:
+    return f"{', '.join(names[:-1])} {word} {names[-1]}"
 
 
-def switch(config: Config, name: str) -> dict[str, Any]:
+def switch(config: Config, name: str, choices: Choices = DECODER) -> dict[str, Any]:
     """Make the config that `OtherScheduler.from_config(scheduler.config)` works with in diffusers.
 
     What both classes have is kept, what only the old one has is dropped, and what only the new one has gets its
-    default, unless diffusers stored it in the config from an earlier conversion.
+    default, unless diffusers stored it in the config from an earlier conversion. A UnCLIP config keeps its defaults,
+    too: diffusers gives a config that does not name `beta_schedule` the new class's, with which no prior was trained.
 
     Args:
-        config: A DDPM, DDIM or DPM-Solver++ config with its `_class_name`.
-        name: "DDPM", "DDIM", "DPM++" (diffusers' "DPMSolverMultistep") or "DPM++ Karras" (the same with
-            `use_karras_sigmas`), in any case, with or without "Scheduler", spaces and hyphens.
+        config: A config with its `_class_name`, which is among `choices`.
+        name: One of `choices`, in any case, with or without "Scheduler", spaces and hyphens. "DPM++" is diffusers'
+            "DPMSolverMultistep", "DPM++ Karras" the same with `use_karras_sigmas`.
+        choices: What may be asked for.
 
     Returns:
         Every option of the new class, and its `_class_name`.
@@ -322,13 +353,15 @@ def switch(config: Config, name: str) -> dict[str, Any]:
         InputError: The name or the config is not supported.
     """
     letters = re.sub("[ -]", "", name.lower()).removesuffix("scheduler") if isinstance(name, str) else None
-    if letters not in _NAMES:
-        raise InputError(f"The scheduler must be DDPM, DDIM, DPM++ or DPM++ Karras, not {shown(name)}.")
-    wanted, chosen = _NAMES[letters]
+    if letters not in choices.names:
+        raise InputError(f"The {choices.parameter} must be {_either(choices.said)}, not {shown(name)}.")
+    wanted, chosen = choices.names[letters]
     current = class_name(config)
-    if current not in _DECODER:
+    if current not in choices.classes:
         raise InputError(f"A {current} config cannot be switched to {wanted}: they share no options.")
     read(current, config)
+    if current == "UnCLIPScheduler":
+        config = {key: default for key, (default, _) in CLASSES[current].items()} | dict(config)
     options = {key: default for key, (default, _) in CLASSES[wanted].items()}
     kept = {key: value for key, value in config.items() if key in options}
     return {"_class_name": wanted, **options, **kept, **chosen}

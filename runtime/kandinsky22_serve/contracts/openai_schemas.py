@@ -22,6 +22,7 @@ _SAMPLING = (
     "guidance_scale",
     "guidance_scale_prior",
     "scheduler",
+    "scheduler_prior",
     "skip",
 )
 _OURS = ("negative_prompt", "hint", *_SAMPLING)
