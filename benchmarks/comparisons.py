@@ -46,7 +46,8 @@ class Comparison:
     @property
     def key(self) -> str:
         """What its results are kept under."""
-        return f"{self.component}, {self.size}: {', '.join(self.subjects)}; {self.repeat} turns"
+        size = f"{self.size}" + ("" if self.size.guided else ", not guided")
+        return f"{self.component}, {size}: {', '.join(self.subjects)}; {self.repeat} turns"
 
 
 def comparisons(options: argparse.Namespace, bundle: Bundle) -> Iterator[Comparison]:
@@ -101,7 +102,10 @@ def size_of(sides: Sides, batch: int = 1) -> Size:
 def subject_spec(options: argparse.Namespace, bundle: Bundle, component: str, subject: str) -> dict[str, Any]:
     """What the process of a subject is told (see subjects.py)."""
     if subject.startswith("ours "):
-        backend = subject.removeprefix("ours ")
+        backend, _, precision = subject.removeprefix("ours ").partition(" ")
+        if precision:  # of a bundle of its own
+            quantised = {"bundle": str(options.int8_bundle), "precision": precision}
+            return {"kind": "ours", "stage": component, "backend": backend, **quantised}
         wide = backend == "onnxruntime" and options.fp32_bundle
         return {"kind": "ours", "stage": component, "backend": backend, "bundle": str(wide or options.bundle)}
     role = bundle.component(component).role

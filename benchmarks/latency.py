@@ -7,7 +7,7 @@ import contextlib
 import functools
 import json
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,7 +49,7 @@ class ComponentResult(SizeRecord):
 
 @dataclass(frozen=True)
 class PictureSettings:
-    """How whole pictures were made, in the report."""
+    """How whole pictures were made, in the report; `given` are further parameters of the request."""
 
     bundle: str
     backend: str
@@ -60,6 +60,8 @@ class PictureSettings:
     scheduler: str | None
     low_memory: bool
     pictures: Count
+    precision: str = "auto"
+    given: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +108,8 @@ class LatencyRecord:
     pictures: tuple[Annotated[PictureResult, PICTURE], ...]
 
 
-class LatencyMeasurements(MachineMeasurements):
-    """What the latency report is made of."""
-
-    def __init__(self, path: Path, machine: dict[str, Any]) -> None:
-        """Read the file where there is one. Raises InputError where it is of another machine or bundle."""
-        super().__init__(path, machine, {"ceilings": {}, "stages": [], "pictures": []}, LatencyRecord)
+class ComponentMeasurements(MachineMeasurements):
+    """Measurements of components ("stages") and whole pictures, of a report that may have more."""
 
     def has(self, comparison: Comparison) -> bool:
         """Whether a comparison is measured: every subject of it has a result, if only that it failed."""
@@ -128,8 +126,16 @@ class LatencyMeasurements(MachineMeasurements):
         self.keep("stages", *({"case": comparison.key, "flop": flop, **result} for result in results))
 
 
+class LatencyMeasurements(ComponentMeasurements):
+    """What the latency report is made of."""
+
+    def __init__(self, path: Path, machine: dict[str, Any]) -> None:
+        """Read the file where there is one. Raises InputError where it is of another machine or bundle."""
+        super().__init__(path, machine, {"ceilings": {}, "stages": [], "pictures": []}, LatencyRecord)
+
+
 def pending(
-    found: LatencyMeasurements,
+    found: ComponentMeasurements,
     bundle: Bundle,
     comparisons: Iterable[Comparison],
     pictures: Iterable[dict[str, Any]],
@@ -160,7 +166,11 @@ def _flop_of_a_picture(bundle: Bundle, settings: Mapping[str, Any]) -> int:
 
 
 def measure_comparison(
-    found: LatencyMeasurements, options: argparse.Namespace, bundle: Bundle, comparison: Comparison, progress: Progress
+    found: ComponentMeasurements,
+    options: argparse.Namespace,
+    bundle: Bundle,
+    comparison: Comparison,
+    progress: Progress,
 ) -> None:
     """Measure it, if it is missing, in processes of its own: none has the memory of a comparison before.
 
@@ -226,7 +236,7 @@ def _ceiling(name: str, spec: dict[str, Any], log: Path) -> float | None:
 
 
 def measure_picture(
-    found: LatencyMeasurements, options: argparse.Namespace, settings: dict[str, Any], progress: Progress
+    found: ComponentMeasurements, options: argparse.Namespace, settings: dict[str, Any], progress: Progress
 ) -> None:
     """Make whole pictures, if they are missing; that they failed is kept, too."""
     if found.has_picture(settings):

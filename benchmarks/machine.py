@@ -107,10 +107,23 @@ def role_of(machine: Mapping[str, Any], component: str) -> Role | None:
 class MachineMeasurements(Measurements):
     """Measurements of one machine and bundle (see `describe`), each with the commit that it was made at."""
 
-    def __init__(self, path: Path, machine: dict[str, Any], empty: Mapping[str, Any], kind: type) -> None:
-        """Read the file where there is one. Raises InputError where it is of another machine or bundle."""
+    def __init__(
+        self,
+        path: Path,
+        machine: dict[str, Any],
+        empty: Mapping[str, Any],
+        kind: type,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Read the file where there is one.
+
+        Raises InputError where it is of another machine or bundle, or was made with other `settings`.
+        """
         same = {"machine.processor": "of another processor", "machine.bundle": "of another bundle"}
-        super().__init__(path, {"machine": machine}, empty, kind, same)
+        belongs_to: dict[str, Any] = {"machine": machine}
+        if settings is not None:
+            same["settings"], belongs_to["settings"] = "with other settings", settings
+        super().__init__(path, belongs_to, empty, kind, same)
         self._commit = machine["commit"]
 
     def keep(self, kind: str, *results: dict[str, Any]) -> None:

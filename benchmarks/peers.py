@@ -24,12 +24,12 @@ class Peer:
         self.role = Role(spec["role"])
         self.device = spec.get("device", "cpu")
         self.dtype = DTYPES[spec["precision"]]
-        network, self.scheduler = _network(spec)
-        network = network.to(self.dtype).to(self.device).eval()
+        loaded, self.scheduler = network(spec)
+        loaded = loaded.to(self.dtype).to(self.device).eval()
         if spec.get("channels_last"):
-            network = network.to(memory_format=torch.channels_last)
-        self.network: Any = network
-        self.call: Callable[..., Any] = network.decode if self.role is Role.MOVQ_DECODER else network
+            loaded = loaded.to(memory_format=torch.channels_last)
+        self.network: Any = loaded
+        self.call: Callable[..., Any] = loaded.decode if self.role is Role.MOVQ_DECODER else loaded
         if spec.get("compile"):
             self.call = torch.compile(self.call, mode="reduce-overhead" if self.device == "cuda" else None)
         self.inputs: tuple[Any, ...] = ()
@@ -122,7 +122,7 @@ NETWORKS = {
 """What checkpoints call them."""
 
 
-def _network(spec: dict[str, Any]) -> tuple[Any, Any]:
+def network(spec: dict[str, Any]) -> tuple[Any, Any]:
     """The torch network of a component, and diffusers' scheduler for it, or None."""
     role = Role(spec["role"])
     if spec.get("checkpoint"):

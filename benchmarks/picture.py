@@ -45,10 +45,11 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
     from kandinsky22.measure import timing
 
     imported = since_start()
-    pipe = Pipeline.load(settings["bundle"], settings["backend"], low_memory=settings["low_memory"])
+    machine = {"precision": settings.get("precision", "auto"), "low_memory": settings["low_memory"]}
+    pipe = Pipeline.load(settings["bundle"], settings["backend"], **machine)
     opened = since_start()
     size = timing.Size(settings["height"], settings["width"])
-    how = {name: settings[name] for name in ("steps", "prior_steps", "scheduler")}
+    how = {name: settings[name] for name in ("steps", "prior_steps", "scheduler")} | settings.get("given", {})
     pictures: list[dict[str, Any]] = []
     for index in range(settings["pictures"]):
         begun = since_start()

@@ -28,7 +28,7 @@ class Pending:
 
 def estimated(pending: Pending, rate: float) -> float:
     """Seconds of a measurement at `rate` FLOP a second: the turn that does not count, and those that do."""
-    turn = pending.flop / rate
+    turn = max(pending.flop / rate, 1e-3)  # what has no arithmetic takes a moment all the same
     return turn * (1 + math.ceil(min(pending.turns, pending.patience / turn)))
 
 

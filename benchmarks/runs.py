@@ -107,6 +107,30 @@ class StepsRecord:
     runs: tuple[RunRecord, ...]
 
 
+class KeptPictures:
+    """Pictures in a file beside a report, for runs after a stop."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> Pictures | None:
+        """The pictures; None where there is no file. Raises InputError where it is damaged."""
+        try:
+            data = read_regular(self._path, MOST_PICTURE_BYTES)
+            return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, EOFError, MemoryError) as error:
+            raise InputError(
+                f"{self._path} cannot be read ({first_line(error)}); remove it: it is made anew."
+            ) from error
+
+    def write(self, pictures: Pictures) -> None:
+        """Keep them."""
+        with self._path.open("wb") as file:
+            np.save(file, pictures)
+
+
 class RunMeasurements(Measurements):
     """The report's numbers in steps.json, and the reference's pictures beside it, for runs after a stop."""
 
@@ -115,7 +139,7 @@ class RunMeasurements(Measurements):
         empty: dict[str, Any] = {"seconds": {}, "runs": []}
         same = {"settings": "with other settings"}
         super().__init__(folder / "steps.json", {"settings": settings}, empty, StepsRecord, same)
-        self._pictures = folder / "steps-reference.tmp"
+        self._pictures = KeptPictures(folder / "steps-reference.tmp")
 
     def has(self, run: Run) -> bool:
         """Whether a run is done."""
@@ -130,22 +154,11 @@ class RunMeasurements(Measurements):
 
     def reference(self) -> Pictures | None:
         """The reference's pictures, where they are those of its row. Raises InputError where the file is damaged."""
-        if not self.has(REFERENCE):
-            return None
-        try:
-            data = read_regular(self._pictures, MOST_PICTURE_BYTES)
-            return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, EOFError, MemoryError) as error:
-            raise InputError(
-                f"{self._pictures} cannot be read ({first_line(error)}); remove it: it is made anew."
-            ) from error
+        return self._pictures.read() if self.has(REFERENCE) else None
 
     def keep_reference(self, pictures: Pictures) -> None:
         """Keep them, before the row that says that they are there."""
-        with self._pictures.open("wb") as file:
-            np.save(file, pictures)
+        self._pictures.write(pictures)
 
 
 def row_of(run: Run) -> dict[str, Any]:

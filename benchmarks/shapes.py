@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from benchmarks.command import ROOT
 
 FOLDER = ROOT / "checkpoints" / "shapes"
+SIDE = 128
+"""Pixels a side of its pictures."""
 
 
 def _load_package(name: str) -> None:
@@ -27,8 +29,21 @@ def _load_package(name: str) -> None:
 if TYPE_CHECKING:
     from recipe import classifier as classifier
     from scores import text2img as text2img
+    from scores.painters import Diffusers
 else:
     for _name in ("recipe", "scores"):
         _load_package(_name)
     classifier = importlib.import_module("recipe.classifier")
     text2img = importlib.import_module("scores.text2img")
+
+
+def diffusers_painter() -> Diffusers:
+    """Who paints with diffusers. It is imported here, since that takes seconds."""
+    from diffusers.utils import logging
+    from transformers.utils import logging as logging_of_transformers
+
+    from scores.painters import Diffusers
+
+    for each in (logging, logging_of_transformers):
+        each.disable_progress_bar()
+    return Diffusers(FOLDER)

@@ -41,8 +41,10 @@ def ours(spec: dict[str, Any]) -> tuple[Subject, dict[str, str]]:
     bundle = Bundle(spec["bundle"])
     backend = backends.get(spec["backend"], bundle)
     availability = backend.availability(bundle)
-    stage = timing.Stage(bundle, spec["stage"], backend, backends.Settings(), 10 if availability.gpu else 1)
-    precision = bundle.manifest.precision if availability.precision == "bundle" else availability.precision
+    asked = spec.get("precision", "auto")
+    stage = timing.Stage(bundle, spec["stage"], backend, backends.Settings(asked), 10 if availability.gpu else 1)
+    found = availability.precision if asked == "auto" else asked
+    precision = bundle.manifest.precision if found == "bundle" else found
     device = "cuda" if availability.gpu else "cpu"
     return stage, {"version": f"{availability.name} {availability.version}", "precision": precision, "device": device}
 

@@ -17,6 +17,7 @@ from kandinsky22.bundle.manifest import Manifest
 from kandinsky22.errors import InputError
 from kandinsky22.request import kinds
 from kandinsky22.request.parameters import PARAMETERS
+from kandinsky22.request.presets import PRESETS
 from kandinsky22.request.request import Request
 
 SIZES = (384, 512, 576, 640, 704, 768, 960, 1024, 1152, 1280, 1536, 1792, 2048)
@@ -41,6 +42,7 @@ _NAMES = {
     "num_outputs": "num_images_per_prompt",
     "guidance_scale": "guidance_scale",
     "guidance_scale_prior": "prior_guidance_scale",
+    "preset": "preset",
     "scheduler": "scheduler",
     "scheduler_prior": "prior_scheduler",
     "skip": "skip",
@@ -133,6 +135,10 @@ def _input_model(most: int, most_outputs: int) -> type[Input]:
         ),
         "guidance_scale": (float, Field(4.0, **{**_declared("guidance_scale"), "le": 100})),
         "guidance_scale_prior": (float, Field(4.0, **{**_declared("prior_guidance_scale"), "le": 100})),
+        "preset": (
+            Literal[tuple(PRESETS)] | None,
+            Field(None, description=_declared("preset")["description"]),
+        ),
         "scheduler": (
             Literal[kinds.SCHEDULERS] | None,
             Field(None, description=_declared("scheduler")["description"]),
@@ -191,9 +197,11 @@ def request_of(given: Input, pictures: Mapping[str, Path], mixed: list[Path]) ->
     asked: Any = given
     sent = {name for name in given.model_fields_set if getattr(given, name) is not None}
     ours: dict[str, Any] = {}
+    of_preset = PRESETS.get(asked.preset or "", {})  # in the place of defaults
     for name, parameter in _NAMES.items():
         value = getattr(given, name)
-        if value is not None and (name in sent or name not in _OF_TASK):
+        by_default = name not in _OF_TASK and parameter not in of_preset
+        if value is not None and (name in sent or by_default):
             ours[parameter] = value
     if task == "mix":
         parts: list[Any] = [{"text": each} for each in asked.mix_prompts or ()]

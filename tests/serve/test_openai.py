@@ -15,6 +15,7 @@ import openai
 import PIL.Image
 import pytest
 
+from kandinsky22.request.presets import PRESETS
 from kandinsky22_serve.contracts.openai_pictures import fitting
 from kandinsky22_serve.store.records import Job, Status
 
@@ -98,6 +99,15 @@ def test_pictures_come_as_addresses_and_as_bytes(server: Serving, client: openai
     assert (request["seed"], request["num_inference_steps"], request["guidance_scale"]) == (7, 3, 2.5)
     assert (request["negative_prompt"], request["prior_scheduler"]) == ("dogs", "ddim")
     assert answer._request_id == newest(server).id
+
+
+def test_a_preset_is_of_ours(server: Serving, client: openai.OpenAI) -> None:
+    asked = {"preset": "fast", "num_inference_steps_prior": 3}
+    client.images.generate(prompt="a fox", size="64x64", extra_body=asked)
+    request = newest(server).request
+    assert request["num_inference_steps"] == PRESETS["fast"]["num_inference_steps"]
+    assert request["scheduler"] == PRESETS["fast"]["scheduler"]
+    assert (request["prior_num_inference_steps"], "preset" in request) == (3, False)
 
 
 def test_ten_pictures_are_the_most(server: Serving, client: openai.OpenAI) -> None:

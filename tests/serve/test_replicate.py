@@ -12,6 +12,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
+from kandinsky22.request.presets import PRESETS
 from kandinsky22_serve.contracts.replicate.names import PUBLISHED_VERSIONS
 from kandinsky22_serve.contracts.replicate.predictions import lifetime, seconds_to_wait
 from kandinsky22_serve.problems import Problem
@@ -480,3 +481,17 @@ def test_whoever_waits_for_a_job_can_leave_at_the_moment_that_it_changes(app):
         return waiting.cancelled()
 
     assert asyncio.run(wait_and_leave())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_takes_the_place_of_published_defaults_and_is_stored_as_its_values(app, preset):
+    inputs = {"prompt": "a", "width": 64, "height": 64, "preset": preset}
+    made = created(app, inputs)
+    assert made["input"] == inputs
+    stored = app.service.job(made["id"]).request
+    assert "preset" not in stored
+    for name, value in PRESETS[preset].items():
+        assert stored[name] == (list(value) if isinstance(value, tuple) else value)
+    beside = app.service.job(created(app, {**inputs, "num_inference_steps": 75})["id"]).request
+    assert beside == {**stored, "num_inference_steps": 75, "seed": beside["seed"]}
+    assert "preset" in assert_problem(create(app, {**inputs, "preset": "faster"}), 422)

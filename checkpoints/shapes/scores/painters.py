@@ -12,6 +12,7 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DiffusionPipeline,
+    DPMSolverMultistepScheduler,
     KandinskyV22ControlnetPipeline,
     KandinskyV22Img2ImgPipeline,
     KandinskyV22InpaintPipeline,
@@ -162,10 +163,12 @@ class Diffusers:
     def _load(self, kind: type[DiffusionPipeline], folder: str, scheduler: str) -> DiffusionPipeline:
         pipeline = _silent(kind.from_pretrained(self.checkpoint / folder))
         config = dict(pipeline.scheduler.config)
-        if scheduler == "DDIM":
-            # DDIM has no learned variance, and fails in diffusers where its config says so.
+        if scheduler != "DDPM":
+            # The others have no learned variance, and fail in diffusers where their config says so.
             del config["variance_type"]
-        pipeline.scheduler = {"DDPM": DDPMScheduler, "DDIM": DDIMScheduler}[scheduler].from_config(config)
+        kinds = {"DDPM": DDPMScheduler, "DDIM": DDIMScheduler, "DPM++ Karras": DPMSolverMultistepScheduler}
+        levels = {"use_karras_sigmas": True} if scheduler == "DPM++ Karras" else {}
+        pipeline.scheduler = kinds[scheduler].from_config(config, **levels)
         return pipeline
 
     def _paint(

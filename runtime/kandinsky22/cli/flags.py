@@ -76,6 +76,8 @@ def given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
 def words(name: str, value: Any) -> list[str]:
     """A parameter and its value on the command line; none where its flag cannot say it."""
     flag = FLAGS[name]
+    if value is None:
+        return []
     if isinstance(value, list | tuple):
         return [flag, *map(str, value)]
     if isinstance(value, bool):

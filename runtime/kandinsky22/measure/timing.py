@@ -186,9 +186,12 @@ class Picture:
 
 
 def time_picture(
-    pipe: Pipeline, size: Size, *, steps: int, prior_steps: int, scheduler: str | None = None, first: bool
+    pipe: Pipeline, size: Size, *, steps: int, prior_steps: int, scheduler: str | None = None, first: bool, **more: Any
 ) -> Picture:
-    """Make one call for `size.batch` pictures, and time it. The first one of a pipeline also loads its components."""
+    """Make one call for `size.batch` pictures, and time it. The first one of a pipeline also loads its components.
+
+    `more` are further parameters of the call.
+    """
     with highest_memory() as memory:
         output = pipe(
             PROMPT,
@@ -200,6 +203,7 @@ def time_picture(
             prior_num_inference_steps=prior_steps,
             scheduler=scheduler,
             seed=0,
+            **more,
         )
     return Picture(size, steps, prior_steps, output.timings, memory(), first)
 

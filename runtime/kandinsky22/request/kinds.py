@@ -101,6 +101,15 @@ def choice(*names: str) -> Kind:
     return Kind(lambda name, value: checks.choice(name, value, names), str, {"enum": list(names)}, choices=names)
 
 
+def choice_or_none(*names: str) -> Kind:
+    """One of some names, or None."""
+
+    def check(name: str, value: Any) -> str | None:
+        return None if value is None else checks.choice(name, value, names)
+
+    return Kind(check, str, {"enum": [*names, None]}, choices=names)
+
+
 def skip() -> Kind:
     """Which steps are not computed: "none", "forecast:N" or "shallow:N"."""
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 from kandinsky22 import checks
 from kandinsky22.request import kinds
 from kandinsky22.request.kinds import Kind
+from kandinsky22.request.presets import PRESETS
 
 if TYPE_CHECKING:
     from kandinsky22.arrays import Array, Embeddings
@@ -219,6 +220,19 @@ class Parameters(TypedDict, total=False):
             "Share of `prior_image` that is given up, 0 to 1.",
             "--prior-strength",
             beside="prior_image",
+        ),
+    ]
+    preset: Annotated[
+        str | None,
+        Parameter(
+            kinds.choice_or_none(*PRESETS),
+            None,
+            "run",
+            "Name of a setting of several parameters: same (as diffusers), fast, or fastest. What is given beside it "
+            "wins.",
+            "--preset",
+            hint="none",
+            more="The request has its values in its place.",
         ),
     ]
     num_images_per_prompt: Annotated[

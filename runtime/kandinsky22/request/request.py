@@ -13,6 +13,7 @@ from typing import Any, cast
 from kandinsky22.errors import InputError, shown
 from kandinsky22.request.encoding import decoded, encoded
 from kandinsky22.request.parameters import PARAMETERS, Parameters, Task, task_of
+from kandinsky22.request.presets import PRESETS, SET
 from kandinsky22.schema import DEEPEST, is_deeper
 
 
@@ -29,6 +30,8 @@ class Request:
 
         Raises InputError where there is no such task or parameter, the task does not use it, or its value cannot be;
         what only a bundle can tell (sizes, embeddings, schedules) is checked when the request is resolved.
+
+        `preset` is not kept: the request has its values, so that it asks for the same when presets change.
         """
         its = task_of(task)
         known = its.parameters()
@@ -37,7 +40,7 @@ class Request:
                 raise InputError(f"There is no parameter {shown(name)}; expected some of {', '.join(known)}.")
             if name not in known:
                 raise InputError(f"{task} does not use {name}; leave it out.")
-        checked = {name: PARAMETERS[name].kind.check(name, given[name]) for name in given}
+        checked = _without_preset(its, {name: PARAMETERS[name].kind.check(name, given[name]) for name in given})
         for name in checked:
             beside = PARAMETERS[name].beside
             means = checked[name] is not None and checked[name] is not False
@@ -57,8 +60,10 @@ class Request:
         return cast(Parameters, found)
 
     def with_(self, **given: Any) -> Request:
-        """The same request with other values for some parameters."""
-        return Request.of(self.task.name, **{**self.given, **given})
+        """The same request with other values for some parameters. A preset takes the place of what it sets."""
+        replaced = SET if given.get("preset") is not None else ()
+        kept = {name: value for name, value in self.given.items() if name not in replaced}
+        return Request.of(self.task.name, **{**kept, **given})
 
     def to_json(self) -> dict[str, Any]:
         """What was given, as JSON can hold it: {"task": …, parameter: value}, without callbacks.
@@ -84,6 +89,20 @@ class Request:
         if unstored:
             raise InputError(f"{unstored[0]} cannot be given as JSON; leave it out.")
         return cls.of(data.get("task", ""), **given)
+
+
+def _without_preset(task: Task, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Checked parameters with a preset's values in the place of its name: those that the task takes and nobody gave.
+
+    Those of the prior are left out where embeddings are given, which need none.
+    """
+    found = {name: value for name, value in given.items() if name != "preset"}
+    needs_prior = found.get("image_embeds") is None
+    for name, value in PRESETS.get(given.get("preset") or "", {}).items():
+        parameter = task.parameters().get(name)
+        if parameter is not None and name not in found and (needs_prior or parameter.part != "prior"):
+            found[name] = parameter.kind.check(name, value)
+    return found
 
 
 def as_json(values: Mapping[str, Any]) -> dict[str, Any]:

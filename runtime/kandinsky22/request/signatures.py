@@ -71,11 +71,14 @@ def default_in_words(task: Task, name: str, parameter: Parameter) -> str:
     value = task.default(name)
     if name in task.required:
         return "required"
-    if parameter.hint:
-        return parameter.hint
+    return parameter.hint or value_in_words(value)
+
+
+def value_in_words(value: Any) -> str:
+    """A parameter's value for readers; "" for None."""
     if isinstance(value, tuple):
         return " ".join(f"{each:g}" for each in value)
-    return "" if value is None or value == "" else str(value)
+    return "" if value is None else str(value)
 
 
 def declared_type(name: str) -> Any:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kandinsky22.request.parameters import PARAMETERS, TASKS, Parameter, Part
-from kandinsky22.request.signatures import declared_type, default_in_words
+from kandinsky22.request.presets import PRESETS
+from kandinsky22.request.signatures import declared_type, default_in_words, value_in_words
 
 TITLES: Mapping[Part, str] = {
     "input": "A task's own inputs",
@@ -28,6 +29,11 @@ Made by `make docs` from `runtime/kandinsky22/request/parameters.py`, where ever
 
 The command line takes some inputs by place instead of by flag: `prompt` is PROMPT of `generate`, `image` is PICTURE of `variations`, and `images_and_prompts` are `--text` and `--image` of `mix`. `--size WxH` gives `width` and `height` in one. `--batch-size` is 1 where it is not given.
 """  # noqa: E501 - a paragraph of Markdown is one line
+PRESETS_HEAD = """\
+## Presets
+
+What `preset` sets, of what a task takes. A value that is given beside it wins. The request that results, its JSON and the picture's own record have these values and not the preset's name: they ask for the same when presets change.
+"""  # noqa: E501 - a paragraph of Markdown is one line
 
 
 def markdown() -> str:
@@ -36,7 +42,15 @@ def markdown() -> str:
     for part, title in TITLES.items():
         rows = [_parameter(name, each) for name, each in PARAMETERS.items() if each.part == part]
         sections += [f"## {title}\n", _rows(("parameter", "tasks", "type", "default", "flag", "meaning"), rows)]
-    return "\n".join(sections)
+    head = ("preset", *(f"`{name}`" for name in next(iter(PRESETS.values()))))
+    return "\n".join([*sections, PRESETS_HEAD, _rows(head, _presets())])
+
+
+def _presets() -> list[Sequence[str]]:
+    return [
+        (f"`{preset}`", *(value_in_words(value) or PARAMETERS[name].hint for name, value in values.items()))
+        for preset, values in PRESETS.items()
+    ]
 
 
 def _tasks() -> list[Sequence[str]]:

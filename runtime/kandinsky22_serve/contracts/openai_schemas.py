@@ -21,6 +21,7 @@ _SAMPLING = (
     "num_inference_steps_prior",
     "guidance_scale",
     "guidance_scale_prior",
+    "preset",
     "scheduler",
     "scheduler_prior",
     "skip",
