@@ -37,7 +37,7 @@ def runs(request: Request, bundle: Bundle) -> Counter[Run]:
 
 def _decoder_runs(sampling: Sampling) -> Iterator[Run]:
     """What each of the decoder's steps runs."""
-    instead = dict.fromkeys(sampling.forecast.steps, sampling.forecast.component) if sampling.forecast else {}
+    instead = dict.fromkeys(sampling.skip.steps, sampling.skip.component) if sampling.skip else {}
     for segment in sampling.segments:
         for step in range(segment.steps.start, segment.steps.stop):
             yield Run(instead.get(step, segment.component), segment.guided)
