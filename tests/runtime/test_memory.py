@@ -52,7 +52,10 @@ def _estimate(
         for name, count in parameters.items()
     }
     files = {name: SimpleNamespace(bytes=stored * count) for name, count in parameters.items()}
-    manifest: Any = SimpleNamespace(components=components, files=files, downscale=8)
+    by_role = {component.role: name for name, component in components.items()}
+    manifest: Any = SimpleNamespace(
+        components=components, files=files, downscale=8, roles=by_role.keys, name_of=by_role.__getitem__
+    )
     job = memory.Demand(list(parameters), (1, latent_pixels), **{"pictures": 1, "at_once": 1, **changes})
     return memory.estimate(manifest, job, cost, kept)
 
@@ -145,6 +148,14 @@ def test_the_estimate_grows_with_what_it_says() -> None:
     both = {"prior_step": 2e9, "decoder_step": 1e9}
     assert _estimate(both, 64**2) == max(_weights(2e9), small)
     assert _estimate(both, 64**2, kept=("prior_step",)) == pytest.approx(small + 2e9 * (2 + OPENVINO.weight))
+
+
+def test_what_takes_turns_with_a_decoder_is_held_beside_it() -> None:
+    alone = _estimate({"prior_step": 2e8, "decoder_step": 1e9}, 64**2)
+    both = _estimate({"prior_step": 2e8, "decoder_step": 1e9, "decoder_step_shallow": 1e8}, 64**2)
+    assert both - alone == pytest.approx(alone - _weights(1e9) + 1e8 * (2 + OPENVINO.weight))
+    forecast = _estimate({"prior_step": 2e8, "decoder_step": 1e9, "decoder_forecast": 0}, 64**2)
+    assert forecast == alone
 
 
 def _weights(parameters: float) -> float:
