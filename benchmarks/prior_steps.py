@@ -72,7 +72,7 @@ def table(pipe: Pipeline, prompts: int) -> Iterator[str]:
         embeds = reference if run == REFERENCE else embed(pipe, texts, run)
         right = text2img.score(judge, paint(pipe, embeds), scenes[chosen])["all"]["everything"]
         like = cosine(embeds.image_embeds, reference.image_embeds)
-        yield f"| {run.scheduler} | {run.steps} | {like:.4f} | {apart(embeds):.3f} | {right:.1f} % |"
+        yield f"| {run.scheduler} | {run.steps} | {like:.4f} | {apart(embeds):.2f} | {right:.1f} % |"
 
 
 def embed(pipe: Pipeline, texts: Sequence[str], run: Run) -> Embeddings:
