@@ -94,7 +94,7 @@ def test_jobs_of_all_contracts_run_together(shapes_bundle, tmp_path):
     model = {"version": "ai-forever/kandinsky-2.2"}
     asked = [
         ("/v1/predictions", {**model, "input": {**alike, "prompt": "a", "output_format": "png"}}),
-        ("/predictions", {"input": {**alike, "prompt": "b", "seed": 4, "num_inference_steps_prior": 9}}),
+        ("/predictions", {"input": {**alike, "prompt": "b", "seed": 4, "scheduler_prior": "ddim"}}),
         ("/v1/predictions", {**model, "input": {**alike, "prompt": "c", "width": 128}}),
         ("/v1/predictions", {**model, "input": {**alike, "mix_prompts": ["a", "b"], "output_format": "jpeg"}}),
     ]
