@@ -449,7 +449,7 @@ def test_pictures_that_are_lost_and_won_are_told(bundle: Bundle, tmp_path: Path)
 def test_a_damaged_report_is_read_and_told_or_refused_in_one_sentence(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frontier_report, "plot", lambda *_: None)
+    monkeypatch.setattr(frontier_report.frontier_plot, "plot", lambda *_: None)
     monkeypatch.setattr(frontier_report, "write_file", lambda *_: None)
     good = made(bundle)
     good["scores"], good["stages"] = good["scores"][:2], STAGES[2:7:2]
