@@ -340,6 +340,7 @@ def test_seconds_are_estimated_from_arithmetic() -> None:
     assert progress.estimated(progress.Pending(1e12, turns=5, patience=25), 1e11) == 40
     assert progress.estimated(progress.Pending(1e12, turns=5, patience=1), 1e11) == 20
     assert progress.estimated(progress.Pending(1e12), 1e11) == 10
+    assert progress.estimated(progress.Pending(0, turns=5, patience=60), 1e11) < 1
     results = [{"flop": 1e12, "seconds": [seconds, 9.0, 0.1]} for seconds in (1.0, 2.0, 4.0)]
     assert progress.rate([*results, {"error": "It was killed", "flop": 1e12}]) == 5e11
     assert progress.rate([]) == progress.rate([{"flop": 0, "seconds": [1.0]}]) == progress.ASSUMED

@@ -27,6 +27,7 @@ from benchmarks.frontier_scores import Shapes
 from benchmarks.frontier_settings import DIFFUSERS, FLOAT, INT8, REFERENCE, SETTINGS, Setting, presets_of
 from benchmarks.frontier_store import FrontierMeasurements, Run
 from benchmarks.runs import KeptPictures
+from kandinsky22 import Pipeline
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.errors import InputError
 from kandinsky22.measure.timing import Size
@@ -195,7 +196,7 @@ def test_cases_with_and_without_guidance_are_kept_apart() -> None:
     assert keys == ["a, 64x64: b; 1 turns", "a, 64x64, not guided: b; 1 turns"]
 
 
-def test_whole_pictures_are_made_of_the_same_parameters(bundle: Bundle) -> None:
+def test_whole_pictures_are_made_of_the_same_parameters(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, _ = frontier.possible(
         [setting for setting in SETTINGS if presets_of(setting) or setting == REFERENCE], bundle
     )
@@ -204,8 +205,10 @@ def test_whole_pictures_are_made_of_the_same_parameters(bundle: Bundle) -> None:
     for each, subject in zip(whole, (FLOAT, INT8), strict=True):
         assert frontier_report._painted_by(each) == Setting.of(subject, **PRESETS["fastest"])
     one = {**whole[0], "bundle": str(bundle.path), "backend": "onnxruntime", "height": 64, "width": 64}
-    made = picture.measure(json.loads(json.dumps(one)))["pictures"][0]
-    assert made["steps"] == PRESETS["fastest"]["num_inference_steps"]
+    asked_for, resolve = [], Pipeline.resolve
+    monkeypatch.setattr(Pipeline, "resolve", lambda self, request: asked_for.append(request) or resolve(self, request))
+    picture.measure(json.loads(json.dumps(one)))
+    assert {name: asked_for[0].parameters[name] for name in PRESETS["fastest"]} == dict(PRESETS["fastest"])  # type: ignore[literal-required]
 
 
 # Rules
@@ -446,7 +449,7 @@ def test_pictures_that_are_lost_and_won_are_told(bundle: Bundle, tmp_path: Path)
 def test_a_damaged_report_is_read_and_told_or_refused_in_one_sentence(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frontier_report, "plot", lambda *_: None)
+    monkeypatch.setattr(frontier_report.frontier_plot, "plot", lambda *_: None)
     monkeypatch.setattr(frontier_report, "write_file", lambda *_: None)
     good = made(bundle)
     good["scores"], good["stages"] = good["scores"][:2], STAGES[2:7:2]
