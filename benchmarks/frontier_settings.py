@@ -20,7 +20,16 @@ SUBJECTS = (DIFFUSERS, FLOAT, INT8)
 """Who paints: diffusers, our bundle in what "auto" takes for it, and our bundle in int8."""
 SAMPLERS = {None: "DDPM", "ddim": "DDIM", "dpm++": "DPM++", "dpm++-karras": "DPM++ Karras"}
 """Samplers by the schedulers of the table; the checkpoints' own is DDPM."""
-_NAMED = ("scheduler", "num_inference_steps", "guidance_interval", "skip", "prior_num_inference_steps")
+PRIOR_SAMPLERS = {None: "UnCLIP", "ddim": "DDIM", "dpm++": "DPM++"}
+"""The same of the prior."""
+_NAMED = (
+    "scheduler",
+    "num_inference_steps",
+    "guidance_interval",
+    "skip",
+    "prior_scheduler",
+    "prior_num_inference_steps",
+)
 """Parameters that a setting's name says in words."""
 
 
@@ -54,8 +63,9 @@ class Setting:
             words.append("guided {:g} to {:g}".format(*asked["guidance_interval"]))
         if "skip" in self.given:
             words.append(asked["skip"])
-        if "prior_num_inference_steps" in self.given:
-            words.append(f"prior {asked['prior_num_inference_steps']}")
+        if {"prior_scheduler", "prior_num_inference_steps"} & self.given.keys():
+            own = PRIOR_SAMPLERS[asked["prior_scheduler"]]  # type: ignore[index]
+            words.append(f"prior {own} {asked['prior_num_inference_steps']}")
         words += [f"{FLAGS.get(name, name)} {value}" for name, value in self.given.items() if name not in _NAMED]
         return ", ".join(words)
 
@@ -108,21 +118,31 @@ def _steps(scheduler: str | None, steps: int, **more: Any) -> dict[str, Any]:
 
 
 _HALF = {"guidance_interval": (0.0, 0.5)}
+_SIX = {"prior_scheduler": "dpm++", "prior_num_inference_steps": 6}
+_FOUR = {"prior_scheduler": "ddim", "prior_num_inference_steps": 4}
 _OF_FLOAT = (
     _steps("ddim", 50),
     _steps("ddim", 25),
     _steps("dpm++", 20),
     _steps("ddim", 50, skip="forecast:2"),
-    _steps("ddim", 50, skip="forecast:3"),
     _steps("ddim", 20, skip="forecast:2"),
     _steps(None, 50, skip="forecast:2"),
+    _steps("ddim", 50, skip="shallow:2"),
+    _steps("ddim", 50, skip="shallow:3"),
+    _steps(None, 50, skip="shallow:3"),
+    _steps("ddim", 20, skip="shallow:2"),
+    _steps(None, 50, prior_num_inference_steps=12),
+    _steps(None, 50, **_SIX),
 )
 _OF_BOTH = (
     *PRESETS.values(),
-    *(_steps("dpm++-karras", steps) for steps in (25, 20, 15, 12, 10, 8)),
-    *(_steps("dpm++-karras", steps, **_HALF) for steps in (20, 15, 12, 10, 8)),
-    _steps("dpm++-karras", 12, guidance_interval=(0.0, 0.25)),
-    _steps("dpm++-karras", 15, prior_num_inference_steps=18, **_HALF),
+    *(_steps("dpm++-karras", steps) for steps in (20, 15)),
+    _steps("dpm++-karras", 15, **_HALF),
+    *(_steps("dpm++-karras", steps, **_SIX) for steps in (20, 15, 12, 10)),
+    *(_steps("dpm++-karras", steps, **_SIX, **_HALF) for steps in (20, 15, 12)),
+    *(_steps("dpm++-karras", steps, **_FOUR, **_HALF) for steps in (12, 10, 8, 6)),
+    _steps("dpm++-karras", 12, **_FOUR, guidance_interval=(0.0, 0.25)),
+    _steps("ddim", 50, **_SIX, skip="forecast:3"),
 )
 
 

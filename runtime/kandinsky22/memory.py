@@ -76,8 +76,6 @@ UNET = Width(384, 1.283e9)
 MOVQ = {Role.MOVQ_ENCODER: Width(128, 27.4e6), Role.MOVQ_DECODER: Width(128, 43.1e6)}
 WIDE_KERNELS = (0.024, 0.084, 0.189, 0.374)
 """Shares of the UNet's parameters that are kernels of 3x3 between 256 channels and more, level by level."""
-_DECODER_OF = {shallow: decoder for decoder, shallow in SHALLOWS.items()}
-"""A shallow step has maps of the largest size, as the decoder that it is cut from: most of what that one takes."""
 CHANNELS_A_HEAD = 32
 """Channels of the UNet's first level for each head of its second, the first with attention: 12 heads at 384."""
 
@@ -131,9 +129,10 @@ def _weights(manifest: Manifest, name: str, demand: Demand, cost: Cost) -> float
 def _activations(manifest: Manifest, name: str, demand: Demand, cost: Cost) -> float:
     """Bytes that a component takes beside its weights; of those that see no picture they are small beside them."""
     component, latent_pixels = manifest.components[name], math.prod(demand.latents)
-    whole = _DECODER_OF.get(component.role)
-    if whole is not None and whole in manifest.roles():
-        return _activations(manifest, manifest.name_of(whole), demand, cost)
+    cut_from = {shallow: decoder for decoder, shallow in SHALLOWS.items()}.get(component.role)
+    if cut_from is not None and cut_from in manifest.roles():
+        # Its maps are of the largest size, as the decoder's are: most of what that one takes.
+        return _activations(manifest, manifest.name_of(cut_from), demand, cost)
     if component.role in DECODERS:
         width = UNET.of(component.parameters)
         scores = width / CHANNELS_A_HEAD * (latent_pixels / 4) ** 2
