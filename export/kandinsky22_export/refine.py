@@ -9,6 +9,7 @@ from kandinsky22_export.progress import OnProgress
 from kandinsky22_export.quantise.bundle import quantise_bundle
 from kandinsky22_export.quantise.calibration import Calibration
 from kandinsky22_export.quantise.formats import FORMATS
+from kandinsky22_export.records import finish
 from kandinsky22_export.shallow.bundle import Chosen, add_shallow_steps, hand_out_features
 
 
@@ -23,6 +24,7 @@ def refine(
     chosen: dict[str, Chosen] = {}
     if shallow:
         manifest, chosen = hand_out_features(folder, manifest, calibration, note)
+        manifest = finish(manifest, folder, note)  # it is opened again, to be quantised
     if precision in FORMATS:
         manifest = quantise_bundle(folder, manifest, FORMATS[precision], calibration, note)
     return add_shallow_steps(folder, manifest, chosen, note)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib.metadata
 import os
@@ -12,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kandinsky22.bundle import bundle, checksums, reading
-from kandinsky22.bundle.manifest import Component, FileRecord, Limits, Manifest
+from kandinsky22.bundle import reading
+from kandinsky22.bundle.manifest import Component, Limits, Manifest
 from kandinsky22.errors import InputError
 from kandinsky22_export import parallel
 from kandinsky22_export.architectures import validate
@@ -25,7 +24,8 @@ from kandinsky22_export.graphs.base import Graph
 from kandinsky22_export.progress import OnProgress, OnStage
 from kandinsky22_export.quantise.calibration import Calibration, require_painters
 from kandinsky22_export.random_weights import random_checkpoint
-from kandinsky22_export.replacing import MARKER, replacing
+from kandinsky22_export.records import finish
+from kandinsky22_export.replacing import replacing
 from kandinsky22_export.tokenizer import write_tokenizer
 from kandinsky22_export.tracing.comparison import BOUNDS
 from kandinsky22_export.tracing.export_graph import export_graph
@@ -189,14 +189,6 @@ def _write(
     return finish(manifest, folder, note)
 
 
-def finish(manifest: Manifest, folder: Path, note: OnProgress = lambda component, stage: None) -> Manifest:
-    """Write the manifest of the bundle in `folder` with records of all files that there are; that manifest."""
-    note("manifest", "hashing")
-    manifest = dataclasses.replace(manifest, files=_records(folder))
-    (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    return manifest
-
-
 def _exported(
     exporting: ComponentExport, chosen: list[str], jobs: int, note: OnProgress
 ) -> Iterator[tuple[str, tuple[Component, Constants]]]:
@@ -229,11 +221,3 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:  # run from a source tree
         return "unknown"
-
-
-def _records(folder: Path) -> dict[str, FileRecord]:
-    own = {folder / MARKER, folder / bundle.MANIFEST}
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path not in own)
-    return {
-        path.relative_to(folder).as_posix(): FileRecord(path.stat().st_size, checksums.sha256(path)) for path in files
-    }

@@ -22,9 +22,9 @@ from kandinsky22 import ExportError, InputError
 from kandinsky22.arrays import Array
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.manifest import DECODERS, FEATURES, SHALLOWS, Component, Role, TensorSpec
-from kandinsky22_export.quantise.calibration import PROMPTS, Calibration
-from kandinsky22_export.quantise.component import quantise_component, session
-from kandinsky22_export.quantise.formats import FORMATS
+from kandinsky22_export.quantise.calibration import PAINTERS, PROMPTS, Calibration
+from kandinsky22_export.quantise.component import session
+from kandinsky22_export.refine import refine
 from kandinsky22_export.shallow import bundle as shallow_bundles
 from kandinsky22_export.shallow import choice, cuts
 from kandinsky22_export.shallow.bundle import add_shallow_steps, hand_out_features
@@ -176,21 +176,18 @@ def test_what_is_not_asked_for_is_not_in_a_bundle(shapes_bundle: Path) -> None:
 
 def test_in_int8_it_is_still_the_whole_step_to_the_bit(shapes_bundle: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(shapes_bundle, tmp_path / "shapes"))
+    manifest = Bundle(folder).manifest
+    painters = {name: component for name, component in manifest.components.items() if name in PAINTERS}
+    manifest = finish(dataclasses.replace(manifest, components=painters), folder)
     calibration = Calibration(PROMPTS[:1], samples=3)
-    manifest, chosen = hand_out_features(folder, Bundle(folder).manifest, calibration, lambda *_: None)
-    step = manifest.components["decoder_step"]
-    quantised = quantise_component(
-        folder, "decoder_step", step, chosen["decoder_step"].states, FORMATS["int8"], lambda _: None
-    )
-    manifest.components["decoder_step"] = quantised
-    manifest = dataclasses.replace(manifest, precision="int8")
-    finish(add_shallow_steps(folder, manifest, chosen, lambda *_: None), folder)
+    finish(refine(folder, manifest, "int8", calibration, lambda *_: None, shallow=True), folder)
     assert_same_steps(folder, Role.DECODER)
-    shallow = Bundle(folder).manifest.components["decoder_step_shallow"].quantisation
+    components = Bundle(folder).manifest.components
+    whole, shallow = (components[name].quantisation for name in ("decoder_step", "decoder_step_shallow"))
     assert shallow is not None
-    assert quantised.quantisation is not None
-    assert 0 < shallow.layers < quantised.quantisation.layers
-    assert shallow.kept.keys() <= quantised.quantisation.kept.keys()
+    assert whole is not None
+    assert 0 < shallow.layers < whole.layers
+    assert shallow.kept.keys() <= whole.kept.keys()
     graph = onnx.load(folder / "onnx/decoder_step_shallow.onnx").graph
     layers = [node for node in graph.node if node.op_type in ("Conv", "MatMul")]
     assert shallow.layers + len(shallow.kept) == len(layers)
