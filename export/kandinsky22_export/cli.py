@@ -73,9 +73,9 @@ def _outcome(arguments: Sequence[str] | None, stop: signals.Stop) -> int:
 def _failed(error: Exception) -> int:
     """The exit code for an error, after its sentence. Raises it again where it is a bug."""
     if isinstance(error, KandinskyError):
-        return _fail(str(error))
+        return _fail(" ".join([str(error), *_notes(error)]))
     if isinstance(error, MemoryError):
-        return _fail("There is not enough memory; try --jobs 1, or fewer --components.")
+        return _fail(" ".join(["There is not enough memory; try --jobs 1, or fewer --components.", *_notes(error)]))
     if isinstance(error, BrokenPipeError):
         # Whoever read the results has left, as `head` does. Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -91,10 +91,15 @@ def _fail(sentence: str) -> int:
 
 
 def _stopped(stop: signals.Stop, stopped: KeyboardInterrupt) -> int:
-    """The exit code for a signal, after its sentence: a note says where the bundle has its place already."""
-    notes = getattr(stopped, "__notes__", None)
+    """The exit code for a signal, after its sentence: a note says what there is of the bundle, or for the next time."""
+    notes = _notes(stopped)
     print(printable(f"Stopped; {' '.join(notes)}" if notes else signals.STOPPED), file=sys.stderr)
     return 128 + (stop.number or signal.SIGINT)
+
+
+def _notes(error: BaseException) -> list[str]:
+    """Sentences that an error was given on its way."""
+    return list(getattr(error, "__notes__", ()))
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -117,7 +117,7 @@ def _what_happened(error: OSError, folder: Path, destination: Path, mine: os.sta
     old = _old(folder)
     if _has_place(destination, mine):
         return f"{destination} is written, but {old}, which it replaced, could not be removed: {reason}."
-    kept = f"the old bundle is in {old}, put it back" if kind_of(old) else "nothing was kept"
+    kept = f"the old bundle is in {old}, put it back" if kind_of(old) else "nothing of it was kept"
     return f"{destination} could not be written: {reason}; {kept}."
 
 

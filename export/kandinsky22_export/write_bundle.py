@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,15 +26,20 @@ from kandinsky22_export.quantise.calibration import Calibration, require_painter
 from kandinsky22_export.random_weights import random_checkpoint
 from kandinsky22_export.records import finish
 from kandinsky22_export.replacing import replacing
+from kandinsky22_export.resuming import Saved, resuming
 from kandinsky22_export.tokenizer import write_tokenizer
 from kandinsky22_export.tracing.comparison import BOUNDS
 from kandinsky22_export.tracing.export_graph import export_graph
 from kandinsky22_export.tracing.translations import OPSET
+from kandinsky22_export.versions import versions_of
 
 QUANTISED = {"int8": "fp16", "fp8": "fp16"}
 """Precisions that are quantised, with that of what stays in floating point."""
 
 PRECISIONS = (*BOUNDS, *QUANTISED)
+
+PACKAGES = ("kandinsky22", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+"""Packages whose versions the manifest tells."""
 
 
 def export(
@@ -67,7 +72,8 @@ def export(
     adds steps of decoders that run a UNet's top level alone, see `kandinsky22_export.shallow`.
     `force` replaces a bundle. `jobs` components are exported at a time: above 1 in processes of their own, with the
     memory of all of them, and a script then needs `if __name__ == "__main__"`. `note(component, stage)` is told what is
-    happening. Raises a KandinskyError, after which nothing has been written and an old bundle is as it was.
+    happening. Raises a KandinskyError, after which no bundle has been written and an old one is as it was. What was
+    calibrated until then is kept, and the same call goes on from it, see `kandinsky22_export.resuming`.
     """
     if precision not in PRECISIONS:
         raise InputError(f"The precision is {precision!r}; it is one of {', '.join(PRECISIONS)}.")
@@ -92,9 +98,11 @@ def export(
         raise InputError("There is nothing to export: give a folder, a Hub id, or a seed for random weights.")
     checkpoint = opening()
     chosen = _choose(checkpoint, components)
-    if precision in QUANTISED or shallow:
+    painting = precision in QUANTISED or shallow
+    if painting:
         require_painters(chosen)
-    with replacing(destination, force) as folder:
+    keeping = resuming(destination) if painting else contextlib.nullcontext(Saved())
+    with keeping as saved, replacing(destination, force) as folder:
         for name in chosen:
             note(name, "fetching")
             checkpoint.networks[NETWORKS[name]].fetch()
@@ -102,11 +110,12 @@ def export(
         limits = limits_of(checkpoint, max_size)
         exporting = ComponentExport(opening, folder / "onnx", QUANTISED.get(precision, precision), limits.ranks)
         manifest = _write(checkpoint, chosen, destination.name, exporting, limits, jobs, folder, note)
-        if precision in QUANTISED or shallow:
+        if painting:
             from kandinsky22_export.refine import refine  # the pipeline, which others do without
 
             del checkpoint  # its networks take as much memory as the bundle
-            refined = refine(folder, manifest, precision, calibration or Calibration(), note, shallow=shallow)
+            asked = calibration or Calibration()
+            refined = refine(folder, manifest, precision, asked, note, shallow=shallow, saved=saved)
             manifest = finish(refined, folder, note)
         return manifest
 
@@ -177,7 +186,7 @@ def _write(
         name=name,
         precision=exporting.precision,
         opset=OPSET,
-        source=checkpoint.source | {"versions": _versions()},
+        source=checkpoint.source | {"versions": versions_of(PACKAGES)},
         components={component: components[component] for component in chosen},
         files={},
         schedulers=checkpoint.schedulers,
@@ -209,15 +218,3 @@ def _zero_image(checkpoint: Checkpoint) -> Constants:
     if "image_encoder" not in checkpoint.networks:
         return {}
     return embed_zeros(checkpoint.networks["image_encoder"].load())
-
-
-def _versions() -> dict[str, str]:
-    packages = ("kandinsky22", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
-    return {package: _version(package) for package in packages}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree
-        return "unknown"

@@ -177,3 +177,11 @@ def test_too_small_a_disk_is_said_before_anything_is_written(tmp_path: Path, mon
 )
 def test_relative_error(result: Any, expected: Any, error: float) -> None:
     np.testing.assert_equal(comparison.relative_error(np.array(result), np.array(expected)), error)
+
+
+def test_a_graph_s_file_has_nothing_of_the_tracer(tmp_path: Path) -> None:
+    """Its notes name files of the machine, and symbols in the order of a set: each process would write other bytes."""
+    export_graph.export_graph(small, tmp_path, "fp32", lambda _: None)
+    graph = onnx.load(tmp_path / "small.onnx", load_external_data=False).graph
+    assert not graph.metadata_props
+    assert not any(node.metadata_props for node in graph.node)

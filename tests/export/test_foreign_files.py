@@ -416,7 +416,7 @@ def test_a_bundle_that_cannot_take_its_place_leaves_the_old_one(
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", denied)
-    kept = r"the old bundle is in .*\.old, put it back" if stuck else "nothing was kept"
+    kept = r"the old bundle is in .*\.old, put it back" if stuck else "nothing of it was kept"
     with pytest.raises(ExportError, match=f"could not be written: Permission denied; {kept}"):
         replace(bundle)
     monkeypatch.undo()

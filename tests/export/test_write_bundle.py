@@ -417,7 +417,7 @@ class TestWhole:
         ("error", "raised", "message"),
         [
             (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), ExportError, "could not be written: the disk is full"),
-            (OSError(errno.EIO, os.strerror(errno.EIO)), ExportError, "Input/output error; nothing was kept"),
+            (OSError(errno.EIO, os.strerror(errno.EIO)), ExportError, "Input/output error; nothing of it was kept"),
             (ExportError("It differs."), ExportError, "It differs."),
             (KeyboardInterrupt(), KeyboardInterrupt, None),
         ],

@@ -2,7 +2,12 @@
 
 import io
 import json
+import os
 import queue
+import shutil
+import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +17,7 @@ import pytest
 
 from kandinsky22 import BackendError, Pipeline
 from kandinsky22.request.request import Request
-from kandinsky22_serve.engine.messages import Sender, messages
+from kandinsky22_serve.engine.messages import MOST_BYTES, Descriptor, Sender, messages
 from kandinsky22_serve.engine.worker import Worker
 from kandinsky22_serve.store.records import new_id
 
@@ -187,3 +192,54 @@ def test_pictures_say_how_they_were_made_and_not_where_we_keep_things(worker, to
 
 def test_a_line_that_was_not_finished_is_no_message():
     assert list(messages(io.BytesIO(b'{"kind":"a"}\n{"kind":"b"'))) == [{"kind": "a"}]
+
+
+def test_messages_are_read_as_they_come():
+    reading, writing = os.pipe()
+    long = json.dumps({"kind": "b", "text": "x" * 300_000}).encode()
+
+    def write():
+        for part in (b'{"kind":"a"}\n{"ki', b'nd":"a"}\n', long + b"\n", b'{"kind":"c"'):
+            os.write(writing, part) if len(part) < 100 else os.fdopen(os.dup(writing), "wb").write(part)
+            time.sleep(0.02)
+        os.close(writing)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        assert [each["kind"] for each in messages(Descriptor(reading))] == ["a", "a", "b"]
+    finally:
+        thread.join()
+        os.close(reading)
+
+
+def test_a_line_is_no_longer_than_is_asked_for():
+    reading, writing = os.pipe()
+    os.write(writing, b"abcdef\ngh")
+    os.close(writing)
+    lines = Descriptor(reading)
+    assert [lines.readline(4), lines.readline(4), lines.readline(MOST_BYTES), lines.readline(4)] == [
+        b"abcd",
+        b"ef\n",
+        b"gh",
+        b"",
+    ]
+    os.close(reading)
+
+
+def test_an_engine_that_cannot_load_its_bundle_ends_in_peace(shapes_bundle: Path, tmp_path: Path):
+    """While its thread waits for what the server says."""
+    broken = shutil.copytree(shapes_bundle, tmp_path / "bundle")
+    (broken / "manifest.json").write_text("{")
+    settings = {"bundle": str(broken), "backend": "onnxruntime", "precision": "auto", "threads": 1}
+    settings |= {"kind": "settings", "low_memory": False, "memory_limit": None}
+    with subprocess.Popen(
+        [sys.executable, "-m", "kandinsky22_serve.engine.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as engine:
+        Sender(engine.stdin).send(**settings)
+        assert next(messages(engine.stdout))["kind"] == "broken"
+        assert engine.wait(60) == 1  # its standard input is still open
+        assert b"Fatal Python error" not in engine.stderr.read()

@@ -12,6 +12,7 @@ from kandinsky22_export.quantise.calibration import Calibration
 from kandinsky22_export.quantise.component import quantise_component
 from kandinsky22_export.quantise.formats import NumberFormat
 from kandinsky22_export.quantise.recording import record
+from kandinsky22_export.resuming import Saved
 
 QUANTISED = DECODERS | {Role.PRIOR, Role.MOVQ_ENCODER, Role.MOVQ_DECODER}
 """The roles of components that are quantised: those that take a picture's time.
@@ -26,15 +27,18 @@ def quantise_bundle(
     into: NumberFormat,
     calibration: Calibration,
     note: OnProgress = lambda component, stage: None,
+    saved: Saved | None = None,
 ) -> Manifest:
     """Quantise the components of the bundle in `folder`; its manifest, without the new files' records.
 
-    Raises ExportError where a quantised component computes something else, BundleError where the bundle paints nothing.
+    What takes long is taken from `saved` where it is there, and kept in it. Raises ExportError where a quantised
+    component computes something else, BundleError where the bundle paints nothing.
     """
-    fed = record(folder, calibration, functools.partial(note, "calibration"))
+    saved = saved or Saved()
+    fed = record(folder, calibration, functools.partial(note, "calibration"), saved=saved)
     components = dict(manifest.components)
     for name, component in components.items():
         if component.role in QUANTISED:
             told = functools.partial(note, f"{name} in {into.name}")
-            components[name] = quantise_component(folder, name, component, fed.pop(name), into, told)
+            components[name] = quantise_component(folder, name, component, fed.pop(name), into, told, saved)
     return dataclasses.replace(manifest, precision=into.name, components=components)

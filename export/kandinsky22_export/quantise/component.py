@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from kandinsky22_export.progress import OnStage
 from kandinsky22_export.quantise.errors import layer_error
 from kandinsky22_export.quantise.formats import NumberFormat
 from kandinsky22_export.quantise.layers import Layer, find_layers
-from kandinsky22_export.quantise.ranges import Magnitudes, best_scale
+from kandinsky22_export.quantise.ranges import Magnitudes, best_scale, packed, unpacked
 from kandinsky22_export.quantise.recording import Feeds
 from kandinsky22_export.quantise.rewrite import insert_pairs
+from kandinsky22_export.resuming import ARRAYS, Saved, numbers_of
 from kandinsky22_export.tracing.export_graph import save, write_variant
 
 RANGES = 3
@@ -35,23 +37,35 @@ BOUND = 0.3
 
 
 def quantise_component(
-    folder: Path, name: str, component: Component, fed: Sequence[Feeds], into: NumberFormat, note: OnStage
+    folder: Path,
+    name: str,
+    component: Component,
+    fed: Sequence[Feeds],
+    into: NumberFormat,
+    note: OnStage,
+    saved: Saved | None = None,
 ) -> Component:
     """Write a component of the bundle in `folder` anew, with its weights in eight bits.
 
-    `fed` are what it was fed in real runs. Raises ExportError where it computes something else then.
+    `fed` are what it was fed in real runs. What takes long is taken from `saved` where it is there, and kept in it.
+    Raises ExportError where it computes something else then.
     """
-    path = folder / component.files[0]
+    path, saved = folder / component.files[0], saved or Saved()
     ranges = _by_timestep(fed)
     note("computing references")
     expected = _outputs(path, component, fed)
-    model = onnx.load(path)
-    layers = find_layers(model)
-    scales = _scales(path, layers, ranges, into, note)
-    note("finding sensitive layers")
-    errors = _errors(path, model, layers, scales, into, [states[len(states) // 2] for states in ranges])
+    layers = find_layers(onnx.load(path, load_external_data=False))
+    scales = _scales(path, name, layers, ranges, into, note, saved)
+    middles = [states[len(states) // 2] for states in ranges]
+    errors = saved.get(
+        f"{name}_errors",
+        numbers_of([layer.name for layer in layers]),
+        lambda: _errors(path, layers, scales, into, middles, note),
+        lambda: note("sensitive layers found before"),
+    )
     kept = _kept(layers, errors)
     note("writing")
+    model = onnx.load(path)
     insert_pairs(model, [layer for layer in layers if layer.name not in kept], scales, into)
     _write(folder, component, model)
     del model
@@ -76,30 +90,48 @@ def _by_timestep(fed: Sequence[Feeds]) -> list[list[Feeds]]:
 
 
 def _scales(
-    path: Path, layers: Sequence[Layer], ranges: Sequence[Sequence[Feeds]], into: NumberFormat, note: OnStage
+    path: Path,
+    name: str,
+    layers: Sequence[Layer],
+    ranges: Sequence[Sequence[Feeds]],
+    into: NumberFormat,
+    note: OnStage,
+    saved: Saved,
 ) -> dict[str, float]:
-    """The scale of each activation that layers read."""
+    """The scale of each activation that layers read; how often magnitudes were there is kept by range of timesteps."""
     names = list(dict.fromkeys(layer.activation for layer in layers))
-    seen = {name: [Magnitudes() for _ in ranges] for name in names}
-    session, total, done = _Activations(path, names), sum(map(len, ranges)), 0
-    for place, states in enumerate(ranges):
-        for feeds in states:
-            done += 1
-            note(f"calibrating {done} of {total}")
-            for name, values in session.run(feeds):
-                seen[name][place].add(values)
-    return {name: best_scale(magnitudes, into) for name, magnitudes in seen.items()}
+    opened = functools.cache(lambda: _Activations(path, names))
+    total, done = sum(map(len, ranges)), 0
+    seen: dict[str, list[Magnitudes]] = {each: [] for each in names}
+    for number, states in enumerate(ranges):
+
+        def counted(begin: int = done, states: Sequence[Feeds] = states) -> dict[str, Array]:
+            found = {each: Magnitudes() for each in names}
+            for place, feeds in enumerate(states, begin + 1):
+                note(f"calibrating {place} of {total}")
+                for each, values in opened().run(feeds):
+                    found[each].add(values)
+            return packed(found)
+
+        done += len(states)
+        told = functools.partial(note, f"calibrated before: {done} of {total}")
+        arrays: dict[str, Array] = saved.get(f"{name}_range_{number + 1}", ARRAYS, counted, told)
+        for each, magnitudes in unpacked(arrays).items():
+            seen[each].append(magnitudes)
+    return {each: best_scale(magnitudes, into) for each, magnitudes in seen.items()}
 
 
 def _errors(
     path: Path,
-    model: onnx.ModelProto,
     layers: Sequence[Layer],
     scales: Mapping[str, float],
     into: NumberFormat,
     states: Sequence[Feeds],
+    note: OnStage,
 ) -> dict[str, float]:
     """The relative error of each layer's output: the largest of these states."""
+    note("finding sensitive layers")
+    model = onnx.load(path)
     weights = {each.name: each for each in model.graph.initializer}
     nodes = {node.name: node for node in model.graph.node}
     by_activation: dict[str, list[Layer]] = {}

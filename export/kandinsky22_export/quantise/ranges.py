@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,31 @@ class Magnitudes:
         bits = (flat.view(np.uint32) & np.uint32(0x7FFFFFFF)) >> np.uint32(_DROPPED)
         self.counts += np.bincount(bits, minlength=_FINITE)
         self.largest = max(self.largest, float(np.abs(flat).max(initial=0.0)))
+
+
+def packed(seen: Mapping[str, Magnitudes]) -> dict[str, Array]:
+    """Magnitudes of several tensors as a few arrays, without the bins that are empty."""
+    bins = [np.flatnonzero(each.counts) for each in seen.values()]
+    counts = [each.counts[found] for each, found in zip(seen.values(), bins, strict=True)]
+    nothing = np.zeros(0, np.int64)
+    return {
+        "names": np.array(list(seen)),
+        "sizes": np.array([len(found) for found in bins], np.int64),
+        "bins": np.concatenate([nothing, *bins]),
+        "counts": np.concatenate([nothing, *counts]),
+        "largest": np.array([each.largest for each in seen.values()], np.float64),
+    }
+
+
+def unpacked(arrays: Mapping[str, Array]) -> dict[str, Magnitudes]:
+    """The magnitudes that `packed` made arrays of."""
+    found, begin = {}, 0
+    for name, size, largest in zip(arrays["names"], arrays["sizes"], arrays["largest"], strict=True):
+        each, end = Magnitudes(), begin + int(size)
+        each.counts[arrays["bins"][begin:end]] = arrays["counts"][begin:end]
+        each.largest = float(largest)
+        found[str(name)], begin = each, end
+    return found
 
 
 def best_scale(ranges: Sequence[Magnitudes], into: NumberFormat) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from kandinsky22.components import Components
 from kandinsky22.errors import BackendError
 from kandinsky22.pipeline import Output, Pipeline
 from kandinsky22_export.quantise.calibration import Calibration
+from kandinsky22_export.resuming import ARRAYS, Saved
 
 Feeds = dict[str, Array]
 
@@ -80,28 +82,62 @@ Keep = Callable[[Component, list[Feeds]], list[Feeds]]
 
 
 def record(
-    folder: Path, calibration: Calibration, note: Callable[[str], None], keep: Keep | None = None
+    folder: Path,
+    calibration: Calibration,
+    note: Callable[[str], None],
+    keep: Keep | None = None,
+    saved: Saved | None = None,
+    part: str = "painted",
 ) -> dict[str, list[Feeds]]:
     """What the components of the bundle in `folder` are fed, by their names, when the prompts are painted.
 
     Without `keep`, of a step component that is about `calibration.samples` states, evenly spread over the steps of the
     runs. Each decoder paints: that of inpainting and that with a hint from the pictures of text to image. `note` is
-    told how far it is.
+    told how far it is. What was recorded for a prompt is kept in `saved`, as a `part` with the prompt's number, and
+    taken from there.
     """
     bundle = Bundle(folder)
-    keep = keep or _spread_over(calibration)
+    keep, saved = keep or _spread_over(calibration), saved or Saved()
     recorder = _Recorder(_processor_backend(bundle))
     roles = bundle.manifest.roles()
     kept: dict[str, list[Feeds]] = {}
     with Pipeline(Components(bundle, recorder, Settings(), low_memory=True)) as pipe, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of prompts that are too long for a tiny text encoder
         for number, prompt in enumerate(calibration.prompts):
-            note(f"painting {number + 1} of {len(calibration.prompts)}")
-            _paint(pipe, roles, prompt, calibration.seed + number)
-            for name, fed in recorder.fed.items():
-                kept.setdefault(name, []).extend(keep(bundle.component(name), fed))
-                fed.clear()
+            place = f"{number + 1} of {len(calibration.prompts)}"
+
+            def painted(number: int = number, prompt: str = prompt, place: str = place) -> dict[str, Array]:
+                note(f"painting {place}")
+                _paint(pipe, roles, prompt, calibration.seed + number)
+                found = {name: keep(bundle.component(name), fed) for name, fed in recorder.fed.items()}
+                for fed in recorder.fed.values():
+                    fed.clear()
+                return _flat(found)
+
+            told = functools.partial(note, f"painted before: {place}")
+            arrays: dict[str, Array] = saved.get(f"{part}_{number + 1}", ARRAYS, painted, told)
+            for name, states in _by_component(arrays).items():
+                kept.setdefault(name, []).extend(states)
     return kept
+
+
+def _flat(states: Mapping[str, list[Feeds]]) -> dict[str, Array]:
+    """States by component as arrays, each by the names of component and input and the state's number."""
+    return {
+        f"{name}/{number}/{each}": array
+        for name, fed in states.items()
+        for number, feeds in enumerate(fed)
+        for each, array in feeds.items()
+    }
+
+
+def _by_component(arrays: Mapping[str, Array]) -> dict[str, list[Feeds]]:
+    """The states that `_flat` made arrays of."""
+    found: dict[str, dict[int, Feeds]] = {}
+    for place, array in arrays.items():
+        name, number, each = place.split("/")
+        found.setdefault(name, {}).setdefault(int(number), {})[each] = array
+    return {name: list(states.values()) for name, states in found.items()}
 
 
 def _processor_backend(bundle: Bundle) -> Backend:

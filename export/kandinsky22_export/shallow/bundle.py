@@ -17,6 +17,7 @@ from kandinsky22_export.progress import OnProgress
 from kandinsky22_export.quantise.calibration import Calibration
 from kandinsky22_export.quantise.component import session
 from kandinsky22_export.quantise.recording import Feeds, record
+from kandinsky22_export.resuming import Saved
 from kandinsky22_export.shallow import cuts
 from kandinsky22_export.shallow.choice import choose, pairs, pairs_of
 from kandinsky22_export.tracing.comparison import BOUNDS, relative_error
@@ -42,11 +43,12 @@ class Chosen:
 
 
 def hand_out_features(
-    folder: Path, manifest: Manifest, calibration: Calibration, note: OnProgress
+    folder: Path, manifest: Manifest, calibration: Calibration, note: OnProgress, saved: Saved | None = None
 ) -> tuple[Manifest, dict[str, Chosen]]:
     """Let the decoders of the bundle in `folder` hand out the features at which they are cut best, by their names.
 
-    Raises ExportError where a decoder cannot be cut.
+    What is recorded is taken from `saved` where it is there, and kept in it. Raises ExportError where a decoder cannot
+    be cut.
     """
     calibration = dataclasses.replace(calibration, prompts=calibration.prompts[:MOST])
     fed = record(
@@ -54,6 +56,8 @@ def hand_out_features(
         calibration,
         functools.partial(note, "shallow steps"),
         lambda component, states: pairs_of(states) if component.role in DECODERS else [],
+        saved or Saved(),
+        "shallow",
     )
     components, chosen = dict(manifest.components), {}
     for name, component in manifest.components.items():

@@ -51,7 +51,9 @@ def trace(graph: Graph, path: Path) -> None:
     program.optimize()
     weights += program.model.graph.initializers.values()
     _rename_dimensions(program.model.graph, graph.inputs, graph.outputs)
-    # Stack traces of the machine it was traced on: two thirds of the file, and nobody else's business.
+    # Stack traces of the machine it was traced on: two thirds of the file, and nobody else's business. What is told of
+    # the graph is in the order of a set, so that each process would write another file.
+    program.model.graph.metadata_props.clear()
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()
         for value in node.outputs:

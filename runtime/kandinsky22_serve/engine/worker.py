@@ -36,7 +36,7 @@ from kandinsky22.request.job import Job
 from kandinsky22.request.merge import merged
 from kandinsky22.request.request import Request
 from kandinsky22_serve import logs
-from kandinsky22_serve.engine.messages import Sender, messages
+from kandinsky22_serve.engine.messages import Descriptor, Lines, Sender, messages
 
 log = logging.getLogger(__name__)
 
@@ -311,11 +311,11 @@ def _listen(told: Any, work: queue.SimpleQueue[Mapping[str, Any]], workers: list
     os._exit(0)
 
 
-def _streams() -> tuple[BinaryIO, BinaryIO]:
+def _streams() -> tuple[Lines, BinaryIO]:
     """Standard input and output for messages alone: what a library prints goes to standard error."""
     outgoing = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    return sys.stdin.buffer, outgoing
+    return Descriptor(0), outgoing
 
 
 if __name__ == "__main__":

@@ -155,6 +155,7 @@ class OpenVinoComponent:
         if self._in_parts:
             rewrites.plain_attention(model)
         if self._precision == "bf16":
+            rewrites.one_more_query(model)
             return float32.parts(model, self._outputs), {}
         inputs = tuple(parameter.get_friendly_name() for parameter in model.get_parameters())
         given = winograd.winograd(model) if self._winograd else {}

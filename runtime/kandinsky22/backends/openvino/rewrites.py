@@ -92,6 +92,38 @@ def plain_attention(model: Any) -> None:
     model.validate_nodes_and_infer_types()
 
 
+def one_more_query(model: Any) -> None:
+    """Attention with as many queries as heads, with one query more, whose result is dropped; for graphs in bfloat16.
+
+    OpenVINO 2026.4.1 fuses attention with the transpositions around it. In bfloat16 it writes what the fused kernel
+    gives over the queries, where both have the same shape: (pictures, queries, heads, width) is what comes in,
+    (pictures, heads, queries, width) what goes out. Queries that are still to be read are then results already, which
+    is wrong by 0.5 to 0.9 of the largest value, and by another number each time where threads share a picture.
+    """
+    for node in list(of_kind(model, "ScaledDotProductAttention")):
+        shape = node.input_value(0).get_partial_shape()
+        if shape.is_dynamic or len(shape) != 4 or shape[1] != shape[2]:
+            continue
+        queries = shape[2].get_length()
+        _repeat_last(node.input(0), 2)
+        if node.get_input_size() > 3:
+            mask = node.input_value(3).get_partial_shape()
+            if len(mask) > 1 and mask[len(mask) - 2] != 1:
+                _repeat_last(node.input(3), len(mask) - 2)
+        users = node.output(0).get_target_inputs()
+        asked = ops.slice(node, integers(0), integers(queries), integers(1), integers(2))
+        for user in users:
+            user.replace_source_output(asked.output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def _repeat_last(taken: Any, axis: int) -> None:
+    """Let an input of a node have its last entry along an axis twice."""
+    value = taken.get_source_output()
+    last = ops.slice(value, integers(-1), integers(np.iinfo(np.int64).max), integers(1), integers(axis))
+    taken.replace_source_output(ops.concat([value, last], axis).output(0))
+
+
 def _group_norms(model: Any) -> None:
     """Group normalisations as one multiplication and one addition a channel; what scales or shifts the result, too."""
     for node in of_kind(model, "GroupNormalization"):
