@@ -18,6 +18,7 @@ from kandinsky22 import backends
 from kandinsky22.cli import main as cli
 from kandinsky22.request import table
 from kandinsky22.request.parameters import PARAMETERS
+from kandinsky22.request.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("docs", "benchmarks", "checkpoints")
@@ -191,8 +192,10 @@ def test_commands_and_flags_in_sentences_exist(document: Path) -> None:
 def test_the_tables_of_parameters_are_what_is_declared() -> None:
     written = text_of(ROOT / "docs" / "parameters.md")
     assert written == table.markdown(), "run make docs"
-    first_cells = re.findall(r"^\| `(\w+)` \| .* \| .* \| .* \| .* \| .* \|$", written, re.MULTILINE)
+    parameters, presets = written.split("## Presets")
+    first_cells = re.findall(r"^\| `(\w+)` \| .* \| .* \| .* \| .* \| .* \|$", parameters, re.MULTILINE)
     assert sorted(first_cells) == sorted(PARAMETERS)
+    assert re.findall(r"^\| `(\w+)` \|", presets, re.MULTILINE) == list(PRESETS)
 
 
 def test_pre_commit_runs_what_make_lint_runs() -> None:
