@@ -435,9 +435,11 @@ def test_an_exporter_killed_in_the_middle_leaves_nothing_to_the_next(
     source = str(tiny_checkpoint / "decoder")
     child = os.fork()
     if child == 0:
-        monkeypatch.setattr("kandinsky22_export.records._records", lambda folder: os.kill(os.getpid(), 9))
-        export(source, place / "out", components=["movq_decoder"])
-        os._exit(1)
+        try:
+            monkeypatch.setattr("kandinsky22_export.records._records", lambda folder: os.kill(os.getpid(), 9))
+            export(source, place / "out", components=["movq_decoder"])
+        finally:
+            os._exit(1)  # whatever is raised: a second pytest would go on from here
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     (left,) = place.iterdir()
     assert {path.name for path in left.rglob("*.onnx*")} == {"movq_decoder.onnx", "movq_decoder.onnx.data"}
