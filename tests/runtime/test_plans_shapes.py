@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from kandinsky22.backends.tensorrt import build as plans
 from kandinsky22.backends.tensorrt import choice, library
 from kandinsky22.backends.tensorrt.profile import Profile
 from kandinsky22.bundle.bundle import Bundle
+from kandinsky22.bundle.manifest import FEATURES, SHALLOWS
 from kandinsky22_export import export
 from kandinsky22_export.architectures.components import NETWORKS
 from tests.runtime.plan_bundles import GPU
@@ -48,6 +50,19 @@ def test_components_of_the_trained_checkpoint_become_plans(
             smallest, _, largest = record.shapes[name]
             assert smallest[1:] == (profile.minimum, profile.minimum, 3)
             assert largest[1:] == (profile.maximum, profile.maximum, 3)
+
+
+def test_shallow_steps_of_every_decoder_become_plans(shallow_bundle: Path, tmp_path: Path) -> None:
+    """Features have as many pictures, branches and latents in the plan as all else."""
+    bundle = Bundle(Path(shutil.copytree(shallow_bundle, tmp_path / "shallow")))
+    names, rtx = [bundle.manifest.name_of(role) for role in SHALLOWS.values()], library.flavour("tensorrt-rtx")
+    for record in plans.build(bundle, rtx, DYNAMIC, components=names, progress=False):
+        assert choice.verified_plan(bundle, record.component, rtx, GPU)[1].record == record
+        smallest, _, largest = record.shapes[FEATURES]
+        assert (smallest[:2], smallest[3:]) == ((1, 1), (8, 8))
+        assert (largest[:2], largest[3:]) == ((2, 4), (32, 32))
+        assert set(record.report.products) <= {"Float"}
+        assert record.warnings == ()
 
 
 @pytest.mark.slow
