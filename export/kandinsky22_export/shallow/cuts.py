@@ -58,14 +58,14 @@ def hand_out(model: onnx.ModelProto, component: Component, features: str) -> Ten
     return spec
 
 
-def cut_off(model: onnx.ModelProto, spec: TensorSpec, features: str = "") -> None:
-    """Leave of a decoder's step what is behind the features, which become an input in place of an output.
+def cut_off(model: onnx.ModelProto, spec: TensorSpec) -> None:
+    """Leave of a decoder's step what is behind the features that it hands out, which become an input in their place.
 
-    They are those that it hands out, or those called `features`. External data need not be loaded.
+    External data need not be loaded.
     """
     graph = model.graph
     handing = {node.name: node for node in graph.node if node.name.startswith(f"{_OUT}/")}
-    features = features or handing[f"{_OUT}/cast"].input[0]
+    features = handing[f"{_OUT}/cast"].input[0]
     kept = [output for output in graph.output if output.name != FEATURES]
     needed = _tensors_above(graph, [output.name for output in kept], until={features})
     nodes = [node for node in graph.node if node.name not in handing and needed & set(node.output) - {features}]
@@ -81,7 +81,6 @@ def cut_off(model: onnx.ModelProto, spec: TensorSpec, features: str = "") -> Non
         (graph.initializer, weights),
         (graph.value_info, shapes),
     ):
-        values = list(values)
         del field[:]
         field.extend(values)
 

@@ -188,7 +188,7 @@ def export_command(data: Mapping[str, Any], folder: Path) -> str:
 
 def _has_shallow_steps(components: object) -> bool:
     records = components.values() if isinstance(components, dict) else ()
-    return any(isinstance(record, dict) and record.get("role") in list(SHALLOWS.values()) for record in records)
+    return any(isinstance(record, dict) and record.get("role") in SHALLOWS.values() for record in records)
 
 
 def _sources(source: Mapping[str, Any]) -> list[str]:
