@@ -64,21 +64,27 @@ def decoder_step(precision: str = "fp16", seed: int = 0) -> onnx.ModelProto:
     return _with_weights(model, precision, seed, kernel=(4, 4, 3, 3))
 
 
-def movq_decoder(precision: str = "fp16") -> onnx.ModelProto:
-    """Latents to a picture eight times as large."""
+def movq_decoder(precision: str = "fp16", layers: int = 0) -> onnx.ModelProto:
+    """Latents to a picture eight times as large; a thousand layers before that take seconds to build."""
     network = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.FLOAT
+    deep = "".join(
+        f"c_{layer} = Conv <pads = [1, 1, 1, 1]> (x_{layer}, kernel_{layer})\nx_{layer + 1} = Sigmoid (c_{layer})\n"
+        for layer in range(layers)
+    )
     model = onnx.parser.parse_model(
         f"""{HEADER} movq_decoder (
         float[B,4,h,w] latents
     ) => (float[B,"8*h","8*w",3] image) {{
-        x = Cast <to = {network}> (latents)
-        depth = Conv (x, kernel)
+        x_0 = Cast <to = {network}> (latents)
+        {deep}
+        depth = Conv (x_{layers}, kernel)
         large = DepthToSpace <blocksize = 8, mode = "DCR"> (depth)
         rows = Transpose <perm = [0, 2, 3, 1]> (large)
         image = Cast <to = 1> (rows)
     }}""".replace('"8*h","8*w"', "H,W")
     )
-    return _with_weights(model, precision, kernel=(192, 4, 1, 1))
+    kernels = {f"kernel_{layer}": (4, 4, 3, 3) for layer in range(layers)}
+    return _with_weights(model, precision, kernel=(192, 4, 1, 1), **kernels)
 
 
 SPECS: dict[str, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]] = {
