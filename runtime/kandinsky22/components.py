@@ -45,7 +45,7 @@ class Loaded(NamedTuple):
 
 
 class Components:
-    """The components of a bundle on one backend: loaded when first used, freed after use with `low_memory`."""
+    """The components of a bundle on one backend: loaded when first used, freed after use with low memory."""
 
     def __init__(
         self,
@@ -53,12 +53,11 @@ class Components:
         backend: Backend,
         settings: Settings,
         *,
-        low_memory: bool,
         memory_limit: float | None = None,
     ) -> None:
         """`memory_limit` is in bytes, for `Run.require_memory`; None checks nothing."""
         self.bundle = bundle
-        self.low_memory = low_memory
+        self.low_memory = settings.low_memory
         self.memory_limit = memory_limit
         self._backend = backend
         self._settings = settings

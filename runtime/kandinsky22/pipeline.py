@@ -106,8 +106,8 @@ class Pipeline:
         limit = memory.limit(memory_limit)
         bundle = Bundle(path, verify)
         chosen = backends.get(backend, bundle)
-        settings = Settings(precision, threads)
-        pipe = cls(Components(bundle, chosen, settings, low_memory=low_memory, memory_limit=limit))
+        settings = Settings(precision, threads, low_memory)
+        pipe = cls(Components(bundle, chosen, settings, memory_limit=limit))
         found = pipe.backend
         log.info("backend %s %s in %s: %s", found.name, found.version, pipe.precision, found.reason)
         return pipe

@@ -74,7 +74,7 @@ def cpu_pipe(exported: Bundle) -> Iterator[Pipeline]:
     from kandinsky22.backends import Settings, onnxruntime
     from kandinsky22.components import Components
 
-    with Pipeline(Components(exported, onnxruntime.CPU, Settings(), low_memory=False)) as pipe:
+    with Pipeline(Components(exported, onnxruntime.CPU, Settings())) as pipe:
         yield pipe
 
 

@@ -129,4 +129,4 @@ def load(machine: AnyMachine, name: str) -> DeviceComponent:
 
 
 def _pipeline(bundle: Bundle, backend: Backend, low_memory: bool) -> Pipeline:
-    return Pipeline(Components(bundle, backend, Settings(), low_memory=low_memory))
+    return Pipeline(Components(bundle, backend, Settings(low_memory=low_memory)))

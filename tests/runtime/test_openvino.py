@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,32 @@ def test_what_has_no_room_is_dropped_and_compiled_anew_to_the_same_numbers(
     for output, array in first.items():
         np.testing.assert_array_equal(again[output], array)
         np.testing.assert_array_equal(anew[output], array)
+
+
+def test_with_low_memory_what_ran_is_dropped_before_another_shape_is_compiled(
+    handmade_bundle: Bundle, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings("fp32", 1, low_memory=True)
+    loaded = component.BACKEND.load(handmade_bundle, "decoder_step", settings)
+    one, two, _ = (feeds_of(handmade_bundle, "decoder_step", size) for size in SIZES)
+    alive: weakref.WeakSet[compiled_graphs.CompiledGraph] = weakref.WeakSet()
+    make, before = loaded._compile, []  # type: ignore[attr-defined]
+
+    def counted(shapes: compiled_graphs.Shapes) -> compiled_graphs.CompiledGraph:
+        before.append(len(alive))
+        alive.add(graph := make(shapes))
+        return graph
+
+    monkeypatch.setattr(loaded, "_compile", counted)
+    first = loaded.run(one)
+    assert len(compiled) == 1
+    loaded.run(one)
+    assert len(compiled) == 1
+    loaded.run(two)
+    again = loaded.run(one)
+    assert (len(compiled), before, len(alive)) == (3, [0, 0, 0], 1)
+    for output, array in first.items():
+        np.testing.assert_array_equal(again[output], array)
 
 
 @pytest.mark.parametrize(

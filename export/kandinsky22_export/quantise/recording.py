@@ -101,7 +101,7 @@ def record(
     recorder = _Recorder(_processor_backend(bundle))
     roles = bundle.manifest.roles()
     kept: dict[str, list[Feeds]] = {}
-    with Pipeline(Components(bundle, recorder, Settings(), low_memory=True)) as pipe, warnings.catch_warnings():
+    with Pipeline(Components(bundle, recorder, Settings(low_memory=True))) as pipe, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of prompts that are too long for a tiny text encoder
         for number, prompt in enumerate(calibration.prompts):
             place = f"{number + 1} of {len(calibration.prompts)}"

@@ -94,10 +94,14 @@ class Relay:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run: `precision` is one of `PRECISIONS`; `threads` None leaves the choice to the backend."""
+    """How to run: `precision` is one of `PRECISIONS`; `threads` None leaves the choice to the backend.
+
+    With `low_memory` a component keeps no more than what runs; what it drops, it makes again.
+    """
 
     precision: str = "auto"
     threads: int | None = None
+    low_memory: bool = False
 
 
 @dataclass(frozen=True)

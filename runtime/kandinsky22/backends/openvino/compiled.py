@@ -59,9 +59,9 @@ class Kept:
     One of them at a time holds memory for intermediate results. What is dropped and compiled anew computes the same.
     """
 
-    def __init__(self, name: str, weights: int) -> None:
-        """`weights` are the bytes that one compiled graph of the component `name` packs its weights into."""
-        self._name, self._weights = name, weights
+    def __init__(self, name: str, weights: int, most: int = MOST) -> None:
+        """Keep `most` graphs of the component `name`, which packs its weights into `weights` bytes for each."""
+        self._name, self._weights, self._most = name, weights, most
         self._graphs: OrderedDict[Shapes, CompiledGraph] = OrderedDict()
 
     def get(self, shapes: Shapes, make: Callable[[], CompiledGraph]) -> CompiledGraph:
@@ -85,7 +85,7 @@ class Kept:
     def _make_room(self) -> None:
         """Drop what one more has no room beside: before it is made, so that two do not stand where there is one's."""
         spare = machine.available_memory() or 0
-        most = min(MOST, int(max(SMALL, SHARE * spare)) // max(self._weights, 1))
+        most = min(self._most, int(max(SMALL, SHARE * spare)) // max(self._weights, 1))
         while self._graphs and len(self._graphs) >= most:
             shapes, _ = self._graphs.popitem(last=False)
             log.debug("%s for %s dropped, %d kept", self._name, described(shapes), len(self._graphs))

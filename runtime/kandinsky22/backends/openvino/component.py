@@ -50,17 +50,17 @@ class OpenVinoComponent:
     """One graph, compiled for the shapes of each run and nothing else: the same run computes the same, whatever ran
     before.
 
-    Graphs compiled for a few shapes are kept, see `Kept`; what was dropped is compiled anew (the published UNet in
-    seven seconds) and computes the same. In bf16 and int8 each picture is run alone, and is the same to the bit
-    whatever is run beside it. In fp32 the pictures of a run are computed together, which is up to 1.7 times as fast for
-    a small network, and one differs by rounding (under 1/255) from the same one alone. Threads wait for each other run
-    by run.
+    Graphs compiled for a few shapes are kept, with low memory one, see `Kept`; what was dropped is compiled anew (the
+    published UNet in seven seconds) and computes the same. In bf16 and int8 each picture is run alone, and is the same
+    to the bit whatever is run beside it. In fp32 the pictures of a run are computed together, which is up to 1.7 times
+    as fast for a small network, and one differs by rounding (under 1/255) from the same one alone. Threads wait for
+    each other run by run.
     """
 
     def __init__(self, bundle: Bundle, name: str, settings: Settings, variant: str = "") -> None:
         """`variant` is that of the graph which is read, where there is one, see `_variant`."""
         from kandinsky22.backends.openvino import winograd
-        from kandinsky22.backends.openvino.compiled import Kept
+        from kandinsky22.backends.openvino.compiled import MOST, Kept
 
         component = bundle.component(name)
         self._name, self.component, self._in_parts = name, component, variant in component.variants
@@ -77,7 +77,8 @@ class OpenVinoComponent:
         self.compile_seconds = 0.0
         self._lock = threading.Lock()
         self._closed = False
-        self._kept = Kept(name, component.parameters * WEIGHT_BYTES["int8" if self._int8 else self._precision])
+        weights = component.parameters * WEIGHT_BYTES["int8" if self._int8 else self._precision]
+        self._kept = Kept(name, weights, 1 if settings.low_memory else MOST)
         started = time.perf_counter()
         self._model: Any = self._read()
         self._winograd = self._precision == "fp32" and not self._int8 and winograd.is_for(self._model)
