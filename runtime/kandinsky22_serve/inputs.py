@@ -42,6 +42,7 @@ _NAMES = {
     "num_outputs": "num_images_per_prompt",
     "guidance_scale": "guidance_scale",
     "guidance_scale_prior": "prior_guidance_scale",
+    "guidance_interval": "guidance_interval",
     "preset": "preset",
     "scheduler": "scheduler",
     "scheduler_prior": "prior_scheduler",
@@ -88,6 +89,7 @@ def _input_model(most: int, most_outputs: int) -> type[Input]:
     uri: dict[str, Any] = {"json_schema_extra": {"format": "uri"}}
     prompt: dict[str, Any] = {"max_length": MOST_PROMPT}
     picture = Annotated[str, Field(json_schema_extra={"format": "uri"})]
+    share = Annotated[float, Field(ge=0, le=1)]
     fields: dict[str, Any] = {
         "prompt": (str, Field(PROMPT, description="Input prompt", **prompt)),
         "negative_prompt": (
@@ -135,6 +137,10 @@ def _input_model(most: int, most_outputs: int) -> type[Input]:
         ),
         "guidance_scale": (float, Field(4.0, **{**_declared("guidance_scale"), "le": 100})),
         "guidance_scale_prior": (float, Field(4.0, **{**_declared("prior_guidance_scale"), "le": 100})),
+        "guidance_interval": (
+            list[share] | None,
+            Field(None, min_length=2, max_length=2, **_declared("guidance_interval")),
+        ),
         "preset": (
             Literal[tuple(PRESETS)] | None,
             Field(None, description=_declared("preset")["description"]),

@@ -16,6 +16,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from kandinsky22.request.presets import PRESETS
 from kandinsky22_serve.page.snippets import TOKEN as TOKEN_VARIABLE
 
 from .conftest import TOKEN, Server
@@ -97,6 +98,19 @@ class Browser:
         field.fill(str(value))
         field.blur()
 
+    def preset(self, name: str) -> None:
+        self.page.click(f"#preset label >> text=/^{name}/")
+
+    def shown(self, name: str) -> str:
+        """What a slider or a list of choices has."""
+        return str(self.page.locator(f"#k-{name} input:not([type=range])").first.input_value())
+
+    def use_again(self) -> None:
+        """Take the newest picture's parameters into the form."""
+        self.page.locator("#recent button").first.click()
+        self.page.wait_for_selector("#made dl")
+        self.page.click("#again")
+
     def upload(self, field: str, picture: Path) -> None:
         self.page.set_input_files(f"#{field} input[type=file]", str(picture))
         self.page.wait_for_selector(f"#{field} img, #{field} canvas")
@@ -172,6 +186,71 @@ def test_a_picture_is_painted_and_its_parameters_are_used_again(browser: Browser
     assert bodies[0] == bodies[1]  # the same seed, the same picture
     page.locator("#seed input, #seed textarea").first.fill("")
     assert newest(paged)["contract"] == "page"
+
+
+def asked(server: Server) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the newest job's client sent, and the request that it became."""
+    job = newest(server)
+    assert job["status"] == "succeeded"
+    return json.loads(job["input"]), json.loads(job["request"])
+
+
+DECIDED = {"num_inference_steps", "num_inference_steps_prior", "scheduler", "scheduler_prior", "guidance_interval"}
+"""The API's inputs that presets decide."""
+
+
+def test_a_preset_is_sent_by_its_name_with_what_was_changed_beside_it(browser: Browser, paged: Server) -> None:
+    browser.preset("fastest")
+    browser.paint()
+    sent, request = asked(paged)
+    assert {name: sent[name] for name in sent.keys() & {"preset", *DECIDED}} == {"preset": "fastest"}
+    stored = {name: list(value) if isinstance(value, tuple) else value for name, value in PRESETS["fastest"].items()}
+    assert stored.items() <= request.items()
+    names = ("num_inference_steps", "num_inference_steps_prior", "scheduler", "scheduler_prior", "begins", "ends")
+    assert [browser.shown(name) for name in names] == ["10", "4", "dpm++-karras", "ddim", "0", "0.5"]
+    browser.slide("num_inference_steps", 6)
+    browser.paint()
+    sent, request = asked(paged)
+    expected = {"preset": "fastest", "num_inference_steps": 6}
+    assert {name: sent[name] for name in sent.keys() & {"preset", *DECIDED}} == expected
+    assert {**stored, "num_inference_steps": 6}.items() <= request.items()
+
+
+def test_a_preset_s_picture_is_painted_again_as_it_was(browser: Browser, paged: Server) -> None:
+    browser.slide("num_inference_steps", 12)
+    browser.page.locator("#k-skip input").fill("forecast:3")
+    browser.page.locator("#k-skip input").press("Enter")
+    first = browser.paint()
+    sent, request = asked(paged)
+    assert (request["skip"], request["guidance_interval"]) == ("forecast:3", [0, 0.5])
+    browser.preset("none")
+    browser.page.wait_for_function("document.querySelector('#k-num_inference_steps input').value === '75'")
+    assert (browser.shown("scheduler_prior"), browser.shown("ends")) == ("the checkpoint's own", "1")
+    browser.page.locator("#k-skip input").fill("none")
+    browser.page.locator("#k-skip input").press("Enter")
+    browser.use_again()
+    browser.page.wait_for_function("document.querySelector('#k-num_inference_steps input').value === '12'")
+    second = browser.paint()
+    sent_again, request_again = asked(paged)
+    assert sent_again == {**sent, "seed": request["seed"]}
+    assert request_again == request
+    bodies = [httpx.get(each, timeout=SECONDS / 1000).content for each in (first, second)]
+    assert bodies[0] == bodies[1]
+    browser.page.locator("#seed input, #seed textarea").first.fill("")
+
+
+def test_a_skip_that_cannot_be_is_told_in_a_sentence(browser: Browser) -> None:
+    page = browser.page
+    for skip, said in (("forecast:9999", "expected none, forecast or shallow"), ("often", "skip: String should match")):
+        page.locator("#k-skip input").fill(skip)
+        page.locator("#k-skip input").press("Enter")
+        page.click("#paint")
+        page.wait_for_selector(f"text={said}")
+    page.locator("#k-skip input").fill("none")
+    page.locator("#k-skip input").press("Enter")
+    browser.preset("none")
+    browser.slide("num_inference_steps", 4)
+    browser.slide("num_inference_steps_prior", 2)
 
 
 def test_a_job_is_canceled_while_it_is_painted(browser: Browser, paged: Server) -> None:
@@ -264,6 +343,27 @@ def test_the_page_opened_again_has_its_pictures(browser: Browser) -> None:
     browser.open()
     browser.page.wait_for_selector("#recent button img")
     assert browser.page.locator("#recent button").count() >= before >= 5
+
+
+def test_a_picture_of_the_api_is_painted_again_as_it_was(browser: Browser, paged: Server) -> None:
+    odd = {"guidance_scale": 4.3, "guidance_interval": [0.13, 0.77], "scheduler_prior": "ddim", "skip": "forecast:7"}
+    sizes = {"width": 100, "height": 72, "num_inference_steps": 19, "output_format": "png"}
+    inputs = {"prompt": "by the API", "preset": "fast", **sizes, **odd}
+    with paged.api() as client:
+        body = {"version": "ai-forever/kandinsky-2.2", "input": inputs}
+        answer = client.post("/v1/predictions", json=body, headers={"Prefer": "wait"}, timeout=SECONDS / 1000)
+        assert answer.json()["status"] == "succeeded"
+        first = client.get(answer.json()["output"][0]).content
+    _, request = asked(paged)
+    browser.open()
+    browser.use_again()
+    browser.page.wait_for_function("document.querySelector('#prompt textarea').value === 'by the API'")
+    second = browser.paint()
+    sent, again = asked(paged)
+    assert again == request
+    assert odd.items() <= sent.items()
+    assert sent["preset"] == "fast"
+    assert httpx.get(second, timeout=SECONDS / 1000).content == first
 
 
 def test_the_page_fits_a_phone(browser: Browser) -> None:

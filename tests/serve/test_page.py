@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
 import importlib.util
 import io
@@ -20,8 +21,13 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from kandinsky22.bundle.bundle import Bundle
-from kandinsky22.bundle.manifest import Role
+from kandinsky22.bundle.manifest import SKIPPING_ROLES, Role
 from kandinsky22.errors import InputError
+from kandinsky22.images.masks import Mask
+from kandinsky22.request import request as requests
+from kandinsky22.request.presets import PRESETS, SET
+from kandinsky22.request.request import Request
+from kandinsky22_serve import inputs
 from kandinsky22_serve.app import create_app
 from kandinsky22_serve.inputs import input_model
 from kandinsky22_serve.page import form, jobs, shown, snippets
@@ -32,6 +38,7 @@ from kandinsky22_serve.store.records import Job, Status
 from .conftest import TOKEN, App, Server
 from .running import small
 
+MODEL = Settings(bundle=Path()).model
 BASE = "http://127.0.0.1:8022"
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
@@ -97,6 +104,186 @@ def test_fields_of_every_task_become_a_job_that_gives_them_back(app: App, pictur
             elif name != "seed" and not name.startswith("mix_image"):
                 assert again[name] == value
     assert jobs.unfinished(app.service) == job
+
+
+def sent(app: App, **named: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What of the settings that presets decide arrives for the fields, and what is stored of them."""
+    job = asyncio.run(jobs.paint(app.service, fields("text2img", prompt="a", **named), BASE))
+    names = {parameter: name for name, parameter in NAMES.items()}
+    inputs = {name: job.input[name] for name in ("preset", *names.values()) if name in job.input}
+    return inputs, {names[name]: job.request.get(name) for name in SET}
+
+
+NAMES = {
+    "num_inference_steps": "num_inference_steps",
+    "num_inference_steps_prior": "prior_num_inference_steps",
+    "scheduler": "scheduler",
+    "scheduler_prior": "prior_scheduler",
+    "guidance_interval": "guidance_interval",
+}
+"""What presets set, by the API's names."""
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_decides_what_nobody_changed(app: App, preset: str) -> None:
+    assert set(NAMES.values()) == SET
+    filled = form.filled_by(preset)
+    stored = {
+        name: list(value) if isinstance(value := PRESETS[preset][parameter], tuple) else value
+        for name, parameter in NAMES.items()
+    }
+    assert sent(app, preset=preset, **filled) == ({"preset": preset}, stored)
+    for changed in (
+        {"num_inference_steps": 11},
+        {"num_inference_steps_prior": 9},
+        {"scheduler": "ddpm"},
+        {"scheduler_prior": "unclip"},
+    ):
+        assert sent(app, preset=preset, **filled | changed) == ({"preset": preset, **changed}, stored | changed)
+    interval = {"guidance_interval": [0.25, filled["guidance_ends"]]}
+    given = filled | {"guidance_begins": 0.25}
+    assert sent(app, preset=preset, **given) == ({"preset": preset, **interval}, stored | interval)
+
+
+def test_the_checkpoint_s_own_scheduler_can_be_chosen_beside_a_preset(app: App) -> None:
+    filled = form.filled_by("fastest")
+    inputs, stored = sent(app, preset="fastest", **filled | {"scheduler": ""})
+    assert (inputs.get("preset"), stored["scheduler"]) == (None, None)
+    del stored["scheduler"]
+    assert stored == {
+        "num_inference_steps": 10,
+        "num_inference_steps_prior": 4,
+        "scheduler_prior": "ddim",
+        "guidance_interval": [0.0, 0.5],
+    }
+
+
+def test_without_a_preset_steps_alone_are_sent_that_nobody_changed(app: App) -> None:
+    first = {"preset": "", "scheduler_prior": "", "guidance_begins": 0, "guidance_ends": 1, "skip": "none"}
+    job = asyncio.run(jobs.paint(app.service, fields("text2img", prompt="a", **first), BASE))
+    assert not job.input.keys() & {"preset", "scheduler", "scheduler_prior", "guidance_interval", "skip"}
+    assert (job.input["num_inference_steps"], job.input["num_inference_steps_prior"]) == (4, 2)
+
+
+ODD = {
+    "guidance_scale": 4.3,
+    "guidance_scale_prior": 1.7,
+    "guidance_interval": [0.13, 0.77],
+    "scheduler": "ddim",
+    "scheduler_prior": "dpm++",
+    "skip": "forecast:7",
+    "num_inference_steps": 41,
+    "num_inference_steps_prior": 7,
+}
+"""Settings that are no steps of a slider."""
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"preset": "fastest"},
+        {"preset": "fast", "num_inference_steps": 40, "skip": "forecast"},
+        {"preset": "same", "guidance_interval": [0.5, 1]},
+        ODD,
+    ],
+)
+@pytest.mark.parametrize("task", ["text2img", "img2img", "inpaint", "mix"])
+def test_any_contract_s_picture_is_asked_for_again_as_it_was(
+    app: App, picture: str, task: str, asked: dict[str, Any]
+) -> None:
+    address, mask = _data_uri(Image.open(picture)), _data_uri(Image.new("L", (64, 64), 255))
+    own: dict[str, Any] = {
+        "text2img": {"prompt": "a", "negative_prompt": "b"},
+        "img2img": {"prompt": "a", "image": address},
+        "inpaint": {"prompt": "a", "image": address, "mask": mask},
+        "mix": {"mix_prompts": ["a", "b"], "mix_images": [address]},
+    }[task]
+    made = app.client.post("/v1/predictions", json={"version": MODEL, "input": {**own, **asked, "seed": 7}}).json()
+    first = app.service.job(made["id"])
+    assert first is not None
+    again = form.fields_of(first.request, first.seeds[0], jobs.preset_of(first))
+    assert again["preset"] == asked.get("preset", "")
+    if task == "inpaint":  # as the page opens them
+        background, painted = (Image.open(path) for path in again["canvas"])
+        again["canvas"] = {"background": background, "layers": [form.layer_of(painted)]}
+    before = fields("text2img", overlay=True, strength=0.9, skip="forecast:2", scheduler="ddpm", guidance_ends=0.2)
+    second = asyncio.run(jobs.paint(app.service, {**before, **again}, BASE))
+    pictures = ("image", "mask_image", "images_and_prompts")
+
+    def resolved(job: Job) -> dict[str, Any]:
+        parameters: dict[str, Any] = {**Request.from_json(job.request).data()}
+        parameters["weights"] = parameters.get("weights") or [1 / 3] * 3  # equal ones are the default
+        return {name: value for name, value in parameters.items() if name not in pictures}
+
+    assert resolved(second) == resolved(first)
+    assert second.input.get("preset") == asked.get("preset")
+    assert second.seeds == first.seeds
+
+
+def test_a_mask_in_grey_is_repainted_where_the_runtime_repaints_it() -> None:
+    grey = Image.linear_gradient("L").resize((64, 64))
+    canvas = {"background": Image.new("RGB", (64, 64)), "layers": [form.layer_of(grey)]}
+    again = Image.open(io.BytesIO(form.pictures_of(fields("inpaint", canvas=canvas))["mask"]))
+    kept = [Mask(mask, from_array=False).kept(64, 64) for mask in (grey, again)]
+    assert 0 < kept[0].sum() < kept[0].size
+    assert (kept[0] == kept[1]).all()
+
+
+def _data_uri(picture: Image.Image) -> str:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def test_what_the_page_cannot_repeat_is_said() -> None:
+    mixed = {"task": "mix", "images_and_prompts": [{"text": "a"}] * 3, "negative_prompt": ""}  # as a mix is by default
+    for request in (mixed, {"task": "text2img", "prompt": "a"}, {"task": "text2img", "negative_prompt": "b"}):
+        assert form.lost_of(request) == []
+    (more,) = form.lost_of({**mixed, "images_and_prompts": [{"text": "a"}] * 4})
+    assert "More was mixed" in more
+    (empty,) = form.lost_of({"task": "text2img", "prompt": "a", "negative_prompt": ""})
+    assert "an empty text" in empty
+
+
+def test_a_preset_that_has_changed_since_is_repeated_as_it_was(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = asyncio.run(jobs.paint(app.service, fields("text2img", prompt="a", **FAST, preset="fast"), BASE))
+    changed = {**PRESETS, "fast": {**PRESETS["fast"], "num_inference_steps": 99, "guidance_interval": (0.5, 1.0)}}
+    for module in (form, inputs, requests):
+        monkeypatch.setattr(module, "PRESETS", changed)
+    again = form.fields_of(job.request, job.seeds[0], jobs.preset_of(job))
+    second = asyncio.run(jobs.paint(app.service, fields("text2img") | again, BASE))
+    assert second.input["preset"] == "fast"
+    assert second.request == job.request
+
+
+FAST = form.filled_by("fast")
+
+
+def test_a_bundle_offers_the_skips_that_it_has_components_for(shapes_bundle: Path) -> None:
+    manifest = Bundle(shapes_bundle).manifest
+
+    def having(*roles: Role) -> list[str]:
+        left = {name: each for name, each in manifest.components.items() if each.role not in SKIPPING_ROLES}
+        some = next(iter(left.values()))
+        left |= {str(role): dataclasses.replace(some, role=role) for role in roles}
+        return form.skips_of(dataclasses.replace(manifest, components=left))
+
+    assert having() == ["none"]
+    assert having(Role.INPAINT_FORECAST) == ["none", "forecast:2", "forecast:3"]
+    assert having(Role.DECODER_SHALLOW) == ["none", "shallow:2", "shallow:3", "shallow:5"]
+    for asked in having(Role.DECODER_FORECAST, Role.DECODER_SHALLOW):
+        assert Request.of("text2img", prompt="a", skip=asked).given["skip"] == asked
+        input_model(manifest).model_validate({"skip": asked})
+
+
+@pytest.mark.parametrize(
+    ("skip", "said"), [("forecast:9999", "forecast or shallow"), ("often", "skip"), ("forecast:2", "more steps")]
+)
+def test_a_skip_that_cannot_be_is_told(app: App, skip: str, said: str) -> None:
+    with pytest.raises((InputError, RequestValidationError)) as caught:
+        asyncio.run(jobs.paint(app.service, fields("text2img", prompt="a", skip=skip), BASE))
+    assert said in jobs.sentence(caught.value)
 
 
 def test_the_mask_is_white_where_it_was_painted() -> None:
@@ -205,11 +392,7 @@ def call(server: Server) -> snippets.Snippets:
         answer = client.post("/v1/files", files={"content": ("picture.png", uploaded.getvalue(), "image/png")})
     link = answer.json()["urls"]["get"]
     named = fields("img2img", prompt=PROMPT, seed="3", image="given")
-    return snippets.snippets(form.inputs_of(named, {"image": link}), server.base, _model(server), has_token=True)
-
-
-def _model(server: Server) -> str:
-    return Settings(bundle=Path()).model
+    return snippets.snippets(form.inputs_of(named, {"image": link}), server.base, MODEL, has_token=True)
 
 
 def run(command: list[str], given: str, folder: Path | None = None) -> str:

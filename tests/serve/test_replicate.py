@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import io
 import re
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
+from kandinsky22.bundle.manifest import SHALLOWS
 from kandinsky22.request.presets import PRESETS
 from kandinsky22_serve.contracts.replicate.names import PUBLISHED_VERSIONS
 from kandinsky22_serve.contracts.replicate.predictions import lifetime, seconds_to_wait
@@ -431,6 +433,20 @@ def test_the_prior_may_have_a_scheduler_of_its_own(app):
     request = app.service.store.jobs.get(id).request
     assert (request["prior_scheduler"], request["prior_num_inference_steps"]) == ("dpm++", 6)
     assert_problem(create(app, {"prompt": "a", "scheduler_prior": "ddpm"}), 422)
+
+
+def test_where_guidance_is_and_what_is_skipped_can_be_asked_for(app):
+    id = created(app, {"prompt": "a", "guidance_interval": [0.25, 0.5], "skip": "forecast"})["id"]
+    request = app.service.store.jobs.get(id).request
+    assert (request["guidance_interval"], request["skip"]) == ([0.25, 0.5], "forecast:2")
+    for interval in ([0.5, 0.25], [0, 1.5], [-0.1, 1], [0.5], [0, 0.5, 1], 0.5, "0 1", ["a", "b"]):
+        assert "guidance_interval" in assert_problem(create(app, {"prompt": "a", "guidance_interval": interval}), 422)
+    manifest = app.service.manifest
+    left = {name: each for name, each in manifest.components.items() if each.role not in SHALLOWS.values()}
+    app.service.manifest = dataclasses.replace(manifest, components=left)
+    # Not by the inputs' schema, which lets other bundles have it, but by this bundle, which was exported without.
+    assert "--shallow" in assert_problem(create(app, {"prompt": "a", "skip": "shallow:3"}), 422)
+    assert "skip" in assert_problem(create(app, {"prompt": "a", "skip": "shallow:3:4"}), 422)
 
 
 def test_a_stream_needs_its_key_and_no_token(app):

@@ -12,7 +12,7 @@ from kandinsky22.arrays import Floats
 
 _GROWTH = ((-1, 0), (0, -1), (-1, -1), (1, 0), (0, 1), (1, 1))
 """Rows and columns that a hole spreads to. Two diagonal neighbours are left out, as in diffusers."""
-_WHITE = 128
+WHITE = 128
 """The darkest grey, of 255, that is repainted."""
 
 
@@ -37,11 +37,11 @@ class Mask:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is white enough to be repainted."""
-        return not (np.asarray(self.picture.convert("L")) >= _WHITE).any()
+        return not (np.asarray(self.picture.convert("L")) >= WHITE).any()
 
     def kept(self, height: int, width: int) -> Floats:
         """The mask (1, height, width) float32 as inpainting takes it: 1 is kept, 0 is repainted."""
-        return (self._resized(height, width) < _WHITE).astype(np.float32)[None]
+        return (self._resized(height, width) < WHITE).astype(np.float32)[None]
 
     def whiteness(self, height: int, width: int) -> Floats:
         """How white the mask is, (height, width, 1) float32 in 0..1: grey is between."""

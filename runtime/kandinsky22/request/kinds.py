@@ -119,7 +119,7 @@ def skip() -> Kind:
         except InputError:
             raise ValueError(f"{shown(word)} is not {checks.SKIPS}") from None
 
-    pattern = f"^({checks.NO_SKIP}|{checks.FORECAST}(:[0-9]{{1,4}})?)$"
+    pattern = f"^({checks.NO_SKIP}|({'|'.join(checks.INTERVALS)})(:[0-9]{{1,4}})?)$"
     return Kind(checks.skip, parse, {"type": "string", "pattern": pattern}, "WHICH")
 
 

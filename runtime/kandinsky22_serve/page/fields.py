@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ import gradio as gr
 from gradio.components import Component
 
 from kandinsky22.bundle.manifest import Manifest, Role
-from kandinsky22.request.kinds import SCHEDULERS
+from kandinsky22.request.kinds import PRIOR_SCHEDULERS, SCHEDULERS
+from kandinsky22.request.presets import PRESETS
 from kandinsky22_serve.inputs import MOST_PROMPT, input_model
-from kandinsky22_serve.page.form import FIELDS, LABELS, PARTS, USES
+from kandinsky22_serve.page.form import FIELDS, LABELS, PARTS, USES, filled_by, skips_of
 
 _SOURCES: Any = ["upload", "clipboard"]
 _FIRST = "a red circle and a blue square"
+_DECIDED = tuple(filled_by(next(iter(PRESETS))))
+"""The fields that presets decide: each decides the same."""
 
 
 class Form:
@@ -67,6 +71,7 @@ class Form:
             label, hint = "Keep the other pixels exactly as they were", "Otherwise all of the picture changes a little."
             self._add("overlay", gr.Checkbox(False, label=label, info=hint))
         self._draw_size()
+        self._draw_preset()
         with gr.Accordion("More settings", open=False, elem_id="more"):
             self._draw_more()
 
@@ -93,6 +98,25 @@ class Form:
             self._add("height", self._slider("height", "Height, pixels", 64, side))
         self._add("num_outputs", self._slider("num_outputs", "Pictures", 1))
 
+    def _draw_preset(self) -> None:
+        steps = {name: filled_by(name)["num_inference_steps"] for name in PRESETS}
+        choices = [("none", ""), *((f"{name}: {steps[name]} steps", name) for name in PRESETS)]
+        hint = "Fills in steps, schedulers and guidance below; what you change then wins."
+        self.preset = gr.Radio(choices, value="", label="Preset", info=hint, elem_id="preset")
+        self._add("preset", self.preset)
+
+    @property
+    def decided(self) -> list[Component]:
+        """The fields that presets decide, in the order of what `fill` gives."""
+        return [self.by_name[name] for name in _DECIDED]
+
+    @property
+    def fill(self) -> str:
+        """JavaScript from a preset to the values of `decided`: no click on Paint comes before them."""
+        values = {name: list(filled_by(name).values()) for name in PRESETS}
+        values[""] = [getattr(field, "value", None) for field in self.decided]
+        return f"preset => ({json.dumps(values)})[preset]"
+
     def _draw_more(self) -> None:
         for name, label, step in (
             ("num_inference_steps", "Steps: more take longer and are finer", 1),
@@ -101,14 +125,44 @@ class Form:
             ("guidance_scale_prior", "Guidance of the prior: how closely the prompt is followed", 0.5),
         ):
             self._add(name, self._slider(name, label, step, most=20 if step == 0.5 else None))
-        schedulers = [("the checkpoint's own", ""), *((name, name) for name in SCHEDULERS)]
-        field = gr.Dropdown(schedulers, value="", label="Scheduler", info=self._help("scheduler"))
-        self._add("scheduler", field)
+        with gr.Row(elem_classes="k-row"):
+            for name, label, share in (("begins", "Guidance begins", 0.0), ("ends", "Guidance ends", 1.0)):
+                slider = gr.Slider(0, 1, share, step=0.05, label=f"{label}: share of the steps", elem_id=f"k-{name}")
+                self._add(f"guidance_{name}", slider)
+        self._draw_schedulers()
+        self._draw_skip()
         label = "Seed: the same seed paints the same picture"
         self._add("seed", gr.Textbox("", label=label, placeholder="drawn at random", max_length=20, elem_id="seed"))
         formats = self._schema["output_format"]
         self._add("output_format", gr.Radio(formats["enum"], value=formats["default"], label="File format"))
         self._add("output_quality", self._slider("output_quality", "Quality of webp and jpeg", 1))
+
+    def _draw_schedulers(self) -> None:
+        for name, label, names in (
+            ("scheduler", "Scheduler", SCHEDULERS),
+            ("scheduler_prior", "Scheduler of the prior", PRIOR_SCHEDULERS),
+        ):
+            choices = [("the checkpoint's own", ""), *((each, each) for each in names)]
+            field = gr.Dropdown(choices, value="", label=label, info=self._help(name), elem_id=f"k-{name}")
+            self._add(name, field)
+
+    def _draw_skip(self) -> None:
+        skips = skips_of(self._manifest)
+        label = "Skip: steps that are not computed as a whole, which is faster"
+        hint = (
+            "forecast:N computes one step in N and extrapolates the others; shallow:N runs the network's top level "
+            "alone in the others. Another N can be typed."
+        )
+        field = gr.Dropdown(
+            skips,
+            value=skips[0],
+            label=label,
+            info=hint,
+            allow_custom_value=True,
+            visible=len(skips) > 1,
+            elem_id="k-skip",
+        )
+        self._add("skip", field)
 
     def _help(self, name: str) -> str:
         return str(self._schema[name].get("description", ""))

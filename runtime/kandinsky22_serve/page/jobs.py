@@ -138,9 +138,14 @@ def seed_of(picture: Recent) -> int | None:
     return seeds[picture.file.place] if picture.file.place < len(seeds) else None
 
 
+def preset_of(job: Job) -> str:
+    """The preset that a job was asked for with, "" where there was none."""
+    return str(job.input.get("preset") or "")
+
+
 def fields_again(picture: Recent) -> dict[str, Any]:
     """The fields that make a picture again; pictures that have expired are None."""
-    fields = form.fields_of(picture.job.request, seed_of(picture))
+    fields = form.fields_of(picture.job.request, seed_of(picture), preset_of(picture.job))
     for name, value in fields.items():
         is_picture = name in ("image", "hint") or (name.startswith("mix_image_") and "weight" not in name)
         if is_picture and value is not None and not Path(value).is_file():

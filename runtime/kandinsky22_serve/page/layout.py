@@ -119,6 +119,9 @@ class _Page:
         groups = list(self._form.groups.values())
         blocks.load(self._resume, None, following, **_QUIET)
         self._form.task.change(self._choose_task, self._form.task, groups, **_QUIET)
+        self._form.preset.input(
+            None, self._form.preset, self._form.decided, js=self._form.fill, api_visibility="private"
+        )
         self._paint.click(self._do_paint, fields, following, **_QUIET)
         self._cancel.click(self._do_cancel, self._job, None, **_QUIET)
         self._show_call.click(self._show_calls, fields, self._calls, **_QUIET)
@@ -186,9 +189,8 @@ class _Page:
         if picture is None:
             raise gr.Error("This picture has expired.", print_exception=False)
         fields = await asyncio.to_thread(_opened, jobs.fields_again(picture))
-        parts = picture.job.request.get("images_and_prompts") or ()
-        if max(sum(kind in part for part in parts) for kind in ("text", "image")) > form.PARTS:
-            gr.Warning(f"More was mixed than the page shows; the first {form.PARTS} of each kind are here.")
+        for sentence in form.lost_of(picture.job.request):
+            gr.Warning(sentence)
         return [fields.get(name, gr.skip()) for name in FIELDS]
 
 
@@ -199,9 +201,7 @@ def _opened(fields: dict[str, Any]) -> dict[str, Any]:
             continue
         if name == "canvas":
             picture, mask = (Image.open(path) for path in value)
-            layer = Image.new("RGBA", mask.size, "#ff5a28")
-            layer.putalpha(mask.convert("L"))
-            fields[name] = {"background": picture.convert("RGB"), "layers": [layer], "composite": None}
+            fields[name] = {"background": picture.convert("RGB"), "layers": [form.layer_of(mask)], "composite": None}
         elif name in ("image", "hint") or (name.startswith("mix_image_") and "weight" not in name):
             fields[name] = Image.open(value)
     if fields.get("seed") is not None:

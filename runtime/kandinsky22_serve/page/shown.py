@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 from kandinsky22_serve.page import jobs
 from kandinsky22_serve.page.form import LABELS
@@ -17,9 +18,10 @@ NONE_YET = '<p class="k-hint">There are no pictures yet.</p>'
 _STAGES = {"prior": "Reading the prompt", "decoder": "Painting"}
 _PARAMETERS = {
     "prompt": "Prompt", "negative_prompt": "Not in it", "width": "Width", "height": "Height",
-    "num_inference_steps": "Steps", "prior_num_inference_steps": "Steps of the prior",
-    "guidance_scale": "Guidance", "prior_guidance_scale": "Guidance of the prior", "scheduler": "Scheduler",
-    "strength": "Strength", "overlay": "Kept exactly", "weights": "Weights",
+    "preset": "Preset", "num_inference_steps": "Steps", "prior_num_inference_steps": "Steps of the prior",
+    "guidance_scale": "Guidance", "prior_guidance_scale": "Guidance of the prior",
+    "guidance_interval": "Guided steps", "scheduler": "Scheduler", "prior_scheduler": "Scheduler of the prior",
+    "skip": "Skipped steps", "strength": "Strength", "overlay": "Kept exactly", "weights": "Weights",
 }  # fmt: skip
 
 
@@ -93,10 +95,11 @@ def parameters(service: Service, picture: Recent) -> str:
     """One picture with what it was made with."""
     job, request = picture.job, picture.job.request
     rows = [("Task", LABELS.get(request["task"], request["task"]))]
+    values = {**request, "preset": jobs.preset_of(job)}
     for name, label in _PARAMETERS.items():
-        if request.get(name) not in (None, "", False):
-            value = request[name]
-            rows.append((label, "yes" if value is True else str(value)))
+        value = values.get(name)
+        if value not in (None, "", False):
+            rows.append((label, _in_words(name, value)))
     texts = [part["text"] for part in request.get("images_and_prompts") or () if "text" in part]
     rows += [("Prompts", "; ".join(texts))] if texts else []
     rows.append(("Seed", _seed(job, picture.file)))
@@ -104,6 +107,12 @@ def parameters(service: Service, picture: Recent) -> str:
     address = link(service, picture.file)
     image = f'<a href="{address}" target="_blank"><img alt="{_title(job)}" src="{address}"></a>'
     return f'<div class="k-made"><div class="k-pictures">{image}</div><dl>{cells}</dl></div>'
+
+
+def _in_words(name: str, value: Any) -> str:
+    if name == "guidance_interval":
+        return "from {:g} to {:g} of all".format(*value)
+    return "yes" if value is True else str(value)
 
 
 def _seed(job: Job, file: File) -> str:
