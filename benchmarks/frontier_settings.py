@@ -128,7 +128,6 @@ _OF_FLOAT = (
     _steps("ddim", 20, skip="forecast:2"),
     _steps(None, 50, skip="forecast:2"),
     _steps("ddim", 50, skip="shallow:2"),
-    _steps("ddim", 50, skip="shallow:3"),
     _steps(None, 50, skip="shallow:3"),
     _steps("ddim", 20, skip="shallow:2"),
     _steps(None, 50, prior_num_inference_steps=12),
@@ -143,6 +142,7 @@ _OF_BOTH = (
     *(_steps("dpm++-karras", steps, **_FOUR, **_HALF) for steps in (12, 10, 8, 6)),
     _steps("dpm++-karras", 12, **_FOUR, guidance_interval=(0.0, 0.25)),
     _steps("ddim", 50, **_SIX, skip="forecast:3"),
+    _steps("ddim", 50, skip="shallow:3"),
 )
 
 
