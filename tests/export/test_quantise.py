@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from kandinsky22_export.quantise import component as components
 from kandinsky22_export.quantise import recording
 from kandinsky22_export.quantise.calibration import Calibration
 from kandinsky22_export.quantise.component import quantise_component
+from kandinsky22_export.quantise.effects import SIDE, few_of, find_effects, worst
 from kandinsky22_export.quantise.errors import layer_error
 from kandinsky22_export.quantise.formats import FORMATS
 from kandinsky22_export.quantise.layers import Layer, find_layers
@@ -214,6 +216,134 @@ def test_the_error_of_a_layer_is_what_its_pairs_do(name: str, which: int) -> Non
     assert error == pytest.approx(expected, rel=1e-2)
 
 
+# What rounding an activation does to the output.
+
+
+def written(folder: Path, model: onnx.ModelProto, rows: str = "h", columns: str = "w") -> tuple[Path, Component]:
+    """A bundle's folder with one component, which makes `y` of `x`, pictures of three channels or so."""
+    (folder / "onnx").mkdir()
+    path = folder / "onnx" / "small.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="small.onnx.data", size_threshold=0)
+    return folder, Component(
+        role=Role.MOVQ_DECODER,
+        files=("onnx/small.onnx", "onnx/small.onnx.data"),
+        inputs=(TensorSpec("x", "float32", ("B", 3, rows, columns)),),
+        outputs=(TensorSpec("y", "float32", ("B", 40, "h", "w")),),
+        precision="fp32",
+        parameters=6520,
+    )
+
+
+def two_ways() -> onnx.ModelProto:
+    """A narrow stream of four channels beside a wide one that adds a thousandth, between two convolutions."""
+    weights = {"first": random(4, 3, 1, 1, seed=1), "narrow": random(4, 4, 1, 1, seed=2), "wide": random(64, 4, 3, 3)}
+    weights["back"] = random(4, 64, 3, 3, seed=3) * np.float32(1e-4)
+    weights["last"] = random(40, 4, 1, 1, seed=4)
+    return graph(
+        helper.make_node("Conv", ["x", "first"], ["a"], "first"),
+        helper.make_node("Tanh", ["a"], ["b"], "bound"),
+        helper.make_node("Conv", ["b", "narrow"], ["c"], "narrow"),
+        helper.make_node("Relu", ["a"], ["d"], "positive"),
+        helper.make_node("Conv", ["d", "wide"], ["e"], "wide", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["e", "back"], ["f"], "back", pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["c", "f"], ["g"], "both"),
+        helper.make_node("Add", ["g", "b"], ["i"], "residual"),
+        helper.make_node("Conv", ["i", "last"], ["y"], "last"),
+        weights=weights,
+    )
+
+
+@BOTH
+def test_the_effect_of_an_activation_is_that_of_rounding_it_alone(name: str, tmp_path: Path) -> None:
+    """For the layers that read it, and nothing else: what is added to the stream is exact."""
+    into, model = FORMATS[name], two_ways()
+    weights = {each.name: numpy_helper.to_array(each).astype(np.float64) for each in model.graph.initializer}
+    folder, component = written(tmp_path, model)
+    layers = find_layers(model)
+    scales = {"x": 2 / into.largest, "b": 1 / into.largest, "d": 3 / into.largest, "e": 20 / into.largest}
+    scales["i"] = 4 / into.largest
+    told: list[str] = []
+    states = [fed(1), fed(2)]
+    found = find_effects(folder / "onnx" / "small.onnx", component, layers, scales, into, states, told.append)
+
+    def conv(values: torch.Tensor, weight: str, pad: int = 0) -> torch.Tensor:
+        return torch.nn.functional.conv2d(values, torch.from_numpy(weights[weight]), padding=pad)
+
+    def output(x: NDArray[Any], rounded: str) -> NDArray[Any]:
+        def seen(name: str, values: torch.Tensor) -> torch.Tensor:
+            if name != rounded:
+                return values
+            numbers = into.decode(into.encode((values.numpy() / scales[name]).astype(np.float32)))
+            return torch.from_numpy(numbers.astype(np.float64) * np.float32(scales[name]))
+
+        a = conv(seen("x", torch.from_numpy(x.astype(np.float64))), "first")
+        b, d = a.tanh(), a.relu()
+        e = conv(seen("d", d), "wide", 1)
+        i = conv(seen("b", b), "narrow") + conv(seen("e", e), "back", 1) + b
+        return conv(seen("i", i), "last").numpy()
+
+    for place, activation in enumerate(scales):
+        pairs = [(output(state["x"], ""), output(state["x"], activation)) for state in states]
+        squares = [np.square(new - old).mean() / np.square(old).mean() for old, new in pairs]
+        assert found["effects"][place] == pytest.approx(np.sqrt(np.mean(squares)), rel=0.05)
+    assert found["sizes"].tolist() == [3 * 64, 4 * 64, 4 * 64, 64 * 64, 4 * 64]
+    assert told[-1] == "finding effects of rounding: 5 of 5"
+    assert {path.name for path in (folder / "onnx").iterdir()} == {"small.onnx", "small.onnx.data"}
+
+
+@pytest.mark.parametrize(("rows", "columns", "side"), [("h", "w", SIDE), ("8*h", "8*w", 8 * SIDE)])
+def test_effects_are_found_on_a_part_of_a_large_picture(rows: str, columns: str, side: int, tmp_path: Path) -> None:
+    model = two_ways()
+    folder, component = written(tmp_path, model, rows, columns)
+    state = {"x": random(1, 3, side + 5, 7)}
+    path, scales = folder / "onnx" / "small.onnx", {layer.activation: 0.1 for layer in find_layers(model)}
+    found = find_effects(path, component, find_layers(model), scales, INT8, [state], lambda _: None)
+    assert found["sizes"][0] == 3 * side * 7
+
+
+@pytest.mark.parametrize(("rows", "expected"), [("h", [3, 10]), (77, [0, 2, 4, 6, 7, 9, 11, 13])])
+def test_more_states_are_taken_of_what_sees_no_picture(rows: str | int, expected: list[int], tmp_path: Path) -> None:
+    _, component = written(tmp_path, two_ways())
+    component = dataclasses.replace(component, inputs=(TensorSpec("x", "float32", ("B", rows)),))
+    ranges = [[fed(seed) for seed in part] for part in (range(7), range(7, 14))]
+    found = few_of(ranges, component)
+    every = [state for states in ranges for state in states]
+    assert [next(i for i, state in enumerate(every) if state is each) for each in found] == expected
+    assert len(few_of([ranges[0][:2]], component)) == (1 if rows == "h" else 2)
+
+
+def test_layers_are_kept_that_have_more_of_the_error_than_of_the_work() -> None:
+    layers = [
+        Layer("a", "MatMul", "x", "w_a", (10, 10)),
+        Layer("b", "MatMul", "x", "w_b", (10, 10)),
+        Layer("c", "MatMul", "y", "w_c", (10, 1000)),
+        Layer("d", "Conv", "z", "w_d", (100, 10, 1, 1)),
+        Layer("e", "MatMul", "u", "w_e", (10, 70)),
+    ]
+    scales = dict.fromkeys("xyzu", 1.0)  # work: 200, 10000, 1000 and 700, of 11900
+    sizes = np.full(4, 10.0)
+
+    def kept(*effects: float, role: Role = Role.DECODER) -> set[str]:
+        return set(worst(layers, scales, {"effects": np.array(effects), "sizes": sizes}, role))
+
+    assert kept(1, 1, 1, 1) == {"a", "b"}  # 25 % of the error in 2 % of the work
+    assert kept(0.35, 1, 0.5, 0.5) == {"a", "b"}
+    assert kept(0.3, 1, 0.5, 0.5) == set()  # under 5 % of the error
+    assert kept(0.1, 1, 0.1, 0.1) == set()
+    assert kept(1, 0.1, 1.1, 1) == {"a", "b"}  # the others are more than 3 % of the work
+    assert kept(1, 0.1, 1.1, 1, role=Role.PRIOR) == {"a", "b", "e"}  # and two of them together more than 10 %
+    assert kept(0, 0, 0, 0) == set()
+
+
+def test_what_the_output_depends_on_is_kept(tmp_path: Path) -> None:
+    """The narrow stream: of its own output it is off no more than others are."""
+    folder, component = written(tmp_path, two_ways())
+    found = quantise_component(folder, "small", component, [fed(1), fed(2)], INT8, lambda _: None).quantisation
+    assert found is not None
+    assert list(found.kept) == ["first", "narrow", "last"]
+    assert found.kept["narrow"] < 0.02
+
+
 # Components.
 
 
@@ -236,17 +366,7 @@ def small(tmp_path: Path) -> tuple[Path, Component]:
         ),
         weights=kernels,
     )
-    (tmp_path / "onnx").mkdir()
-    path = tmp_path / "onnx" / "small.onnx"
-    onnx.save(model, path, save_as_external_data=True, location="small.onnx.data", size_threshold=0)
-    return tmp_path, Component(
-        role=Role.MOVQ_DECODER,
-        files=("onnx/small.onnx", "onnx/small.onnx.data"),
-        inputs=(TensorSpec("x", "float32", ("B", 3, "h", "w")),),
-        outputs=(TensorSpec("y", "float32", ("B", 40, "h", "w")),),
-        precision="fp32",
-        parameters=6520,
-    )
+    return written(tmp_path, model)
 
 
 def fed(seed: int) -> dict[str, NDArray[Any]]:

@@ -140,7 +140,7 @@ PAINTED = ["painted_1", "painted_2"]
         ("prior_step in int8: finding sensitive layers", [*PAINTED, *RANGES], ""),
         (
             "decoder_step in int8: computing references",
-            [*PAINTED, "prior_step_errors", *RANGES],
+            [*PAINTED, "prior_step_effects", "prior_step_errors", *RANGES],
             "decoder_step in int8: calibrating 1 of 6",
         ),
     ],
@@ -166,6 +166,7 @@ def test_what_was_found_before_is_told(arguments: dict[str, Any]) -> None:
         "calibration: painted before: 2 of 2",
         "prior_step in int8: calibrated before: 4 of 6",
         "prior_step in int8: sensitive layers found before",
+        "prior_step in int8: effects of rounding found before",
         "decoder_step in int8: calibrated before: 6 of 6",
     ):
         assert told in work.told

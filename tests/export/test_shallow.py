@@ -23,7 +23,7 @@ from kandinsky22.arrays import Array
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.manifest import DECODERS, FEATURES, SHALLOWS, Component, Role, TensorSpec
 from kandinsky22_export.quantise.calibration import PAINTERS, PROMPTS, Calibration
-from kandinsky22_export.quantise.component import session
+from kandinsky22_export.quantise.session import session
 from kandinsky22_export.refine import refine
 from kandinsky22_export.shallow import bundle as shallow_bundles
 from kandinsky22_export.shallow import choice, cuts

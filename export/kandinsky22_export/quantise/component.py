@@ -6,23 +6,23 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import helper, numpy_helper
 
 from kandinsky22.arrays import Array
 from kandinsky22.bundle.manifest import Component, Quantisation
 from kandinsky22.errors import ExportError
 from kandinsky22_export.progress import OnStage
+from kandinsky22_export.quantise.effects import few_of, find_effects, worst
 from kandinsky22_export.quantise.errors import layer_error
 from kandinsky22_export.quantise.formats import NumberFormat
 from kandinsky22_export.quantise.layers import Layer, find_layers
 from kandinsky22_export.quantise.ranges import Magnitudes, best_scale, packed, unpacked
 from kandinsky22_export.quantise.recording import Feeds
 from kandinsky22_export.quantise.rewrite import insert_pairs
+from kandinsky22_export.quantise.session import session, session_of
 from kandinsky22_export.resuming import ARRAYS, Saved, numbers_of
 from kandinsky22_export.tracing.export_graph import save, write_variant
 
@@ -63,7 +63,15 @@ def quantise_component(
         lambda: _errors(path, layers, scales, into, middles, note),
         lambda: note("sensitive layers found before"),
     )
-    kept = _kept(layers, errors)
+    found = saved.get(
+        f"{name}_effects",
+        ARRAYS,
+        lambda: find_effects(path, component, layers, scales, into, few_of(ranges, component), note),
+        lambda: note("effects of rounding found before"),
+    )
+    chosen = _sensitive(layers, errors)
+    chosen |= worst([layer for layer in layers if layer.name not in chosen], scales, found, component.role)
+    kept = {name: error for name, error in errors.items() if name in chosen}
     note("writing")
     model = onnx.load(path)
     insert_pairs(model, [layer for layer in layers if layer.name not in kept], scales, into)
@@ -148,15 +156,14 @@ def _errors(
     return errors
 
 
-def _kept(layers: Sequence[Layer], errors: Mapping[str, float]) -> dict[str, float]:
-    """Layers that stay in floating point, with the errors that they would have.
+def _sensitive(layers: Sequence[Layer], errors: Mapping[str, float]) -> frozenset[str]:
+    """Names of the layers that round badly, and of a graph's first and last convolution.
 
-    Beside the sensitive ones a graph's first and last convolution: they cost next to nothing, all that is drawn comes
-    in through the one, and what the other rounds nothing smoothes.
+    These cost next to nothing, all that is drawn comes in through the one, and what the other rounds nothing smoothes.
     """
     convolutions = [layer.name for layer in layers if layer.kind == "Conv"]
-    ends = {*convolutions[:1], *convolutions[-1:]}
-    return {name: error for name, error in errors.items() if error > SENSITIVE or name in ends}
+    badly = [name for name, error in errors.items() if error > SENSITIVE]
+    return frozenset([*convolutions[:1], *convolutions[-1:], *badly])
 
 
 def _write(folder: Path, component: Component, model: onnx.ModelProto) -> None:
@@ -178,25 +185,13 @@ class _Activations:
         self._given = [name for name in names if name in inputs]
         self._inside = [name for name in names if name not in inputs]
         model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in self._inside)
-        file = path.with_name(f"{path.stem}.activations.onnx")  # beside the data that it refers to
-        file.write_bytes(model.SerializeToString())
-        try:
-            self._session = session(file)
-        finally:
-            file.unlink()
+        self._session = session_of(model, path, "activations")
 
     def run(self, feeds: Feeds) -> Iterator[tuple[str, Array]]:
         """Names and values of the activations."""
         for name in self._given:
             yield name, feeds[name]
         yield from zip(self._inside, self._session.run(self._inside, feeds), strict=True)
-
-
-def session(path: Path) -> Any:
-    """A session on the processor."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def _outputs(path: Path, component: Component, fed: Sequence[Feeds]) -> list[Array]:

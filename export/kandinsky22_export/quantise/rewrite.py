@@ -46,9 +46,7 @@ def insert_pairs(
             dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
             if layer.activation not in quantised:
                 quantised.add(layer.activation)
-                scale = np.array(scales[layer.activation], dtype)
-                nodes.append(_quantise(graph, layer.activation, scale, into))
-                nodes.append(_dequantise(layer.activation, f"{layer.activation}/{into.name}"))
+                nodes += rounding(graph, layer.activation, np.array(scales[layer.activation], dtype), into)
             weight = numpy_helper.to_array(tensor).astype(np.float32)
             numbers, per_channel = quantised_weight(weight, layer.axis, dtype, into)
             tensor.CopyFrom(_tensor(layer.weight, numbers, into))
@@ -59,6 +57,11 @@ def insert_pairs(
     copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]  # the graph owns those it has
     del graph.node[:]
     graph.node.extend(copies)
+
+
+def rounding(graph: onnx.GraphProto, name: str, scale: Array, into: NumberFormat) -> list[NodeProto]:
+    """Nodes from an activation to "NAME/float", what is left of it in eight bits; their constants are in the graph."""
+    return [_quantise(graph, name, scale, into), _dequantise(name, f"{name}/{into.name}")]
 
 
 def _quantise(graph: onnx.GraphProto, name: str, scale: Array, into: NumberFormat) -> NodeProto:

@@ -15,8 +15,8 @@ from kandinsky22.bundle.manifest import DECODERS, FEATURES, SHALLOWS, Component,
 from kandinsky22.errors import ExportError
 from kandinsky22_export.progress import OnProgress
 from kandinsky22_export.quantise.calibration import Calibration
-from kandinsky22_export.quantise.component import session
 from kandinsky22_export.quantise.recording import Feeds, record
+from kandinsky22_export.quantise.session import session
 from kandinsky22_export.resuming import Saved
 from kandinsky22_export.shallow import cuts
 from kandinsky22_export.shallow.choice import choose, pairs, pairs_of

@@ -12,8 +12,8 @@ from onnx import helper
 
 from kandinsky22.arrays import Array
 from kandinsky22.bundle.manifest import FEATURES, Component, Cut
-from kandinsky22_export.quantise.component import session
 from kandinsky22_export.quantise.recording import Feeds
+from kandinsky22_export.quantise.session import session
 from kandinsky22_export.shallow import cuts
 
 TOLERANCE = 1.25
