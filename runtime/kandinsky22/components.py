@@ -26,9 +26,6 @@ from kandinsky22.memory import Demand
 
 log = logging.getLogger(__name__)
 
-SHORTEST = 1e-3
-"""Seconds: a shorter load or wait is none, but the time that it takes to look."""
-
 
 class Key(NamedTuple):
     """What is loaded: a component over a set of weights."""
@@ -63,6 +60,8 @@ class Components:
         self._settings = settings
         self._loaded: dict[Key, Loaded] = {}
         self._running: set[Key] = set()
+        self.loads = 0
+        """How often a component was loaded."""
         self.turn = threading.RLock()
         """Held by the thread that runs a component, and again where its callback runs another."""
 
@@ -91,6 +90,7 @@ class Components:
             log.info("%s is loaded again: %s was written to", key.name, altered)
             self._free(key)
         if key not in self._loaded:
+            self.loads += 1
             component = self._backend.load(self.bundle, key.name, self._settings, key.weights)
             try:
                 self._loaded[key] = Loaded(component, self.bundle.held(key.name))
@@ -193,8 +193,7 @@ class Run:
         with self._turn(), ExitStack() as running:
             for key in keys:
                 running.enter_context(self._components.running(key))
-            with self._timed("load"):
-                components = tuple(self._components.component(key) for key in keys)
+            components = self._loaded(keys)
             compiled = sum(map(_compile_seconds, components))
             try:
                 with self._timed(keys[0].name):
@@ -208,6 +207,15 @@ class Run:
                 self._add(keys[0].name, -late)
                 self._add("load", late)
 
+    def _loaded(self, keys: Sequence[Key]) -> tuple[LoadedComponent, ...]:
+        """The components; seconds count where one is loaded, and not where all are there already."""
+        loads, started = self._components.loads, time.perf_counter()
+        try:
+            return tuple(self._components.component(key) for key in keys)
+        finally:
+            if self._components.loads > loads:
+                self._add("load", time.perf_counter() - started)
+
     def _require_intact(self, keys: Sequence[Key]) -> None:
         for key in keys:
             self._components.require_intact(key)
@@ -215,10 +223,16 @@ class Run:
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """The turn of this thread; the seconds until it comes are a "wait"."""
-        waited = time.perf_counter()
-        with self._components.turn:
-            self._add("wait", time.perf_counter() - waited)
-            yield
+        turn, started = self._components.turn, time.perf_counter()
+        at_once = turn.acquire(blocking=False)
+        try:
+            with turn:
+                if not at_once:
+                    self._add("wait", time.perf_counter() - started)
+                yield
+        finally:
+            if at_once:
+                turn.release()
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -229,8 +243,7 @@ class Run:
             self._add(name, time.perf_counter() - start)
 
     def _add(self, name: str, seconds: float) -> None:
-        """Add to a timing; of loading and waiting, what is too short to be either is left out."""
-        if seconds and (name not in ("load", "wait") or seconds >= SHORTEST):
+        if seconds:
             self.timings[name] = self.timings.get(name, 0.0) + seconds
 
 

@@ -327,8 +327,8 @@ def test_layers_are_kept_that_have_more_of_the_error_than_of_the_work() -> None:
         return set(worst(layers, scales, {"effects": np.array(effects), "sizes": sizes}, role))
 
     assert kept(1, 1, 1, 1) == {"a", "b"}  # 25 % of the error in 2 % of the work
-    assert kept(0.35, 1, 0.5, 0.5) == {"a", "b"}
-    assert kept(0.3, 1, 0.5, 0.5) == set()  # under 5 % of the error
+    assert kept(0.45, 1, 0.5, 0.5) == {"a", "b"}
+    assert kept(0.4, 1, 0.5, 0.5) == set()  # under 10 % of the error
     assert kept(0.1, 1, 0.1, 0.1) == set()
     assert kept(1, 0.1, 1.1, 1) == {"a", "b"}  # the others are more than 3 % of the work
     assert kept(1, 0.1, 1.1, 1, role=Role.PRIOR) == {"a", "b", "e"}  # and two of them together more than 10 %

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
@@ -22,6 +24,7 @@ from kandinsky22.bundle.manifest import DECODERS, Role
 from kandinsky22.bundle.reading import export_command
 from kandinsky22.errors import BundleError
 from kandinsky22.measure.likeness import psnr
+from kandinsky22_export.quantise.layers import find_layers
 from tests.runtime.conftest import Cli
 
 PROMPTS = ["a large red circle in the middle of a blue background", "a small green triangle at the top"]
@@ -64,7 +67,7 @@ def no_int8(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino, "_has_int8", lambda: False)
 
 
-def test_the_manifest_says_what_was_quantised_and_what_was_kept(int8_bundle: Path) -> None:
+def test_the_manifest_says_what_was_quantised_and_what_was_kept(int8_bundle: Path, shapes_bundle: Path) -> None:
     manifest = Bundle(int8_bundle).manifest
     assert manifest.precision == "int8"
     for name, component in manifest.components.items():
@@ -72,7 +75,10 @@ def test_the_manifest_says_what_was_quantised_and_what_was_kept(int8_bundle: Pat
         if component.role in DECODERS | {Role.PRIOR, Role.MOVQ_ENCODER, Role.MOVQ_DECODER}:
             assert found is not None, name
             assert (found.type, component.precision) == ("int8", "fp32")
-            assert found.layers > 10 * len(found.kept)
+            layers = find_layers(onnx.load(shapes_bundle / component.files[0], load_external_data=False))
+            assert found.layers + len(found.kept) == len(layers)
+            kept = sum(layer.parameters for layer in layers if layer.name in found.kept)
+            assert kept < 0.15 * sum(layer.parameters for layer in layers)
             assert 0 < found.error < 0.05
         else:
             assert found is None, name
@@ -186,11 +192,12 @@ def test_plans_multiply_in_the_types_of_quantised_graphs(
         quantisation = bundle.component(record.component).quantisation
         assert quantisation is not None
         operands, floating = record.report.operands, record.report.floating
-        assert operands[type_] > sum(count for each, count in operands.items() if each != type_)
-        named = [name for name in quantisation.kept if any(name in each for each in floating)]
-        assert named == list(quantisation.kept), floating  # what was kept is told, by name
+        assert operands[type_] > quantisation.layers / 2  # some become one
+        named = {re.sub(r"_myl\d+_\d+$", "", each): each for each in floating}
+        # What was kept is told by name, and by that of one where TensorRT makes one of two.
+        assert len(named.keys() & quantisation.kept) >= len(quantisation.kept) / 2, floating
         # Beside it there are embeddings, and attention's own products, which have no fused kernel in fp32.
-        others = [each for each in floating if not any(name in each for name in quantisation.kept)]
+        others = [each for name, each in named.items() if name not in quantisation.kept]
         assert all("linear" in each or each.startswith("__fc") for each in others), others
 
 

@@ -27,7 +27,7 @@ SIDE = 32
 SHARE, OF_PRIOR = 0.03, 0.1
 """How much of a component's work may be kept for its effect. The prior is 2 % of a picture: more of it costs less."""
 
-UNFAIR, MUCH = 4.0, 0.05
+UNFAIR, MUCH = 4.0, 0.1
 """How many times its share of the work must be what a layer has of the squared error, to be kept; and how much that is
 at least."""
 
