@@ -132,13 +132,14 @@ class _Switched:
         weight = next(each for each in graph.initializer if each.name == layers[0].weight)
         dtype = helper.tensor_dtype_to_np_dtype(weight.data_type)
         before = [NodeProto.FromString(node.SerializeToString()) for node in graph.node]
-        made: dict[str, list[NodeProto]] = {}
         readers = {layer.name for layer in layers}
         for node in before:
             if node.name in readers:
                 node.input[0] = f"{node.input[0]}/chosen"
-        for place, name in enumerate(scales):
-            made[name] = _switch(graph, name, place, np.array(scales[name], dtype), into)
+        made = {
+            name: _switch(graph, name, place, np.array(scale, dtype), into)
+            for place, (name, scale) in enumerate(scales.items())
+        }
         nodes = [node for each in graph.input for node in made.get(each.name, ())]
         for node in before:
             nodes.append(node)

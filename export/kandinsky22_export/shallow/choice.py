@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -13,7 +13,7 @@ from onnx import helper
 from kandinsky22.arrays import Array
 from kandinsky22.bundle.manifest import FEATURES, Component, Cut
 from kandinsky22_export.quantise.recording import Feeds
-from kandinsky22_export.quantise.session import session
+from kandinsky22_export.quantise.session import session_of
 from kandinsky22_export.shallow import cuts
 
 TOLERANCE = 1.25
@@ -68,7 +68,7 @@ def _features(path: Path, found: Sequence[str], seen: Sequence[Pair]) -> list[_F
     """Of each pair, the output of the second step and the features of the first."""
     model = onnx.load(path, load_external_data=False)
     model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in found)
-    running = _running(path, model)
+    running = session_of(model, path, "cut")
     return [
         _Full(
             running.run(["model"], pair.now)[0],
@@ -84,7 +84,7 @@ def _error(path: Path, component: Component, features: str, own: Sequence[_Full]
     spec = cuts.hand_out(model, component, features)
     cuts.cut_off(model, spec)
     taken = {each.name for each in model.graph.input}
-    running = _running(path, model)
+    running = session_of(model, path, "cut")
     wrong = right = 0.0
     for full, pair in zip(own, seen, strict=True):
         given = full.before[features]
@@ -95,13 +95,3 @@ def _error(path: Path, component: Component, features: str, own: Sequence[_Full]
         wrong += float(np.square(output - full.model, dtype=np.float64).sum())
         right += float(np.square(full.model, dtype=np.float64).sum())
     return float(np.sqrt(wrong / right))
-
-
-def _running(path: Path, model: onnx.ModelProto) -> Any:
-    """A session of an edited graph, over the external data beside `path`."""
-    file = path.with_name(f"{path.stem}.cut.onnx")
-    file.write_bytes(model.SerializeToString())
-    try:
-        return session(file)
-    finally:
-        file.unlink()
