@@ -146,6 +146,7 @@ def test_openvino_multiplies_in_int8(int8_bundle: Path, component: str, no_bf16:
     in_bytes = [each for each in primitives if each.upper().endswith("I8")]
     assert len(in_bytes) == quantisation.layers
     assert len(primitives) > len(in_bytes)  # embeddings, and what was kept
+    assert "Reference" not in {info.get("layerType") for info in infos}  # code that is there to be right, not fast
 
 
 def test_a_picture_alone_is_what_it_is_beside_others(int8_bundle: Path, no_bf16: None) -> None:

@@ -2,8 +2,9 @@
 
 MoVQ's spatial norm (Zheng and others, MoVQ: Modulating Quantized Vectors for High-Fidelity Image Generation, 2022)
 multiplies and adds nearest upsamplings of small maps, two a norm, each as large as the map. Where sizes are known, a
-map (B, h * n, w * m, C) is (B, h, n, w, m, C) as well, in blocks of n x m pixels, over which a small map
-(B, h, 1, w, 1, C) is spread without being written out. docs/benchmarks.md has the measurements.
+map (B, h * n, w * m, C) is (B * h, n, w, m, C) as well, in blocks of n x m pixels, over which a small map
+(B * h, 1, w, 1, C) is spread without being written out. Five dimensions, not six: that is the most that OpenVINO rounds
+to int8 by a kernel of its own. docs/benchmarks.md has the measurements.
 """
 
 from __future__ import annotations
@@ -57,13 +58,13 @@ def _spread(node: Node, maps: Value, scale: Value, shift: Value) -> None:
     blocks = _blocks(maps, small)
     for each in sums:
         _sum_of_blocks(each, blocks, shape)
-    numbers = [_last(each, (shape[0], small[0], 1, small[1], 1, shape[1])) for each in (scale, shift)]
+    numbers = [_last(each, (shape[0] * small[0], 1, small[1], 1, shape[1])) for each in (scale, shift)]
     result = ops.add(ops.multiply(blocks, numbers[0]), numbers[1])
     _turn_back(silu or node, ops.swish(result) if silu else result, shape)
 
 
 def _blocks(maps: Value, small: Sequence[int]) -> Value:
-    """Maps (B, C, h * n, w * m) as (B, h, n, w, m, C); sums of two maps are made anew so, for all who use them.
+    """Maps (B, C, h * n, w * m) as (B * h, n, w, m, C); sums of two maps are made anew so, for all who use them.
 
     OpenVINO turns a map around for nothing where nobody else uses what it is turned to: what is left behind is a
     reshaping, whose result may have many users. It fuses a sum with the convolution before it, which hinders that.
@@ -79,7 +80,7 @@ def _blocks(maps: Value, small: Sequence[int]) -> Value:
         turned = ops.transpose(maps, integers(*CHANNELS_LAST)).output(0)
     batch, channels, height, width = shape
     down, across = small
-    whole = integers(batch, down, height // down, across, width // across, channels)
+    whole = integers(batch * down, height // down, across, width // across, channels)
     return ops.reshape(turned, whole, False).output(0)
 
 
@@ -115,7 +116,7 @@ def _sum_of_blocks(node: Node, blocks: Value, shape: Sequence[int]) -> None:
     """Make a sum over the rows of maps anew, of blocks whose channels are last."""
     reduce = ops.reduce_sum if node.get_type_name() == "ReduceSum" else ops.reduce_l2
     batch, channels, height, _ = shape
-    sums = ops.reshape(reduce(blocks, integers(3, 4), True), integers(batch, height, 1, channels), False)
+    sums = ops.reshape(reduce(blocks, integers(2, 3), True), integers(batch, height, 1, channels), False)
     replace(node, ops.transpose(sums, integers(*CHANNELS_FIRST)))
 
 
