@@ -98,6 +98,8 @@ def _options() -> argparse.Namespace:
         options.size, options.prompts, options.repeat = (trained, trained), min(options.prompts, 10), 2
     if not 1 <= options.prompts <= 300:
         parser.error(f"--prompts is {options.prompts}; expected 1 to 300")
+    if strange := [word for word in options.settings or () if not any(word in each.name for each in SETTINGS)]:
+        parser.error(f"--settings has {strange[0]!r}, which no setting has in its name; {SETTINGS[-1].name!r} is one")
     if not (options.repeat > 0 and options.patience > 0):
         parser.error("--repeat and --patience must be more than 0")
     options.reports.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tqdm import tqdm
 
 from kandinsky22.bundle.manifest import Component, Role
+from kandinsky22.cli.parser import ArgumentParser
 from kandinsky22.cli.printable import printable
 from kandinsky22.errors import KandinskyError
 from kandinsky22_export import signals
@@ -34,7 +35,7 @@ READER_GONE = 141
 """What a shell says of a program that ended because nobody reads on: 128 and the number of SIGPIPE."""
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(ArgumentParser):
     """argparse, with mistakes that a terminal shows and does not obey."""
 
     def error(self, message: str) -> NoReturn:

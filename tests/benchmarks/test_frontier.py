@@ -503,7 +503,8 @@ def test_settings_are_chosen_by_words_and_by_what_there_is(tmp_path: Path, monke
     ("line", "sentence"),
     [("--prompts 0", "--prompts is 0; expected 1 to 300"), ("--prompts 301", "expected 1 to 300"),
      ("--repeat 0", "must be more than 0"), ("--patience nan", "must be more than 0"),
-     ("--pictures faster", "invalid choice: 'faster'"), ("--only speed", "invalid choice: 'speed'")],
+     ("--pictures faster", "invalid choice: 'faster'"), ("--only speed", "invalid choice: 'speed'"),
+     ("--settings DDPM Karas", "--settings has 'Karas', which no setting has in its name")],
 )  # fmt: skip
 def test_mistakes_are_told_before_anything_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str, sentence: str

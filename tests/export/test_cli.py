@@ -87,7 +87,13 @@ class TestMain:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["here", "--random-weights", "0"], ["here", "--architecture", "x"], ["here", "--precision", "int4"]],
+    [
+        [],
+        ["here", "--random-weights", "0"],
+        ["here", "--architecture", "x"],
+        ["here", "--precision", "int4"],
+        ["here", "--output=--"],
+    ],
 )
 def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

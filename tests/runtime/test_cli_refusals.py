@@ -54,6 +54,8 @@ def refused(cli: Cli, folder: Path, *arguments: object) -> str:
         (("a", "--guidance", "nan"), "--guidance: 'nan' is no finite number"),
         (("a", "--guidance", "-1"), "--guidance"),
         (("a", "--prior-guidance", "inf"), "--prior-guidance: 'inf'"),
+        (("a", "--output=--"), "--output: the value is --, which ends the flags; expected another one"),
+        (("a", "-o=--"), "-o: the value is --"),
         (("a", "--size", "0x64"), "width is 0; expected a whole number from 1 to"),
         (("a", "--size", "64x100000"), "height is 100000; expected a whole number from 1 to"),
         (("a", "--size", "big"), "--size: 'big' is no size; expected width and height"),

@@ -21,7 +21,7 @@ def layer_error(
     layer: Layer, node: onnx.NodeProto, activation: Array, weight: Array, scale: float, into: NumberFormat
 ) -> float:
     """Root of the mean squared error of a layer's output without its bias, over that of the output itself."""
-    seen, exact = (np.ascontiguousarray(each, np.float32) for each in (activation, weight))
+    seen, exact = np.ascontiguousarray(activation, np.float32), np.array(weight, np.float32)  # it may not be written to
     numbers, scales = quantised_weight(exact, layer.axis, np.dtype(np.float32), into)
     shape = [-1 if axis == layer.axis else 1 for axis in range(numbers.ndim)]
     rounded = into.decode(into.encode(seen / np.float32(scale))) * np.float32(scale)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 from kandinsky22.bundle.reading import VERIFY
+from kandinsky22.cli.parser import ArgumentParser
 from kandinsky22.errors import InputError
 from kandinsky22.request.kinds import Kind
 from kandinsky22.request.parameters import PARAMETERS, TASKS, Parameter, Task
@@ -19,7 +20,7 @@ MACHINE = {"memory_limit": "--memory-limit", "low_memory": "--low-memory"}
 FLAGS = {name: parameter.flag for name, parameter in PARAMETERS.items() if parameter.flag} | MACHINE
 
 
-class RaisingParser(argparse.ArgumentParser):
+class RaisingParser(ArgumentParser):
     """argparse that raises what it would print as InputError."""
 
     def error(self, message: str) -> NoReturn:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, Protocol
 
 from kandinsky22.cli import signals, streams
+from kandinsky22.cli.parser import ArgumentParser
 from kandinsky22.cli.printable import printable
 from kandinsky22.errors import BackendError, KandinskyError
 from kandinsky22.version import VERSION
@@ -51,7 +52,7 @@ class Command(Protocol):
         """Do it; the exit code."""
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(ArgumentParser):
     """argparse, with mistakes in one line, and errors where its help cannot be printed."""
 
     def error(self, message: str) -> NoReturn:
