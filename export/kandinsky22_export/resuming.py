@@ -39,7 +39,7 @@ T = TypeVar("T")
 SUFFIX = ".calibration"
 """Of the folder's name, which begins with that of the bundle."""
 RECORD = "calibration.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of the record and of the parts; to be raised when what is calibrated is computed in another way."""
 MOST_BYTES = 1 << 30
 """Size of a part. What a prompt's pictures are recorded in has about 20 MB at the published size."""

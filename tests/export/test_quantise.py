@@ -415,7 +415,12 @@ def test_states_are_sorted_into_ranges_of_timesteps() -> None:
 def test_states_of_real_runs_are_recorded(shapes_bundle: Path) -> None:
     told: list[str] = []
     asked = Calibration(("a red circle", "a blue square"), seed=7, samples=8)
-    found = recording.record(shapes_bundle, asked, told.append)
+    wanted: dict[str, recording.Keep] = {
+        "spread": recording.spread_over(asked),
+        "first": lambda component, fed, number: fed[:1] if number == 0 else [],
+    }
+    both = recording.record(shapes_bundle, asked, told.append, wanted)
+    found, firsts = both["spread"], both["first"]
     assert told == ["painting 1 of 2", "painting 2 of 2"]
     steps = {name for name in found if "step" in name}
     assert steps == {"prior_step", "decoder_step", "decoder_step_controlnet", "decoder_step_inpaint"}
@@ -427,6 +432,8 @@ def test_states_of_real_runs_are_recorded(shapes_bundle: Path) -> None:
     assert (len(found["movq_encoder"]), len(found["movq_decoder"])) == (2, 2)
     first, second = (found["decoder_step"][place]["latents"] for place in (0, 4))
     assert not np.array_equal(first, second)
+    (state,) = firsts["decoder_step"]
+    np.testing.assert_array_equal(state["latents"], first)
 
 
 def test_what_paints_nothing_is_refused_before_the_long_work(shapes_checkpoint: Path, tmp_path: Path) -> None:

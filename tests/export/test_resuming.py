@@ -189,12 +189,30 @@ def test_shallow_steps_go_on_as_well(arguments: dict[str, Any]) -> None:
     export(**whole)
     expected = files(whole["destination"])
     shutil.rmtree(whole["destination"].parent)
-    assert stopped(arguments, "decoder_step: choosing where its shallow step is cut") == ["shallow_1", "shallow_2"]
+    assert stopped(arguments, "decoder_step: choosing where its shallow step is cut") == PAINTED
     work = Work()
     export(**arguments, note=work.note)
     assert work.done() == ["decoder_step: choosing where its shallow step is cut"]
-    assert "shallow steps: painted before: 2 of 2" in work.told
+    assert "calibration: painted before: 2 of 2" in work.told
     assert files(arguments["destination"]) == expected
+
+
+def test_prompts_are_painted_once_for_quantised_graphs_and_shallow_steps(
+    arguments: dict[str, Any], whole: tuple[dict[str, bytes], list[str]]
+) -> None:
+    """And what is quantised is what it is without shallow steps, but for the features that decoders hand out."""
+    expected, told = whole
+    work, everything = Work(), Work()
+    everything.told = told
+    export(**arguments, shallow=True, note=work.note)
+    assert [each for each in work.done() if "painting" in each] == [
+        "calibration: painting 1 of 2",
+        "calibration: painting 2 of 2",
+    ]
+    assert [each for each in work.done() if "choosing" not in each] == everything.done()
+    found = files(arguments["destination"])
+    weights = [name for name in expected if name.endswith(".onnx.data")]
+    assert {name: found[name] for name in weights} == {name: expected[name] for name in weights}
 
 
 @pytest.mark.usefixtures("no_painting")
@@ -213,9 +231,7 @@ def test_what_was_found_for_another_export_is_not_used(
 ) -> None:
     stopped(arguments, "calibration: painting 2 of 2")
     before = set(files(arguments["destination"].with_name("out.calibration")))
-    first = "shallow steps: painting 2 of 2" if other == "shallow" else "calibration: painting 2 of 2"
-    kept = stopped({**arguments, **changed}, first)
-    assert kept == ["shallow_1" if other == "shallow" else "painted_1"]
+    assert stopped({**arguments, **changed}, "calibration: painting 2 of 2") == ["painted_1"]
     assert set(files(arguments["destination"].with_name("out.calibration"))) & before == {RECORD}
     assert f"out.calibration is begun anew: it was for other {other}" in caplog.text
 
@@ -250,7 +266,7 @@ def test_what_was_found_with_something_else_is_not_used(
     if what == "version":
         monkeypatch.setattr("kandinsky22_export.versions._version", lambda package: "another")
     if what == "ours":
-        monkeypatch.setattr(resuming, "FORMAT_VERSION", 2)
+        monkeypatch.setattr(resuming, "FORMAT_VERSION", resuming.FORMAT_VERSION + 1)
     assert stopped(arguments, "calibration: painting 2 of 2") == ["painted_1"]
     assert f"is begun anew: it was for {other if what == 'ours' else 'other ' + other}" in caplog.text
 

@@ -298,14 +298,11 @@ def test_a_network_without_branches_is_refused(
     shapes_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cuts.branches(joined()) == []
-    monkeypatch.setattr(
-        shallow_bundles, "record", lambda *_: {name: [] for name in Bundle(shapes_bundle).manifest.components}
-    )
     monkeypatch.setattr(choice.cuts, "branches", lambda model: [])
     with pytest.raises(
         ExportError, match=r"^decoder_step has no branch at which a shallow step could be cut: .*--shal"
     ):
-        hand_out_features(shapes_bundle, Bundle(shapes_bundle).manifest, Calibration(), lambda *_: None)
+        hand_out_features(shapes_bundle, Bundle(shapes_bundle).manifest, {"decoder_step": []}, lambda *_: None)
 
 
 def test_one_that_computes_something_else_is_refused(

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from kandinsky22.bundle.manifest import DECODERS, Manifest, Role
 from kandinsky22_export.progress import OnProgress
-from kandinsky22_export.quantise.calibration import Calibration
 from kandinsky22_export.quantise.component import quantise_component
 from kandinsky22_export.quantise.formats import NumberFormat
-from kandinsky22_export.quantise.recording import record
+from kandinsky22_export.quantise.recording import Feeds
 from kandinsky22_export.resuming import Saved
 
 QUANTISED = DECODERS | {Role.PRIOR, Role.MOVQ_ENCODER, Role.MOVQ_DECODER}
@@ -25,17 +24,17 @@ def quantise_bundle(
     folder: Path,
     manifest: Manifest,
     into: NumberFormat,
-    calibration: Calibration,
+    fed: dict[str, list[Feeds]],
     note: OnProgress = lambda component, stage: None,
     saved: Saved | None = None,
 ) -> Manifest:
     """Quantise the components of the bundle in `folder`; its manifest, without the new files' records.
 
-    What takes long is taken from `saved` where it is there, and kept in it. Raises ExportError where a quantised
-    component computes something else, BundleError where the bundle paints nothing.
+    `fed` is what components were fed in real runs, by their names; it is emptied on the way. What takes long is taken
+    from `saved` where it is there, and kept in it. Raises ExportError where a quantised component computes something
+    else.
     """
     saved = saved or Saved()
-    fed = record(folder, calibration, functools.partial(note, "calibration"), saved=saved)
     components = dict(manifest.components)
     for name, component in components.items():
         if component.role in QUANTISED:

@@ -1,4 +1,4 @@
-"""What components are fed in real runs of a bundle: the states that quantised graphs are calibrated on."""
+"""What components are fed in real runs of a bundle: the states that graphs are calibrated on and compared with."""
 
 from __future__ import annotations
 
@@ -77,30 +77,28 @@ class _Recorder:
         return _Recorded(self._inner.load(bundle, name, settings, weights), self.fed.setdefault(name, []))
 
 
-Keep = Callable[[Component, list[Feeds]], list[Feeds]]
-"""Which of the states that a component was fed in the runs for one prompt are kept."""
+Keep = Callable[[Component, list[Feeds], int], list[Feeds]]
+"""Which of the states that a component was fed in the runs for one prompt are kept; prompts are numbered from 0."""
 
 
 def record(
     folder: Path,
     calibration: Calibration,
     note: Callable[[str], None],
-    keep: Keep | None = None,
+    wanted: Mapping[str, Keep],
     saved: Saved | None = None,
-    part: str = "painted",
-) -> dict[str, list[Feeds]]:
-    """What the components of the bundle in `folder` are fed, by their names, when the prompts are painted.
+) -> dict[str, dict[str, list[Feeds]]]:
+    """What the components of the bundle in `folder` are fed when the prompts are painted.
 
-    Without `keep`, of a step component that is about `calibration.samples` states, evenly spread over the steps of the
-    runs. Each decoder paints: that of inpainting and that with a hint from the pictures of text to image. `note` is
-    told how far it is. What was recorded for a prompt is kept in `saved`, as a `part` with the prompt's number, and
-    taken from there.
+    It is by what it is `wanted` for, and by the component's name. Each decoder paints: that of inpainting and that with
+    a hint from the pictures of text to image. `note` is told how far it is. What was recorded for a prompt is kept in
+    `saved`, as a part with the prompt's number, and taken from there.
     """
     bundle = Bundle(folder)
-    keep, saved = keep or _spread_over(calibration), saved or Saved()
+    saved = saved or Saved()
     recorder = _Recorder(_processor_backend(bundle))
     roles = bundle.manifest.roles()
-    kept: dict[str, list[Feeds]] = {}
+    kept: dict[str, dict[str, list[Feeds]]] = {purpose: {} for purpose in wanted}
     with Pipeline(Components(bundle, recorder, Settings(low_memory=True))) as pipe, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of prompts that are too long for a tiny text encoder
         for number, prompt in enumerate(calibration.prompts):
@@ -109,35 +107,39 @@ def record(
             def painted(number: int = number, prompt: str = prompt, place: str = place) -> dict[str, Array]:
                 note(f"painting {place}")
                 _paint(pipe, roles, prompt, calibration.seed + number)
-                found = {name: keep(bundle.component(name), fed) for name, fed in recorder.fed.items()}
+                found = {
+                    f"{purpose}/{name}": keep(bundle.component(name), fed, number)
+                    for purpose, keep in wanted.items()
+                    for name, fed in recorder.fed.items()
+                }
                 for fed in recorder.fed.values():
                     fed.clear()
                 return _flat(found)
 
             told = functools.partial(note, f"painted before: {place}")
-            arrays: dict[str, Array] = saved.get(f"{part}_{number + 1}", ARRAYS, painted, told)
-            for name, states in _by_component(arrays).items():
-                kept.setdefault(name, []).extend(states)
+            arrays: dict[str, Array] = saved.get(f"painted_{number + 1}", ARRAYS, painted, told)
+            for (purpose, name), states in _of_components(arrays).items():
+                kept[purpose].setdefault(name, []).extend(states)
     return kept
 
 
 def _flat(states: Mapping[str, list[Feeds]]) -> dict[str, Array]:
-    """States by component as arrays, each by the names of component and input and the state's number."""
+    """States as arrays, each by what it is wanted for, the component, the state's number and the input."""
     return {
-        f"{name}/{number}/{each}": array
-        for name, fed in states.items()
+        f"{whose}/{number}/{each}": array
+        for whose, fed in states.items()
         for number, feeds in enumerate(fed)
         for each, array in feeds.items()
     }
 
 
-def _by_component(arrays: Mapping[str, Array]) -> dict[str, list[Feeds]]:
-    """The states that `_flat` made arrays of."""
-    found: dict[str, dict[int, Feeds]] = {}
+def _of_components(arrays: Mapping[str, Array]) -> dict[tuple[str, str], list[Feeds]]:
+    """The states that `_flat` made arrays of, by what they are wanted for and the component."""
+    found: dict[tuple[str, str], dict[int, Feeds]] = {}
     for place, array in arrays.items():
-        name, number, each = place.split("/")
-        found.setdefault(name, {}).setdefault(int(number), {})[each] = array
-    return {name: list(states.values()) for name, states in found.items()}
+        purpose, name, number, each = place.split("/")
+        found.setdefault((purpose, name), {}).setdefault(int(number), {})[each] = array
+    return {whose: list(states.values()) for whose, states in found.items()}
 
 
 def _processor_backend(bundle: Bundle) -> Backend:
@@ -148,10 +150,13 @@ def _processor_backend(bundle: Bundle) -> Backend:
         return backends.get("onnxruntime")
 
 
-def _spread_over(calibration: Calibration) -> Keep:
-    """Keep the states of a prompt's runs that are its share of the samples."""
+def spread_over(calibration: Calibration) -> Keep:
+    """Keep about `calibration.samples` states of a step component, evenly spread over the steps of all runs.
+
+    Of another component it is one a prompt.
+    """
     share = max(1, round(calibration.samples / len(calibration.prompts)))
-    return lambda component, fed: _spread(fed, share if component.role in STEP_ROLES else 1)
+    return lambda component, fed, _: _spread(fed, share if component.role in STEP_ROLES else 1)
 
 
 def _spread(fed: list[Feeds], count: int) -> list[Feeds]:

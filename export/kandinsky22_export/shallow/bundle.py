@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,12 +13,10 @@ from kandinsky22.arrays import Array
 from kandinsky22.bundle.manifest import DECODERS, FEATURES, SHALLOWS, Component, Cut, GraphCheck, Manifest, Role
 from kandinsky22.errors import ExportError
 from kandinsky22_export.progress import OnProgress
-from kandinsky22_export.quantise.calibration import Calibration
-from kandinsky22_export.quantise.recording import Feeds, record
+from kandinsky22_export.quantise.recording import Feeds
 from kandinsky22_export.quantise.session import session
-from kandinsky22_export.resuming import Saved
 from kandinsky22_export.shallow import cuts
-from kandinsky22_export.shallow.choice import choose, pairs, pairs_of
+from kandinsky22_export.shallow.choice import PLACES, choose, pairs, pairs_of
 from kandinsky22_export.tracing.comparison import BOUNDS, relative_error
 from kandinsky22_export.tracing.export_graph import save
 
@@ -42,23 +39,19 @@ class Chosen:
     states: list[Feeds]
 
 
+def keep_pairs(component: Component, fed: list[Feeds], number: int) -> list[Feeds]:
+    """Of a decoder's run for one of the first prompts, what `hand_out_features` takes. It is a `recording.Keep`."""
+    return pairs_of(fed) if number < MOST and component.role in DECODERS else []
+
+
 def hand_out_features(
-    folder: Path, manifest: Manifest, calibration: Calibration, note: OnProgress, saved: Saved | None = None
+    folder: Path, manifest: Manifest, fed: dict[str, list[Feeds]], note: OnProgress
 ) -> tuple[Manifest, dict[str, Chosen]]:
     """Let the decoders of the bundle in `folder` hand out the features at which they are cut best, by their names.
 
-    What is recorded is taken from `saved` where it is there, and kept in it. Raises ExportError where a decoder cannot
-    be cut.
+    `fed` has the states that `keep_pairs` kept, by the names of decoders; it is emptied on the way. Raises ExportError
+    where a decoder cannot be cut.
     """
-    calibration = dataclasses.replace(calibration, prompts=calibration.prompts[:MOST])
-    fed = record(
-        folder,
-        calibration,
-        functools.partial(note, "shallow steps"),
-        lambda component, states: pairs_of(states) if component.role in DECODERS else [],
-        saved or Saved(),
-        "shallow",
-    )
     components, chosen = dict(manifest.components), {}
     for name, component in manifest.components.items():
         if component.role not in DECODERS:
@@ -76,7 +69,7 @@ def hand_out_features(
         spec = cuts.hand_out(model, component, features)
         path.write_bytes(model.SerializeToString())
         components[name] = dataclasses.replace(component, outputs=(*component.outputs, spec))
-        chosen[name] = Chosen(cut, [pair.now for pair in seen[: len(seen) // len(calibration.prompts)]])
+        chosen[name] = Chosen(cut, [pair.now for pair in seen[: len(PLACES)]])
     return dataclasses.replace(manifest, components=components), chosen
 
 
