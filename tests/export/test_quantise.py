@@ -18,10 +18,10 @@ from kandinsky22 import ExportError, InputError
 from kandinsky22.bundle.bundle import Bundle
 from kandinsky22.bundle.manifest import Component, Role, TensorSpec
 from kandinsky22_export.quantise import component as components
-from kandinsky22_export.quantise import recording
+from kandinsky22_export.quantise import effects, recording
 from kandinsky22_export.quantise.calibration import Calibration
 from kandinsky22_export.quantise.component import quantise_component
-from kandinsky22_export.quantise.effects import SIDE, few_of, find_effects, worst
+from kandinsky22_export.quantise.effects import MUCH, SIDE, few_of, find_effects, halved, worst
 from kandinsky22_export.quantise.errors import layer_error
 from kandinsky22_export.quantise.formats import FORMATS
 from kandinsky22_export.quantise.layers import Layer, find_layers
@@ -254,8 +254,11 @@ def two_ways() -> onnx.ModelProto:
 
 
 @BOTH
-def test_the_effect_of_an_activation_is_that_of_rounding_it_alone(name: str, tmp_path: Path) -> None:
+def test_the_effect_of_an_activation_is_that_of_rounding_it_alone(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For the layers that read it, and nothing else: what is added to the stream is exact."""
+    monkeypatch.setattr(effects, "MUCH", 0.0)  # nothing is too little to be told apart
     into, model = FORMATS[name], two_ways()
     weights = {each.name: numpy_helper.to_array(each).astype(np.float64) for each in model.graph.initializer}
     folder, component = written(tmp_path, model)
@@ -287,8 +290,29 @@ def test_the_effect_of_an_activation_is_that_of_rounding_it_alone(name: str, tmp
         squares = [np.square(new - old).mean() / np.square(old).mean() for old, new in pairs]
         assert found["effects"][place] == pytest.approx(np.sqrt(np.mean(squares)), rel=0.05)
     assert found["sizes"].tolist() == [3 * 64, 4 * 64, 4 * 64, 64 * 64, 4 * 64]
-    assert told[-1] == "finding effects of rounding: 5 of 5"
+    assert told[0] == "finding effects of rounding: 1 to 5 of 5"
+    assert "finding effects of rounding: 5 to 5 of 5" in told
     assert {path.name for path in (folder / "onnx").iterdir()} == {"small.onnx", "small.onnx.data"}
+
+
+@pytest.mark.parametrize(
+    ("large", "most"), [({}, 32), ({17: 60.0}, 32), ({0: 40.0, 1: 200.0, 224: 60.0}, 50), ({100: 1e9}, 20)]
+)
+def test_what_has_much_of_the_error_is_found_without_asking_for_each(large: dict[int, float], most: int) -> None:
+    squares = np.random.default_rng(0).uniform(0.5, 1.5, 225)
+    squares[list(large)] = list(large.values())
+    asked: list[range] = []
+
+    def square(together: range) -> float:
+        asked.append(together)
+        return float(squares[together].sum())
+
+    found = halved(225, square)
+    assert found.sum() == pytest.approx(squares.sum())
+    much = squares >= MUCH * squares.sum()
+    np.testing.assert_allclose(found[much], squares[much])
+    assert (found[~much] < MUCH * squares.sum()).all()
+    assert len(asked) <= most
 
 
 @pytest.mark.parametrize(("rows", "columns", "side"), [("h", "w", SIDE), ("8*h", "8*w", 8 * SIDE)])

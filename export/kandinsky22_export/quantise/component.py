@@ -63,14 +63,16 @@ def quantise_component(
         lambda: _errors(path, layers, scales, into, middles, note),
         lambda: note("sensitive layers found before"),
     )
+    chosen = _sensitive(layers, errors)
+    others = [layer for layer in layers if layer.name not in chosen]
+    read = {layer.activation: scales[layer.activation] for layer in others}
     found = saved.get(
         f"{name}_effects",
         ARRAYS,
-        lambda: find_effects(path, component, layers, scales, into, few_of(ranges, component), note),
+        lambda: find_effects(path, component, others, read, into, few_of(ranges, component), note),
         lambda: note("effects of rounding found before"),
     )
-    chosen = _sensitive(layers, errors)
-    chosen |= worst([layer for layer in layers if layer.name not in chosen], scales, found, component.role)
+    chosen |= worst(others, read, found, component.role)
     kept = {name: error for name, error in errors.items() if name in chosen}
     note("writing")
     model = onnx.load(path)
