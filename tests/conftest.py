@@ -77,13 +77,12 @@ def fp8_bundle(tmp_path_factory: pytest.TempPathFactory, shapes_bundle: Path) ->
 
 def _quantised(tmp_path_factory: pytest.TempPathFactory, source: Path, name: str) -> Path:
     """A copy of a bundle, made anew in a format of eight bits; what is not quantised stays as it is."""
-    from kandinsky22_export.quantise.bundle import quantise_bundle
     from kandinsky22_export.quantise.calibration import PROMPTS, Calibration
-    from kandinsky22_export.quantise.formats import FORMATS
+    from kandinsky22_export.refine import refine
 
     def quantised(folder: Path) -> Manifest:
         calibration = Calibration(PROMPTS[:6], samples=18)
-        return quantise_bundle(folder, Bundle(folder).manifest, FORMATS[name], calibration)
+        return refine(folder, Bundle(folder).manifest, name, calibration, lambda *_: None, shallow=False)
 
     return _refined(tmp_path_factory, source, name, quantised)
 

@@ -73,6 +73,39 @@ def test_maps_leave_the_last_convolution_unrounded(shapes_bundle: Path, name: st
     assert not kinds(after) & float32.HEAVY
 
 
+def test_a_decoder_of_bytes_is_in_bf16_until_its_last_product_alone(int8_bundle: Path) -> None:
+    model = component.core().read_model(Bundle(int8_bundle).graph("movq_decoder"))
+    model.reshape({"latents": [1, 4, 8, 16]})
+    network, after = float32.parts(model, ["image"], until_products=True)
+    assert (network.precision, after.precision) == ("bf16", "fp32")
+    assert kinds(network) & float32.PRODUCTS
+    assert not kinds(after) & float32.PRODUCTS
+    assert {"Convolution", "GroupNormalization"} <= kinds(after)
+    assert after.outputs == ("image",)
+
+
+def test_a_decoder_of_bytes_in_two_parts_is_what_it_is_in_one(
+    int8_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both in float32, beside the whole: where rounding to bytes falls on another side, pixels differ a little."""
+    bundle, feeds = Bundle(int8_bundle), feeds_of(Bundle(int8_bundle), "movq_decoder")
+    compiled: list[str] = []
+
+    def in_float32(_: Any, part: float32.Part) -> Any:
+        compiled.append(part.precision)
+        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+        return component.core().compile_model(part.model, component.DEVICE, options)
+
+    monkeypatch.setattr(component, "_has_int8", lambda: True)
+    monkeypatch.setattr(component.OpenVinoComponent, "_compile_part", in_float32)
+    found = []
+    for has_bf16 in (False, True):
+        monkeypatch.setattr(component, "_has_bf16", lambda has_bf16=has_bf16: has_bf16)
+        found.append(component.BACKEND.load(bundle, "movq_decoder", Settings("int8", 1)).run(feeds)["image"])
+    assert compiled == ["fp32", "bf16", "fp32"]
+    assert np.sqrt(np.square(found[1] - found[0]).mean()) < 2e-3
+
+
 @pytest.mark.parametrize("name", [*STEPS, "text_encoder", "movq_decoder"])
 def test_the_parts_together_compute_what_the_graph_does(
     shapes_bundle: Path, monkeypatch: pytest.MonkeyPatch, name: str

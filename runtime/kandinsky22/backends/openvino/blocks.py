@@ -34,7 +34,7 @@ def maps_in_blocks(model: Any) -> None:
 
     For MoVQ's decoder, after Winograd's convolutions; a model without spatial norms is left as it is.
     """
-    norms = [node for node in of_kind(model, "Add") if _spatial_norm(node)]
+    norms = _spatial_norms(model)
     if norms:
         _pixel_shuffles(model)
     for node in norms:
@@ -45,6 +45,15 @@ def maps_in_blocks(model: Any) -> None:
         if _is_sum(node) and any(_is_turned(part) for part in node.input_values()):
             _blocks(node.output(0), node.get_output_shape(0)[2:])
     model.validate_nodes_and_infer_types()
+
+
+def has_spatial_norms(model: Any) -> bool:
+    """Whether `maps_in_blocks` does anything with a model of known shapes."""
+    return bool(_spatial_norms(model))
+
+
+def _spatial_norms(model: Any) -> list[Node]:
+    return [node for node in of_kind(model, "Add") if _spatial_norm(node)]
 
 
 def _spread(node: Node, maps: Value, scale: Value, shift: Value) -> None:

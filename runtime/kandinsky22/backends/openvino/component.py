@@ -157,7 +157,13 @@ class OpenVinoComponent:
             rewrites.plain_attention(model)
         if self._precision == "bf16":
             rewrites.one_more_query(model)
-            return float32.parts(model, self._outputs), {}
+            in_blocks = self._int8 and blocks.has_spatial_norms(model)
+            found = float32.parts(model, self._outputs, until_products=in_blocks)
+            for part in found:
+                if in_blocks and part.precision == "fp32":
+                    rewrites.channels_last(part.model)
+                    blocks.maps_in_blocks(part.model)
+            return found, {}
         inputs = tuple(parameter.get_friendly_name() for parameter in model.get_parameters())
         given = winograd.winograd(model) if self._winograd else {}
         blocks.maps_in_blocks(model)

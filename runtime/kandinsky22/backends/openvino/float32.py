@@ -3,7 +3,11 @@
 Given bfloat16, OpenVINO rounds what passes between nearly all nodes to eight bits. Two places cannot bear it and cost
 next to nothing in float32. Angles of a time embedding reach 1000, where bfloat16 counts in fours: sine and cosine of
 the quickest are noise then. And what a network puts out is scaled by guidance and scheduler, and its rounding with it:
-as the output of a part it leaves the last convolution as it was summed up. docs/benchmarks.md has the measurements.
+as the output of a part it leaves the last convolution as it was summed up.
+
+MoVQ's decoder in int8 gains more: its convolutions are of bytes, so that bfloat16 is for the products of its attention
+alone. What none of these is made of stays in float32, where spatial norms move no large maps (`blocks`).
+docs/benchmarks.md has the measurements.
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ HEAVY = frozenset(
 )
 """Kinds of nodes that take a network's time: what follows the last of them is the scheduler's."""
 
+PRODUCTS = frozenset(("MatMul", "ScaledDotProductAttention"))
+"""Kinds of nodes that multiply matrices that are not convolutions."""
+
 CUT = "cut_{}"
 """Names of the values that pass from part to part."""
 
@@ -37,15 +44,15 @@ class Part:
     outputs: tuple[str, ...]
 
 
-def parts(model: Any, outputs: Sequence[str]) -> list[Part]:
+def parts(model: Any, outputs: Sequence[str], *, until_products: bool = False) -> list[Part]:
     """A model of known shapes, cut for bfloat16: sines of embeddings, the network, what comes after it.
 
-    The network alone is in bfloat16. `outputs` are the names of the model's results, in order. The parts run in this
-    order and take their inputs from the model's and from the outputs of those before; there is none without nodes.
-    The model is taken apart and cannot be used afterwards.
+    The network alone is in bfloat16; `until_products` lets it end with the last product of matrices. `outputs` are the
+    names of the model's results, in order. The parts run in this order and take their inputs from the model's and from
+    the outputs of those before; there is none without nodes. The model is taken apart and cannot be used afterwards.
     """
     _shapes_as_constants(model)
-    stages = _stages(model)
+    stages = _stages_until_products(model) if until_products else _stages(model)
     ends: list[dict[str, Value]] = [{} for _ in Stage]
     for name, result in zip(outputs, model.get_results(), strict=True):
         ends[stages[_name(result.input_value(0).get_node())]][name] = result.input_value(0)
@@ -97,6 +104,22 @@ def _stages(model: Any) -> dict[str, int]:
             stages[_name(node)] = SINES
         elif node.get_type_name() not in HEAVY and set(users) <= {AFTER}:
             stages[_name(node)] = AFTER
+    return stages
+
+
+def _stages_until_products(model: Any) -> dict[str, int]:
+    """The same, where the network is the products of matrices and what they are made of."""
+    order = [node for node in model.get_ordered_ops() if node.get_type_name() not in ("Parameter", "Result")]
+    given = {_name(parameter) for parameter in model.get_parameters()}
+    stages: dict[str, int] = {}
+    for node in order:
+        if {_name(value.get_node()) for value in node.input_values()} & (given | stages.keys()):
+            stages[_name(node)] = AFTER
+    taken: set[str] = set()  # by the network
+    for node in reversed([node for node in order if _name(node) in stages]):
+        if node.get_type_name() in PRODUCTS or _name(node) in taken:
+            stages[_name(node)] = NETWORK
+            taken |= {_name(value.get_node()) for value in node.input_values()}
     return stages
 
 
